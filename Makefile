@@ -1,0 +1,37 @@
+# Everything a person or CI runs. The two that matter: `make run` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test check bench docs clean
+
+run: $(VENV)/.installed ## install, then the whole pipeline on the digits data
+	$(BIN)/bend-ray run jobs/digits.yaml
+
+test: $(VENV)/.installed-dev ## all tests
+	$(BIN)/pytest
+
+check: $(VENV)/.installed-dev ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-dev ## side-by-side measurements
+	$(BIN)/python benchmarks/digits.py
+
+docs: $(VENV)/.installed-dev ## the generated pages (a test compares them)
+	$(BIN)/python -m bend_ray.reference > docs/config.md
+
+clean: ## all but the runs
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@ $(VENV)/.installed

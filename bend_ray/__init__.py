@@ -1,0 +1,13 @@
+"""bend_ray: an ensemble of deep classifiers, sampled from a diffusion model over their parameters.
+
+BEND (arXiv 2403.15766) as a distributed system on Ray: collect snapshots of a subset of a trained classifier's
+parameters, fit an autoencoder and a diffusion model on them, sample new parameter sets, and aggregate the classifiers
+they make by vote (sBEND) or by mean probability (aBEND).
+
+Shape suffixes, used everywhere: ``theta_SD`` reads "S by D".
+
+    S  snapshots          M  members (base classifiers)   B  batch of images   K  classes
+    D  subset parameters  R  rank of the span             Z  latent            T  diffusion steps
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,146 @@
+"""The command line: `bend-ray run CONFIG.yaml` and one command a stage.
+
+Light on purpose: torch and Ray load when a stage runs, so that `--help` answers at once. Options are made from the
+configuration's models; argparse rather than a second reader of types, so that every value is checked in one place.
+"""
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from bend_ray import __version__
+from bend_ray.errors import BendError, ConfigError
+
+STAGES = ("collect", "fit", "sample", "evaluate")
+HELP = {
+    "run": "all stages in order; what is there already is kept",
+    "collect": "train the base classifier, then chains; keep snapshots of the subset",
+    "fit": "fit autoencoder and diffusion model to the snapshots",
+    "sample": "sample the members of the ensemble",
+    "evaluate": "write the report",
+    "predict": "answer for images or .npy files",
+    "show": "what is in a run, from what, how good, how to go on",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """One sentence and exit code 2, as for every other error of the user's."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = [word for word in message.split() if word.startswith("--")]
+        known = [option for action in self._actions for option in action.option_strings]
+        near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1, cutoff=0.5) if unknown else []
+        where = self.prog.removeprefix("bend-ray").strip()
+        raise ConfigError((f"{where}: " if where else "") + message + (f"; did you mean {near[0]}?" if near else "; see --help"))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command; BendErrors become one line on stderr and exit code 2."""
+    try:
+        _run(list(sys.argv[1:] if argv is None else argv))
+    except BendError as error:
+        print(f"bend-ray: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nbend-ray: stopped; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output (head, less) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = _Parser(prog="bend-ray", description="Ensembles of classifiers sampled from a diffusion model (BEND) on Ray.")
+    top.add_argument("--version", action="version", version=f"bend-ray {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in ("run", *STAGES):
+        command = commands.add_parser(name, help=HELP[name], description=HELP[name], allow_abbrev=False)
+        command.add_argument("config", metavar="CONFIG.yaml", help="the configuration")
+        command.add_argument("--run-dir", help="folder or URI of the run (default: runs/<name of CONFIG>)")
+        command.add_argument("--dry-run", action="store_true", help="print what would be done and asked for, and stop")
+        command.add_argument("--verbose", action="store_true", help="let Ray speak")
+        _add_keys(command)
+    predict = commands.add_parser("predict", help=HELP["predict"], description=HELP["predict"], allow_abbrev=False)
+    predict.add_argument("run", metavar="RUN_OR_ENSEMBLE", help="folder or URI of a run or an ensemble")
+    predict.add_argument("inputs", nargs="+", metavar="INPUT", help="image files (PNG, JPEG, ...) or .npy arrays")
+    predict.add_argument("--strategy", choices=("abend", "sbend"), default="abend", help="mean probability, or votes")
+    predict.add_argument("--json", action="store_true", help="one JSON object a row")
+    show = commands.add_parser("show", help=HELP["show"], description=HELP["show"], allow_abbrev=False)
+    show.add_argument("run", metavar="RUN", help="folder or URI of a run")
+    return top
+
+
+def _add_keys(command: argparse.ArgumentParser) -> None:
+    from bend_ray.config import keys  # pydantic: a tenth of a second
+
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for key, field in keys().items():
+        section = key.split(".")[0]
+        group = groups.setdefault(section, command.add_argument_group(section))
+        default = "required" if field.is_required() else f"default: {field.default}"
+        text = f"{field.description} ({default})".replace("%", "%%").replace("\n", " ")
+        group.add_argument(f"--{key}", metavar="VALUE", default=argparse.SUPPRESS, help=text)
+
+
+def _run(argv: list[str]) -> None:
+    arguments, rest = parser().parse_known_args(argv)
+    # Keys inside a free-form one (classifier.kwargs.width) are known to no list.
+    free, unknown = _free_keys(rest)
+    if unknown:
+        commands = parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+        commands[arguments.command].error(f"unrecognized arguments: {' '.join(unknown)}")  # type: ignore[index]
+    if arguments.command == "predict":
+        from bend_ray.stages import predict
+
+        predict.run(arguments.run, arguments.inputs, arguments.strategy, arguments.json)
+    elif arguments.command == "show":
+        from bend_ray.stages import show
+
+        show.run(arguments.run)
+    else:
+        _run_stages(arguments, free)
+
+
+def _free_keys(rest: list[str]) -> tuple[dict[str, str], list[str]]:
+    free: dict[str, str] = {}
+    unknown: list[str] = []
+    words = iter(rest)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name.startswith("--classifier.kwargs."):
+            free[name.removeprefix("--")] = value if equals else next(words, "")
+        else:
+            unknown.append(word)
+    return free, unknown
+
+
+def _run_stages(arguments: argparse.Namespace, free: dict[str, str]) -> None:
+    from bend_ray.config import load
+
+    overrides = {key: value for key, value in vars(arguments).items() if "." in key or key == "seed"} | free
+    config = load(arguments.config, overrides)
+    where = arguments.run_dir or f"runs/{Path(arguments.config).stem}"
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # the user's own modules, as `python -m` would find them
+
+    from bend_ray.artifacts import Folder
+    from bend_ray.stages import pipeline
+
+    stages = STAGES if arguments.command == "run" else (arguments.command,)
+    if arguments.dry_run:
+        pipeline.dry_run(config, Folder(where), stages, arguments.verbose)
+        return
+    pipeline.run(config, Folder(where), stages, arguments.verbose)
+    if "evaluate" in stages:
+        print(f"\nreport:   {where}/report/README.md\nnext:     bend-ray show {where}")
+        print(f"          bend-ray predict {where} IMAGE_OR_NPY...")
+    else:
+        print(f"next:     bend-ray show {where}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,320 @@
+"""The configuration: plain frozen data, unknown keys rejected, one docstring a key.
+
+The command line (``--section.key VALUE``), the table in ``docs/config.md`` and the checks all come from these models.
+A key marked ``_placement`` says where work runs or a file lies, never what is computed (files enter by their content):
+it is in no hash, so that a run begun on a laptop can be finished on a cluster.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bend_ray.errors import ConfigError
+
+BASELINES = (
+    "base_model",
+    "weight_average",
+    "random_originals",
+    "noised_originals",
+    "averaged_originals",
+    "gaussian",
+    "swag",
+    "autoencoder_only",
+)
+
+
+def _placement(default: Any, **limits: Any) -> Any:
+    return Field(default, json_schema_extra={"placement": True}, **limits)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
+    )
+
+
+class Data(Section):
+    name: Literal["digits"] | None = None
+    """A built-in data set: `digits` (scikit-learn's 1,797 images of 8x8 pixels)."""
+    path: str | None = _placement(None)
+    """A Parquet file or folder in the Hugging Face Hub's layout, or an .npz with x_train, y_train, x_test, y_test."""
+    image_column: str | None = None
+    """Column of the images; None: found from the schema."""
+    label_column: str | None = None
+    """Column of the labels; None: found from the schema."""
+    val_fraction: float = Field(0.15, gt=0, lt=1)
+    """Share of the training split kept for validation (stratified), where the data has no validation split."""
+    test_fraction: float = Field(0.25, gt=0, lt=1)
+    """Share of all rows kept for testing (stratified), where the data has no test split."""
+    train_limit: int | None = Field(None, ge=1)
+    """Use only the first so many training rows (before the validation split); None: all."""
+    test_limit: int | None = Field(None, ge=1)
+    """Use only the first so many test rows; None: all."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Data":
+        if (self.name is None) == (self.path is None):
+            raise ValueError("give exactly one of data.name and data.path")
+        return self
+
+
+class Classifier(Section):
+    name: Literal["convnet", "mlp"] | None = None
+    """A built-in classifier."""
+    target: str | None = None
+    """Your own, "package.module:callable" returning an nn.Module; called with `kwargs` and with those of classes,
+    channels and image_size that its signature takes."""
+    kwargs: dict[str, Any] = {}
+    """Keyword arguments of the classifier."""
+    weights: str | None = _placement(None)
+    """A trained classifier's .safetensors; the base is then not trained."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Classifier":
+        if (self.name is None) == (self.target is None):
+            raise ValueError("give exactly one of classifier.name and classifier.target")
+        return self
+
+
+class Base(Section):
+    epochs: int = Field(20, ge=1)
+    """Passes over the training split."""
+    batch_size: int = Field(64, ge=2)
+    """Rows a step, over all workers."""
+    lr: float = Field(3e-3, gt=0)
+    """Peak learning rate of AdamW (one-cycle)."""
+    weight_decay: float = Field(1e-2, ge=0)
+    """Decoupled weight decay."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the target spread evenly over all classes."""
+    shards: int = Field(2, ge=1)
+    """Fixed pieces a step's batch is cut into and shared out over the workers; at most so many workers train the
+    base. The bits depend on it, and not on the number of workers."""
+
+
+class Collect(Section):
+    workers: int = _placement(2, ge=1)
+    """Ray Train workers."""
+    chains: int = Field(24, ge=3)
+    """Independent fine-tunings of the subset, each from the base on its own bootstrap."""
+    snapshots_per_chain: int = Field(4, ge=1)
+    """Snapshots kept of each chain, evenly spaced, the last at its end."""
+    epochs: float = Field(4.0, gt=0)
+    """Passes over the training split that one chain makes."""
+    lr: float = Field(1e-2, gt=0)
+    """Learning rate of a chain's AdamW, constant: high, for it buys diversity."""
+    batch_size: int = Field(64, ge=1)
+    """Rows a step of a chain."""
+    bootstrap: bool = True
+    """Train each chain on rows drawn with replacement; false: on all rows, in an order of its own."""
+    subset: str = "norm+head"
+    """Parameters that vary: head, norm, norm+head, last_block, regex:..., or names joined by commas."""
+    held_out: int = Field(3, ge=1)
+    """Whole chains (the last ones) withheld from the generator, to measure novelty and reconstruction honestly."""
+    cpus_per_worker: float = _placement(1.0, gt=0)
+    """CPU cores of a worker, and (rounded down, at least 1) its threads."""
+    gpus_per_worker: float = _placement(0.0, ge=0)
+    """GPUs of a worker, from 0 to 1 or a whole number."""
+
+    @model_validator(mode="after")
+    def _enough_chains(self) -> "Collect":
+        if self.chains - self.held_out < 2:
+            raise ValueError(
+                f"collect.held_out: {self.held_out} of {self.chains} chains withheld leaves fewer than 2 for the"
+                " generator; raise collect.chains"
+            )
+        return self
+
+
+class Autoencoder(Section):
+    explained: float = Field(0.999, gt=0, le=1)
+    """Share of the snapshots' variance that the span must keep; it sets the rank R."""
+    latent: int = Field(32, ge=1)
+    """Latent size Z, cut to R where that is smaller."""
+    hidden: int = Field(256, ge=1)
+    """Width of the hidden layers."""
+    iterations: int = Field(1000, ge=0)
+    """Training steps."""
+    batch_size: int = Field(64, ge=1)
+    """Snapshots a step."""
+    lr: float = Field(1e-3, gt=0)
+    """Learning rate (AdamW, cosine)."""
+    noise: float = Field(0.05, ge=0)
+    """Standard deviation of the noise added to normalised latents in training."""
+
+
+class Diffusion(Section):
+    steps: int = Field(1000, ge=2)
+    """Diffusion steps T in training."""
+    schedule: Literal["linear", "cosine"] = "cosine"
+    """Noise schedule."""
+    hidden: int = Field(256, ge=2)
+    """Width of the denoiser."""
+    blocks: int = Field(3, ge=1)
+    """Residual blocks of the denoiser."""
+    iterations: int = Field(3000, ge=1)
+    """Training steps."""
+    batch_size: int = Field(256, ge=1)
+    """Latents a step (drawn with replacement, each with its own timestep)."""
+    lr: float = Field(1e-3, gt=0)
+    """Learning rate (AdamW, cosine)."""
+    ema: float = Field(0.995, ge=0, lt=1)
+    """Decay of the weights' exponential moving average, which is what is saved and sampled."""
+    gpus: float = _placement(0.0, ge=0)
+    """GPUs that fitting the autoencoder and the diffusion model asks for."""
+
+
+class Sample(Section):
+    members: int = Field(64, ge=1)
+    """Members M: classifiers to generate."""
+    sampler: Literal["ddim", "ddpm"] = "ddim"
+    """Sampler of the reverse process."""
+    steps: int = Field(50, ge=1)
+    """Reverse steps (at most diffusion.steps)."""
+    eta: float = Field(0.0, ge=0)
+    """DDIM's noise: 0 deterministic, 1 as much as DDPM."""
+    block: int = Field(16, ge=1)
+    """Members sampled at once: the unit of work, the same for any number of actors."""
+    actors: int = _placement(2, ge=1)
+    """Sampling actors."""
+    cpus_per_actor: float = _placement(1.0, gt=0)
+    """CPU cores of an actor, and (rounded down, at least 1) its threads."""
+    gpus_per_actor: float = _placement(0.0, ge=0)
+    """GPUs of an actor; a fraction shares one."""
+
+
+class Evaluate(Section):
+    baselines: tuple[Literal[BASELINES], ...] = BASELINES  # type: ignore[valid-type]
+    """Null models to run beside ours, each with as many members as ours has."""
+    noise: float = Field(0.1, ge=0)
+    """noised_originals: standard deviation of the noise, in units of each tensor's spread over the snapshots."""
+    averaged: int = Field(16, ge=2)
+    """averaged_originals: snapshots averaged for one member."""
+    bagging_members: int = Field(0, ge=0)
+    """Whole classifiers trained on bootstraps, the honest rival; 0: not asked for."""
+    deep_ensemble_members: int = Field(0, ge=0)
+    """Whole classifiers trained on all rows from different seeds; 0: not asked for."""
+
+
+class Config(Section):
+    seed: int = Field(0, ge=0)
+    """Every random number follows from it."""
+    data: Data
+    classifier: Classifier
+    base: Base = Base()
+    collect: Collect = Collect()
+    autoencoder: Autoencoder = Autoencoder()
+    diffusion: Diffusion = Diffusion()
+    sample: Sample = Sample()
+    evaluate: Evaluate = Evaluate()
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> "Config":
+        if self.sample.steps > self.diffusion.steps:
+            raise ValueError(f"sample.steps: {self.sample.steps} is more than diffusion.steps: {self.diffusion.steps}")
+        return self
+
+    def hashed(self, *sections: str) -> dict[str, Any]:
+        """What an artifact depends on: these sections (or plain keys) without the keys of placement."""
+        picked: dict[str, Any] = {}
+        for section in sections:
+            value = getattr(self, section)
+            if isinstance(value, Section):
+                kept = value.model_dump(mode="json", exclude=placement_keys(type(value)))
+                picked |= {f"{section}.{key}": item for key, item in kept.items()}
+            else:
+                picked[section] = value
+        return picked
+
+
+def placement_keys(section: type[Section]) -> set[str]:
+    """Keys that say where work runs or a file lies, not what is computed."""
+    return {
+        key
+        for key, field in section.model_fields.items()
+        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("placement")
+    }
+
+
+def keys(model: type[Section] = Config, prefix: str = "") -> dict[str, Any]:
+    """Every dotted key with its pydantic field, in order."""
+    found: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            found |= keys(field.annotation, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = field
+    return found
+
+
+def load(path: str | Path, overrides: dict[str, str] | None = None) -> Config:
+    """The configuration in the YAML file at ``path`` with dotted ``overrides`` (their values read as YAML) laid over.
+
+    Raises ConfigError, which names the file, the key, and the nearest known key.
+    """
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not a text file; give the path of a YAML file") from None
+    raw = _yaml(text, str(path))
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: holds no configuration; expected sections such as data: and classifier:")
+    for key, value in (overrides or {}).items():
+        _set(raw, key, _yaml(value, f"--{key}"))
+    config = parse(raw, str(path))
+    # Other processes have other working directories.
+    data = config.data.model_copy(update={"path": _absolute(config.data.path)})
+    classifier = config.classifier.model_copy(update={"weights": _absolute(config.classifier.weights)})
+    return config.model_copy(update={"data": data, "classifier": classifier})
+
+
+def parse(raw: dict[str, Any], where: str) -> Config:
+    """``raw`` as a Config, or a ConfigError that says ``where`` and which key."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, [*keys(), *Config.model_fields], n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(_siblings(key))}"
+            raise ConfigError(f"{where}: unknown key {key}{hint}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        got = "" if first["type"] in ("missing", "value_error") else f" (got {first['input']!r})"
+        raise ConfigError(f"{where}: {key + ': ' if key else ''}{message}{got}") from None
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _absolute(path: str | None) -> str | None:
+    return path if path is None or "://" in path else str(Path(path).absolute())
+
+
+def _siblings(key: str) -> list[str]:
+    section = Config.model_fields.get(key.split(".")[0])
+    known = section.annotation.model_fields if section and "." in key else Config.model_fields  # type: ignore[union-attr]
+    return list(known)
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from None
+
+
+def _set(raw: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for part in path:
+        inner = raw.get(part)
+        raw[part] = inner = inner if isinstance(inner, dict) else {}
+        raw = inner
+    raw[last] = value

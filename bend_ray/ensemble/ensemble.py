@@ -1,0 +1,71 @@
+"""The ensemble: one frozen classifier, M sets of the subset's parameters, and one answer."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bend_ray import artifacts
+from bend_ray.artifacts import Folder, Manifest
+from bend_ray.data import base as bases
+from bend_ray.data.base import Description
+from bend_ray.ensemble.aggregate import Prediction, Strategy, aggregate
+from bend_ray.ensemble.trunk import SharedTrunk, split
+from bend_ray.errors import ArtifactError
+from bend_ray.weights.subset import Subset
+
+MEMBERS = "members.safetensors"
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """M classifiers that share all but the subset's parameters."""
+
+    description: Description
+    subset: Subset
+    theta_MD: Tensor
+    trunk: SharedTrunk
+    manifest: Manifest
+
+    @staticmethod
+    def load(where: str | Path | Folder, device: torch.device | str = "cpu") -> "Ensemble":
+        """The ensemble in a folder (`RUN/ensemble`, or a run that holds one), local or a URI; it needs nothing else.
+
+        Raises ArtifactError where it is missing, broken, or not what its manifest says.
+        """
+        folder = where if isinstance(where, Folder) else Folder(where)
+        if not folder.exists(MEMBERS):
+            folder = folder / "ensemble"
+        manifest = artifacts.load(folder, "ensemble")
+        name = f"{folder}/config.json"
+        description = Description.from_json(manifest.facts, name)
+        try:
+            subset = Subset.from_json(manifest.facts["subset"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{name}: describes no subset of parameters ({error})") from None
+        theta_MD = artifacts.read_tensors(folder, MEMBERS)[0].get("theta_MD")
+        if theta_MD is None or theta_MD.ndim != 2 or theta_MD.shape[1] != subset.D:
+            raise ArtifactError(f"{folder}/{MEMBERS}: holds no theta_MD of {subset.D} columns, as {name} asks for")
+        module = bases.load(folder, description, device)
+        return Ensemble(description, subset, theta_MD.to(device), make_trunk(module, subset, description), manifest)
+
+    @property
+    def members(self) -> int:
+        """M."""
+        return len(self.theta_MD)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """``logits_MBK`` for uint8 images (B, C, H, W)."""
+        return self.trunk.logits(self.theta_MD, self.description.preprocess(images.to(self.theta_MD.device)))
+
+    def predict(self, images: Tensor, strategy: Strategy = "abend") -> Prediction:
+        """The ensemble's answer for uint8 images (B, C, H, W); see `aggregate`."""
+        return aggregate(self.logits(images), strategy)
+
+
+def make_trunk(module: nn.Module, subset: Subset, description: Description) -> SharedTrunk:
+    """The shared trunk of ``module``, exported with an example of the images it was described for."""
+    size, channels = description.preprocess.image_size, description.preprocess.channels
+    device = next(module.parameters()).device
+    return split(module, subset, torch.zeros(2, channels, size, size, device=device))

@@ -1,0 +1,1 @@
+"""The report: numbers, figures and words about one run. Nouns only; the evaluate stage brings the predictions."""

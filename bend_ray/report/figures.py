@@ -1,0 +1,111 @@
+"""The report's figures, as PNG files."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from bend_ray.artifacts import Folder
+from bend_ray.report.numbers import Scored
+
+GENERATED, ORIGINALS, MUTED = "#0b6e99", "#d9730d", "#8a8a8a"
+BINS = 15
+
+
+def draw(
+    folder: Folder, metrics: dict[str, Any], scored: dict[str, Scored], label_B: Tensor, points: dict[str, Tensor]
+) -> list[str]:
+    """Draw all figures into ``folder``. Returns their file names."""
+    plots = {
+        "accuracy_against_size.png": lambda axes: _curves(axes, metrics, scored),
+        "member_accuracy.png": lambda axes: _histograms(axes, metrics, scored),
+        "reliability.png": lambda axes: _reliability(axes, scored, label_B),
+        "parameter_map.png": lambda axes: _map(axes, points),
+    }
+    for name, plot in plots.items():
+        figure = Figure(figsize=(6.4, 4.2), dpi=120, layout="constrained")
+        axes = figure.subplots()
+        plot(axes)
+        axes.spines[["top", "right"]].set_visible(False)
+        with folder.staged(name) as path:
+            figure.savefig(path, format="png", metadata={"Software": None})  # the same numbers, the same bytes
+    return list(plots)
+
+
+def _curves(axes: Axes, metrics: dict[str, Any], scored: dict[str, Scored]) -> None:
+    generated, originals = scored["generated"], scored["originals"]
+    axes.plot(generated.sizes, _percent(generated.abend_curve), color=GENERATED, label="aBEND", lw=2)
+    axes.plot(generated.sizes, _percent(generated.sbend_curve), color=GENERATED, label="sBEND", lw=2, ls="--")
+    for name, color in (("random_originals", ORIGINALS), ("gaussian", "#7a3e9d"), ("bagging", "#2b8a3e")):
+        if name in scored:
+            one = scored[name]
+            axes.plot(one.sizes, _percent(one.abend_curve), color=color, label=name.replace("_", " "), lw=1.2)
+    accuracy = metrics["originals"]["accuracy"]
+    axes.axhline(100 * accuracy["mean"], color=ORIGINALS, ls=":", lw=1, label="originals, mean")
+    axes.axhline(100 * accuracy["best"], color=ORIGINALS, ls="-.", lw=1, label="originals, best on validation")
+    if metrics["baselines"]["base_model"] is not None:
+        axes.axhline(100 * metrics["baselines"]["base_model"]["accuracy"], color=MUTED, ls=":", lw=1, label="base model")
+    largest = max(generated.members, originals.members)
+    axes.set_xscale("log", base=2)
+    ticks = [2**i for i in range(int(np.log2(largest)) + 1)]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set(xlabel="members", ylabel="test accuracy (%)", title="Accuracy against ensemble size")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _histograms(axes: Axes, metrics: dict[str, Any], scored: dict[str, Scored]) -> None:
+    sets = {"originals": ORIGINALS, "generated": GENERATED}
+    values = {name: 100 * scored[name].accuracy_M.numpy() for name in sets}
+    both = np.concatenate(list(values.values()))
+    row = 100 / metrics["test_size"]  # accuracy moves in steps of one row: bins of whole steps
+    step = row * max(1, round((both.max() - both.min()) / row / 20))
+    edges = np.arange(both.min() - step / 2, both.max() + 1.5 * step, step)
+    for name, color in sets.items():
+        share = np.full(len(values[name]), 100 / len(values[name]))
+        label = f"{name} ({len(values[name])}), mean {values[name].mean():.2f}"
+        axes.hist(values[name], edges, weights=share, color=color, alpha=0.55, label=label)
+    axes.axvline(100 * metrics["abend"]["accuracy"], color=GENERATED, lw=2, label="aBEND")
+    axes.axvline(100 * metrics["sbend"]["accuracy"], color=GENERATED, lw=2, ls="--", label="sBEND")
+    axes.set(xlabel="test accuracy (%)", ylabel="share of members (%)", title="Accuracy of single members")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _reliability(axes: Axes, scored: dict[str, Scored], label_B: Tensor) -> None:
+    sets = {"aBEND": ("generated", "prob_BK", GENERATED), "sBEND": ("generated", "vote_BK", "#7a3e9d")}
+    if "base_model" in scored:
+        sets["base model"] = ("base_model", "prob_BK", MUTED)
+    axes.plot([0, 1], [0, 1], color="black", lw=0.8, ls=":", label="perfectly calibrated")
+    for label, (name, kind, color) in sets.items():
+        one = scored[name]
+        prob_BK: Tensor = getattr(one, kind)
+        predicted_B = one.sbend_B if kind == "vote_BK" else prob_BK.argmax(1)
+        confidence = prob_BK.gather(1, predicted_B[:, None])[:, 0].numpy()
+        right = (predicted_B == label_B).numpy()
+        bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+        filled = [b for b in range(BINS) if (bins == b).any()]
+        x = [confidence[bins == b].mean() for b in filled]
+        y = [right[bins == b].mean() for b in filled]
+        axes.plot(x, y, color=color, lw=1, alpha=0.7)
+        axes.scatter(x, y, s=[6 + 120 * (bins == b).mean() for b in filled], color=color, label=label)
+    axes.set(xlabel="confidence", ylabel="accuracy", title="Reliability (dot area: share of test rows)")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _map(axes: Axes, points: dict[str, Tensor]) -> None:
+    styles = {
+        "originals": {"color": ORIGINALS, "marker": "o", "s": 16},
+        "withheld": {"color": MUTED, "marker": "s", "s": 20},
+        "generated": {"color": GENERATED, "marker": "x", "s": 22, "lw": 1},
+    }
+    for name, style in styles.items():
+        x, y = points[name].numpy()[:, :2].T if points[name].shape[1] > 1 else (points[name].numpy()[:, 0], 0)
+        axes.scatter(x, np.broadcast_to(y, x.shape), label=f"{name} ({len(x)})", alpha=0.8, **style)
+    title = "Parameters on the span's first two directions"
+    axes.set(xlabel="direction 1 (standardised)", ylabel="direction 2", title=title)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _percent(curve: tuple[float, ...]) -> list[float]:
+    return [100 * value for value in curve]

@@ -1,0 +1,201 @@
+"""From predictions to `metrics.json`: what is measured, on which rows, against which null models.
+
+Every number is of the test split; wherever one is chosen among many ("best"), the validation split chooses.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bend_ray.config import BASELINES, Config
+from bend_ray.ensemble import aggregate, metrics
+from bend_ray.generator.generator import Generator
+from bend_ray.weights.snapshots import Snapshots
+
+RIVALS = ("bagging", "deep_ensemble")
+"""Baselines that train whole classifiers."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a set of M classifiers says of the test rows, reduced to what the report needs."""
+
+    seconds: float
+    accuracy_M: Tensor
+    nll_M: Tensor
+    val_accuracy_M: Tensor
+    predicted_MB: Tensor
+    prob_BK: Tensor
+    vote_BK: Tensor
+    sbend_B: Tensor
+    sizes: tuple[int, ...]
+    """Ensemble sizes of the two curves."""
+    abend_curve: tuple[float, ...]
+    sbend_curve: tuple[float, ...]
+
+    @property
+    def members(self) -> int:
+        return len(self.accuracy_M)
+
+
+def score(logits_MBK: Tensor, label_B: Tensor, val_logits_MBK: Tensor, val_label_B: Tensor, seconds: float) -> Scored:
+    """Reduce test and validation logits of M classifiers; ``seconds`` is what making the M cost."""
+    accuracy_M, nll_M = metrics.member_scores(logits_MBK, label_B)
+    M = len(logits_MBK)
+    sizes = tuple(sorted({round(M ** (i / 23)) for i in range(24)}))
+    shares = [aggregate.abend(logits_MBK[:m]) for m in sizes]
+    return Scored(
+        seconds=seconds,
+        accuracy_M=accuracy_M,
+        nll_M=nll_M,
+        val_accuracy_M=metrics.member_scores(val_logits_MBK, val_label_B)[0],
+        predicted_MB=logits_MBK.argmax(-1).to(torch.int32),
+        prob_BK=shares[-1],
+        vote_BK=aggregate.votes(logits_MBK),
+        sbend_B=aggregate.sbend_label(logits_MBK),
+        sizes=sizes,
+        abend_curve=tuple(_accuracy(share.argmax(-1), label_B) for share in shares),
+        sbend_curve=tuple(_accuracy(aggregate.sbend_label(logits_MBK[:m]), label_B) for m in sizes),
+    )
+
+
+def assemble(
+    config: Config, dataset: str, label_B: Tensor, scored: dict[str, Scored], novelty: dict[str, Any], D: int
+) -> dict[str, Any]:
+    """`metrics.json` but for its `cost`; every key is always there, None where not asked for."""
+    generated, originals = scored["generated"], scored["originals"]
+    aggregated = {name: _aggregated(one, label_B) for name, one in scored.items()}
+    return {
+        "format": 1,
+        "seed": config.seed,
+        "dataset": dataset,
+        "classes": generated.prob_BK.shape[1],
+        "test_size": len(label_B),
+        "members": generated.members,
+        "subset_size": D,
+        "originals": _members(originals),
+        "generated": _members(generated),
+        "sbend": aggregated["generated"]["sbend"],
+        "abend": aggregated["generated"]["abend"],
+        "baselines": {
+            name: _baseline(scored[name], aggregated[name]) if name in scored else None for name in BASELINES + RIVALS
+        },
+        "versus": {
+            name: _versus(generated, scored[name], label_B, config.seed) if name in scored else None
+            for name in BASELINES + RIVALS
+        },
+        "diversity": {
+            name: metrics.diversity(scored[name].predicted_MB, label_B) if name in scored else None
+            for name in ("originals", "generated", "bagging")
+        },
+        "novelty": novelty | {"max_error_iou": _max_error_iou(generated, originals, label_B)},
+    }
+
+
+def cost(config: Config, seconds: dict[str, float], rivals: list[float]) -> dict[str, float | None]:
+    """Seconds of work (summed over processes), and a member's share of all but the base over one training's."""
+    per_model = sum(rivals) / len(rivals) if rivals else seconds["base"] or None
+    made = seconds["chain-"] + seconds["fit"] + seconds["block-"]
+    return {
+        "base_s": seconds["base"],
+        "collect_s": seconds["chain-"],
+        "search_s": None,
+        "fit_s": seconds["fit"],
+        "sample_s": seconds["block-"],
+        "evaluate_s": seconds["evaluate"],
+        "sample_s_per_member": seconds["block-"] / config.sample.members,
+        "training_s_per_model": per_model,
+        "member_cost_ratio": made / config.sample.members / per_model if per_model else None,
+    }
+
+
+def novelty(generator: Generator, generated_MD: Tensor, noised_MD: Tensor, seen: Snapshots, held_out: Snapshots) -> dict:
+    """Are the members copies? Mean Euclidean distances to the nearest snapshot the generator saw, standardised.
+
+    Withheld snapshots are of other chains than all seen ones, so an original's honest distance is to other chains too.
+    """
+    standard = generator.span.standardise
+    originals, generated, withheld = standard(seen.theta_SD), standard(generated_MD), standard(held_out.theta_SD)
+    same_chain_SS = seen.chains_S[:, None] == seen.chains_S[None, :]
+    between_SS = torch.cdist(originals, originals)
+    own_SS = torch.eye(len(originals), dtype=torch.bool)
+    held_out_S = torch.cdist(withheld, originals).amin(1)
+    generated_M = torch.cdist(generated, originals).amin(1)
+    variance = generated.var(0, correction=0).sum() / originals.var(0, correction=0).sum()
+    outside = generator.span.residual(generated_MD).mean() / generated.norm(dim=1).mean().clamp_min(1e-12)
+    facts = {
+        "generated_to_nearest_original": generated_M.mean().item(),
+        "held_out_to_nearest_original": held_out_S.mean().item(),
+        "original_to_nearest_original": between_SS.masked_fill(same_chain_SS, torch.inf).amin(1).mean().item(),
+        "original_to_nearest_of_any_chain": between_SS.masked_fill(own_SS, torch.inf).amin(1).mean().item(),
+        "noised_to_nearest_original": torch.cdist(standard(noised_MD), originals).amin(1).mean().item(),
+        "replica_rate": (generated_M < held_out_S.quantile(0.01)).float().mean().item(),
+        "variance_ratio": variance.item(),
+        "outside_span": outside.item(),
+    }
+    return facts | {"verdict": verdict(facts)}
+
+
+def verdict(facts: dict[str, Any]) -> str:
+    """copying: most members lie nearer to a seen snapshot than seen snapshots of one chain lie to each other;
+    averaging: less than half of the snapshots' variance is left; interpolating: nearer than withheld snapshots are;
+    new: as far from what was seen as a snapshot the generator never saw."""
+    if facts["generated_to_nearest_original"] < facts["original_to_nearest_of_any_chain"]:
+        return "copying"
+    if facts["variance_ratio"] < 0.5:
+        return "averaging"
+    if facts["generated_to_nearest_original"] < 0.9 * facts["held_out_to_nearest_original"]:
+        return "interpolating"
+    return "new"
+
+
+def _accuracy(predicted_B: Tensor, label_B: Tensor) -> float:
+    return (predicted_B == label_B).double().mean().item()
+
+
+def _members(scored: Scored) -> dict[str, Any]:
+    accuracy_M = scored.accuracy_M.double()
+    return {
+        "count": scored.members,
+        "accuracy": {
+            "mean": accuracy_M.mean().item(),
+            "median": accuracy_M.quantile(0.5).item(),
+            "best": accuracy_M[scored.val_accuracy_M.argmax()].item(),  # chosen on validation
+            "worst": accuracy_M.min().item(),
+        },
+        "nll": {"mean": scored.nll_M.double().mean().item()},
+    }
+
+
+def _aggregated(scored: Scored, label_B: Tensor) -> dict[str, dict[str, float]]:
+    votes = metrics.scores(scored.vote_BK, label_B, scored.sbend_B)
+    votes["nll"] = metrics.scores(metrics.smoothed_votes(scored.vote_BK, scored.members), label_B)["nll"]
+    return {"abend": metrics.scores(scored.prob_BK, label_B), "sbend": votes}
+
+
+def _baseline(scored: Scored, aggregated: dict[str, dict[str, float]]) -> dict[str, float]:
+    return {
+        "members": scored.members,
+        **aggregated["abend"],
+        "sbend_accuracy": aggregated["sbend"]["accuracy"],
+        "seconds": scored.seconds,
+    }
+
+
+def _versus(ours: Scored, theirs: Scored, label_B: Tensor, seed: int) -> dict[str, float]:
+    """Their NLL minus our aBEND's, paired over test rows, with a 95 % bootstrap interval: above 0 we are better."""
+    difference_B = _nll(theirs.prob_BK, label_B) - _nll(ours.prob_BK, label_B)
+    low, high = metrics.paired_bootstrap(difference_B, seed)
+    return {"nll_gain": difference_B.mean().item(), "low": low, "high": high}
+
+
+def _nll(prob_BK: Tensor, label_B: Tensor) -> Tensor:
+    return F.nll_loss(prob_BK.double().clamp_min(1e-12).log(), label_B, reduction="none")
+
+
+def _max_error_iou(generated: Scored, originals: Scored, label_B: Tensor) -> float:
+    iou_MS = metrics.cross_error_iou(generated.predicted_MB, originals.predicted_MB, label_B)
+    return iou_MS.max().item()

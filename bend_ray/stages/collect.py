@@ -1,0 +1,202 @@
+"""collect: data and classifier in, `base/` and `snapshots/` out.
+
+A Ray Train job: the workers train the base classifier together, then share out the chains. Each finished chain is one
+Parquet part; a worker, driver or machine that dies costs the chains that were under way, and the same command goes on.
+"""
+
+import hashlib
+import math
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import ray
+from torch import nn
+
+from bend_ray import artifacts, cluster
+from bend_ray.artifacts import Folder, Manifest
+from bend_ray.config import Config
+from bend_ray.data import base as bases
+from bend_ray.data import classifiers, training
+from bend_ray.data.datasets import Dataset, load_dataset
+from bend_ray.progress import Progress
+from bend_ray.weights import chains as chain_training
+from bend_ray.weights import snapshots as parts
+from bend_ray.weights import subset as subsets
+
+
+def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
+    """Make the snapshots of ``config`` in ``run``, or find them there whole. Returns their manifest."""
+    base_inputs = inputs_of_base(config, dataset)
+    base = artifacts.find(run, "base", config, base_inputs)
+    done = 0
+    if base is not None:
+        artifacts.verify(run / "base", base)
+        inputs = {"base": base.digest, **base_inputs}
+        if (found := artifacts.find(run, "snapshots", config, inputs)) is not None:
+            artifacts.verify(run / "snapshots", found)
+            return found
+        recipe = artifacts.recipe("snapshots", config, inputs)
+        done = sum(parts.part_is_done(run / "snapshots", c, recipe) for c in range(config.collect.chains))
+    base_steps, chain_steps = _steps(config, dataset)
+    total = base_steps + config.collect.chains * chain_steps
+    already = (base_steps if base else 0) + done * chain_steps
+    with Progress("collect", "steps", total, already) as show:
+        if base is not None:
+            show.line(f"the base is there already, and {done} of {config.collect.chains} chains")
+        _train(config, run, base_inputs, show, already)
+    base = artifacts.load(run / "base", "base")
+    return _publish(config, run, {"base": base.digest, **base_inputs})
+
+
+def inputs_of_base(config: Config, dataset: Dataset) -> dict[str, str]:
+    """Digests of the data and, where the user brings a trained classifier, of its file."""
+    inputs = {"data": dataset.digest()}
+    if config.classifier.weights:
+        inputs["weights"] = hashlib.sha256(Path(config.classifier.weights).read_bytes()).hexdigest()
+    return inputs
+
+
+def _steps(config: Config, dataset: Dataset) -> tuple[int, int]:
+    """Steps of the base's training and of one chain's, for the progress line."""
+    rows = len(dataset.train)
+    base = 0 if config.classifier.weights else config.base.epochs * (rows // min(config.base.batch_size, rows))
+    return base, max(config.collect.snapshots_per_chain, round(config.collect.epochs * rows / config.collect.batch_size))
+
+
+def _train(config: Config, run: Folder, inputs: dict[str, str], show: Progress, already: int) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    collect = config.collect
+    gpu = collect.gpus_per_worker
+    resources = {"CPU": collect.cpus_per_worker} | ({"GPU": gpu} if gpu else {})
+    with cluster.board(show, lambda said: already + int(sum(done for done, _ in said.values()))) as board:
+        job = {"config": config.model_dump(mode="json"), "run": run.address, "inputs": inputs, "board": board}
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config=job,
+            # Workers that share a GPU cannot use NCCL.
+            torch_config=TorchConfig(backend="nccl" if gpu and gpu == int(gpu) else "gloo"),
+            scaling_config=ScalingConfig(collect.workers, use_gpu=gpu > 0, resources_per_worker=resources),
+            run_config=RunConfig(
+                name=uuid.uuid4().hex,  # a name seen before would make Ray look for its own checkpoints
+                storage_path=f"{run.address}/.ray",
+                failure_config=FailureConfig(max_failures=cluster.RETRIES),
+            ),
+        )
+        try:
+            trainer.fit()
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+            raise cluster.plainly(error) from error
+        finally:
+            run.delete_folder(".ray")
+
+
+def _work(job: dict[str, Any]) -> None:
+    """What every worker does: its pieces of the base's training, then its chains."""
+    from ray.train import get_context
+    from ray.train.collective import barrier, broadcast_from_rank_zero
+
+    board = job["board"]
+    if ray.get(board.failed.remote()) is not None:  # a failed try that no retry will mend
+        return
+    with cluster.reporting(board):
+        config, run = Config.model_validate(job["config"]), Folder(job["run"])
+        cluster.threads(config.collect.cpus_per_worker)
+        device = cluster.device(config.collect.gpus_per_worker)
+        dataset = load_dataset(config.data, config.seed)
+        description = bases.Description.of(config.classifier, dataset)
+        # One worker looks and tells, for two might see different things while a third writes.
+        if not broadcast_from_rank_zero(artifacts.read_manifest(run / "base", "base") is not None):
+            module = description.build(config.seed).to(device)
+            seconds = _train_base(module, config, dataset, board)
+            if get_context().get_world_rank() == 0:
+                _publish_base(module, config, run, dataset, job["inputs"])
+                artifacts.note_seconds(run, "base", seconds)
+            barrier()
+        _run_chains(config, run, dataset, job, device)
+
+
+def _train_base(module: nn.Module, config: Config, dataset: Dataset, board: Any) -> float:
+    """Train, or take the user's weights. Returns the seconds of work, over all workers."""
+    from ray.train import get_context
+
+    if config.classifier.weights:
+        classifiers.load_weights(module, config.classifier.weights)
+        return 0.0
+    start, told = time.monotonic(), 0.0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal told
+        if get_context().get_world_rank() == 0 and (time.monotonic() - told > 0.2 or done == total):
+            told = time.monotonic()
+            board.tell.remote("base", done, total)
+
+    training.train(module, dataset.train, dataset.preprocess, config.base, config.seed, progress=progress)
+    workers = min(get_context().get_world_size(), config.base.shards)
+    return (time.monotonic() - start) * workers
+
+
+def _publish_base(module: nn.Module, config: Config, run: Folder, dataset: Dataset, inputs: dict[str, str]) -> None:
+    val_loss, val_accuracy = training.validate(module, dataset.val, dataset.preprocess)
+    bases.save(run / "base", module)
+    facts = bases.Description.of(config.classifier, dataset).to_json()
+    facts |= {"dataset": dataset.name, "val_loss": val_loss, "val_accuracy": val_accuracy}
+    readme = (
+        f"# The base classifier\n\n{config.classifier.name or config.classifier.target}, trained on {dataset.name}"
+        f" ({len(dataset.train)} rows). Validation accuracy {val_accuracy:.4f}, loss {val_loss:.4f} nats.\n\n"
+        "`model.safetensors` holds parameters and buffers by name, `config.json` what it is and from what it was made.\n"
+    )
+    artifacts.publish(run, "base", config, inputs, facts, [bases.FILE], readme)
+
+
+def _run_chains(config: Config, run: Folder, dataset: Dataset, job: dict[str, Any], device: Any) -> None:
+    """This worker's chains: every so-manieth, apart from those already there."""
+    from ray.train import get_context
+
+    manifest = artifacts.load(run / "base", "base")
+    recipe = artifacts.recipe("snapshots", config, {"base": manifest.digest, **job["inputs"]})
+    description = bases.Description.of(config.classifier, dataset)
+    rank, world = get_context().get_world_rank(), get_context().get_world_size()
+    for chain in range(rank, config.collect.chains, world):
+        if parts.part_is_done(run / "snapshots", chain, recipe):
+            continue
+        start, told = time.monotonic(), 0.0
+
+        def progress(done: int, total: int, unit: str = f"chain {chain}") -> None:
+            nonlocal told
+            if time.monotonic() - told > 0.2 or done == total:
+                told = time.monotonic()
+                job["board"].tell.remote(unit, done, total)
+
+        module = bases.load(run / "base", description, device)
+        subset = subsets.choose(module, config.collect.subset)
+        theta_SD, facts = chain_training.run_chain(
+            module, subset, dataset, config.collect, config.seed, chain, progress
+        )
+        parts.write_part(run / "snapshots", chain, subset, theta_SD, facts, recipe)
+        artifacts.note_seconds(run, f"chain-{chain:05d}", time.monotonic() - start)
+
+
+def _publish(config: Config, run: Folder, inputs: dict[str, str]) -> Manifest:
+    collect = config.collect
+    snapshots = parts.read(run / "snapshots", collect.chains)
+    accuracy = [fact.val_accuracy for fact in snapshots.facts]
+    mean = math.fsum(accuracy) / len(accuracy)
+    facts = {
+        "count": len(accuracy),
+        "subset": snapshots.subset.to_json(),
+        "subset_size": snapshots.subset.D,
+        "val_accuracy_mean": mean,
+    }
+    readme = (
+        f"# Snapshots\n\n{len(accuracy)} snapshots of {snapshots.subset.D} parameters (`{collect.subset}`): "
+        f"{collect.chains} chains of {collect.snapshots_per_chain}, one Parquet part a chain. Mean validation accuracy "
+        f'{mean:.4f}. The last {collect.held_out} chains are withheld from the generator.\n\n'
+        "```python\nimport pandas\npandas.read_parquet(\"snapshots\")  # chain, step, seed, val_loss, val_accuracy, "
+        "theta.<parameter>...\n```\n"
+    )
+    files = [parts.part_name(chain) for chain in range(collect.chains)]
+    return artifacts.publish(run, "snapshots", config, inputs, facts, files, readme)

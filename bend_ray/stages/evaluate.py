@@ -1,0 +1,197 @@
+"""evaluate: `ensemble/`, `snapshots/`, `generator/` and `base/` in, `report/` out.
+
+Every null model is a generator like ours, sampled and scored by the same actors at the same number of members. Rivals
+that train whole classifiers are trained as Ray tasks, each kept in a file: a kill costs only those under way.
+"""
+
+import json
+import time
+from typing import Any
+
+import ray
+import torch
+from ray.util import ActorPool
+from torch import Tensor
+
+from bend_ray import artifacts, cluster, seeds
+from bend_ray.artifacts import Folder, Manifest
+from bend_ray.config import Config
+from bend_ray.data import base as bases
+from bend_ray.data import training
+from bend_ray.data.classifiers import logits
+from bend_ray.data.datasets import Dataset, load_dataset
+from bend_ray.ensemble.ensemble import Ensemble
+from bend_ray.generator.generator import Generator
+from bend_ray.generator.nulls import null_generators
+from bend_ray.progress import Progress
+from bend_ray.report import figures, numbers, words
+from bend_ray.report.numbers import RIVALS, Scored
+from bend_ray.weights import snapshots as parts
+
+CHUNK = 512
+"""Images predicted at once."""
+
+
+def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
+    """Make the report of ``config`` in ``run``, or find it there whole. Prints its table. Returns its manifest."""
+    kinds: tuple[artifacts.Kind, ...] = ("base", "snapshots", "generator", "ensemble")
+    inputs = {kind: artifacts.load(run / kind, kind).digest for kind in kinds} | {"data": dataset.digest()}
+    found = artifacts.find(run, "report", config, inputs)
+    if found is not None:
+        artifacts.verify(run / "report", found)
+    else:
+        found = _make(config, run, dataset, inputs)
+    print(words.table(json.loads((run / "report").read("metrics.json"))))
+    return found
+
+
+def _make(config: Config, run: Folder, dataset: Dataset, inputs: dict[str, str]) -> Manifest:
+    start = time.monotonic()
+    rivals = _train_rivals(config, run, artifacts.recipe("report", config, inputs))
+    names = ["originals", "generated", *config.evaluate.baselines, *(name for name in RIVALS if rivals[name])]
+    scored, novelty, points = _score_all(config, run, names, rivals)
+    D = Generator.load(run / "generator").subset.D
+    metrics = numbers.assemble(config, dataset.name, dataset.test.labels, scored, novelty, D)
+    seconds = {unit: artifacts.noted_seconds(run, unit) for unit in ("base", "chain-", "fit", "block-")}
+    seconds["evaluate"] = time.monotonic() - start
+    trained = [artifacts.noted_seconds(run, name.split(".")[0]) for names in rivals.values() for name in names]
+    metrics["cost"] = numbers.cost(config, seconds, trained)
+    folder = run / "report"
+    folder.write("metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
+    files = figures.draw(folder, metrics, scored, dataset.test.labels, points)
+    return artifacts.publish(run, "report", config, inputs, {}, ["metrics.json", *files], words.readme(metrics, files))
+
+
+def _train_rivals(config: Config, run: Folder, recipe: str) -> dict[str, list[str]]:
+    """Files of the whole classifiers trained for bagging and for the deep ensemble."""
+    counts = {"bagging": config.evaluate.bagging_members, "deep_ensemble": config.evaluate.deep_ensemble_members}
+    files = {kind: [f"{kind}-{i:03d}.safetensors" for i in range(counts[kind])] for kind in RIVALS}
+    units = [(kind, i, files[kind][i]) for kind in RIVALS for i in range(counts[kind])]
+    folder = run / "report"
+    todo = [u for u in units if not folder.exists(u[2]) or artifacts.read_tensors(folder, u[2])[1] != recipe]
+    if not todo:
+        return files
+    with Progress("evaluate", "rival classifiers trained", len(units), len(units) - len(todo)) as show:
+        task = _train_rival.options(
+            num_cpus=config.collect.cpus_per_worker,
+            num_gpus=config.collect.gpus_per_worker,
+            max_retries=cluster.RETRIES,
+        )
+        waiting = [task.remote(config.model_dump(mode="json"), run.address, recipe, *unit) for unit in todo]
+        try:
+            while waiting:
+                ready, waiting = ray.wait(waiting, timeout=1.0)
+                ray.get(ready)
+                show.update(len(units) - len(waiting))
+        except ray.exceptions.RayError as error:
+            raise cluster.plainly(error) from error
+    return files
+
+
+@ray.remote
+def _train_rival(config_json: dict[str, Any], where: str, recipe: str, kind: str, index: int, file: str) -> None:
+    start = time.monotonic()
+    config, run = Config.model_validate(config_json), Folder(where)
+    cluster.threads(config.collect.cpus_per_worker)
+    dataset = load_dataset(config.data, config.seed)
+    name = f"{kind}-{index}"
+    seed = seeds.seed_for(config.seed, name) % 2**31
+    module = bases.Description.of(config.classifier, dataset).build(seed)
+    module = module.to(cluster.device(config.collect.gpus_per_worker))
+    bootstrap = kind == "bagging"
+    training.train(module, dataset.train, dataset.preprocess, config.base, seed, name=name, bootstrap=bootstrap)
+    bases.save(run / "report", module, file, recipe)
+    artifacts.note_seconds(run, file.removesuffix(".safetensors"), time.monotonic() - start)
+
+
+def _score_all(
+    config: Config, run: Folder, names: list[str], rivals: dict[str, list[str]]
+) -> tuple[dict[str, Scored], dict[str, Any], dict[str, Tensor]]:
+    """Predictions of every set of classifiers, novelty, and the points of the map."""
+    sample = config.sample
+    actor = ray.remote(_Evaluator).options(
+        num_cpus=sample.cpus_per_actor,
+        num_gpus=sample.gpus_per_actor,
+        max_restarts=cluster.RETRIES,
+        max_task_retries=cluster.RETRIES,
+    )
+    actors = [actor.remote(config.model_dump(mode="json"), run.address, rivals) for _ in range(sample.actors)]
+    pool, scored = ActorPool(actors), {}
+    try:
+        with Progress("evaluate", "sets of classifiers", len(names)) as show:
+            for name, one in pool.map_unordered(lambda actor, name: actor.score.remote(name), names):
+                scored[name] = one
+                show.update(len(scored))
+            novelty, points = ray.get(actors[0].novelty.remote())
+    except ray.exceptions.RayError as error:
+        raise cluster.plainly(error) from error
+    finally:
+        for handle in actors:
+            ray.kill(handle)
+    return scored, novelty, points
+
+
+class _Evaluator:
+    """One actor: it loads the run once, by path, then makes and scores one set of classifiers after another."""
+
+    def __init__(self, config_json: dict[str, Any], where: str, rivals: dict[str, list[str]]) -> None:
+        self.config, self.run, self.rivals = Config.model_validate(config_json), Folder(where), rivals
+        config, run = self.config, self.run
+        cluster.threads(config.sample.cpus_per_actor)
+        self.device = cluster.device(config.sample.gpus_per_actor)
+        self.dataset = load_dataset(config.data, config.seed)
+        self.ensemble = Ensemble.load(run / "ensemble", self.device)
+        self.generator = Generator.load(run / "generator")
+        self.snapshots = parts.read(run / "snapshots", config.collect.chains)
+        self.seen, self.held_out = self.snapshots.divide(config.collect.chains, config.collect.held_out)
+        base = bases.load(run / "base", self.ensemble.description)
+        base_theta_D = self.ensemble.subset.take(base)
+        self.nulls = null_generators(
+            config.evaluate.baselines, self.seen.theta_SD, base_theta_D, self.generator, config.evaluate
+        )
+
+    def score(self, name: str) -> tuple[str, Scored]:
+        """Make the set ``name`` of classifiers and reduce their predictions."""
+        start = time.monotonic()
+        test, val = self.dataset.test, self.dataset.val
+        if name in RIVALS:
+            seconds = sum(artifacts.noted_seconds(self.run, file.split(".")[0]) for file in self.rivals[name])
+            test_MBK, val_MBK = self._rival_logits(name, test.images), self._rival_logits(name, val.images)
+        else:
+            theta_MD = self._theta(name).to(self.device)
+            seconds = time.monotonic() - start
+            test_MBK, val_MBK = self._logits(theta_MD, test.images), self._logits(theta_MD, val.images)
+        return name, numbers.score(test_MBK, test.labels, val_MBK, val.labels, seconds)
+
+    def novelty(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Novelty of the generated members, and where they lie on the first two directions of the span."""
+        members_MD = self.ensemble.theta_MD.cpu()
+        nulls = null_generators(
+            ("noised_originals",), self.seen.theta_SD, members_MD[0], self.generator, self.config.evaluate
+        )
+        noised_MD = nulls["noised_originals"](range(len(members_MD)), self.config.seed)
+        facts = numbers.novelty(self.generator, members_MD, noised_MD, self.seen, self.held_out)
+        sets = {"originals": self.seen.theta_SD, "withheld": self.held_out.theta_SD, "generated": members_MD}
+        return facts, {name: self.generator.span.encode(theta)[:, :2] for name, theta in sets.items()}
+
+    def _theta(self, name: str) -> Tensor:
+        if name == "originals":
+            return self.snapshots.theta_SD
+        if name == "generated":
+            return self.ensemble.theta_MD
+        single = name in ("base_model", "weight_average")
+        return self.nulls[name](range(1 if single else self.config.sample.members), self.config.seed)
+
+    def _logits(self, theta_MD: Tensor, images: Tensor) -> Tensor:
+        trunk, preprocess = self.ensemble.trunk, self.ensemble.description.preprocess
+        chunks = [trunk.logits(theta_MD, preprocess(part.to(self.device))).cpu() for part in images.split(CHUNK)]
+        return torch.cat(chunks, dim=1)
+
+    @torch.no_grad()
+    def _rival_logits(self, name: str, images: Tensor) -> Tensor:
+        description, found = self.ensemble.description, []
+        for file in self.rivals[name]:
+            module = bases.load(self.run / "report", description, self.device, file)
+            chunks = [logits(module(description.preprocess(part.to(self.device)))).cpu() for part in images.split(CHUNK)]
+            found.append(torch.cat(chunks))
+        return torch.stack(found)

@@ -1,0 +1,83 @@
+"""fit: `snapshots/` in, `generator/` out.
+
+One Ray task (it may ask for a GPU) fits the span, the autoencoder and the diffusion model. It takes seconds to minutes,
+so a killed fit is begun again; the artifact appears when it is whole.
+"""
+
+import time
+from typing import Any
+
+import ray
+import torch
+
+from bend_ray import artifacts, cluster
+from bend_ray.artifacts import Folder, Manifest
+from bend_ray.config import Config
+from bend_ray.generator.generator import FILE, Generator
+from bend_ray.progress import Progress
+from bend_ray.weights import snapshots as parts
+
+
+def run(config: Config, run: Folder) -> Manifest:
+    """Make the generator of ``config`` in ``run``, or find it there whole. Returns its manifest."""
+    snapshots = artifacts.load(run / "snapshots", "snapshots")
+    inputs = {"snapshots": snapshots.digest}
+    if (found := artifacts.find(run, "generator", config, inputs)) is not None:
+        artifacts.verify(run / "generator", found)
+        return found
+    total = config.autoencoder.iterations + config.diffusion.iterations
+    with Progress("fit", "iterations", total) as show:
+        facts = _fit_remotely(config, run, show)
+        show.line(
+            f"rank {facts['rank']}, latent {facts['latent']}; unexplained variance {facts['unexplained_train']:.2e} of"
+            f" the snapshots fitted, {facts['unexplained_held_out']:.2f} of the chains withheld"
+        )
+    facts |= {"subset": snapshots.facts["subset"]}
+    return artifacts.publish(run, "generator", config, inputs, facts, [FILE], _readme(config, facts))
+
+
+def _fit_remotely(config: Config, run: Folder, show: Progress) -> dict[str, Any]:
+    with cluster.board(show, lambda said: int(sum(done for done, _ in said.values()))) as board:
+        # One core: at these sizes more threads only wait for each other.
+        task = _fit.options(num_cpus=1, num_gpus=config.diffusion.gpus, max_retries=cluster.RETRIES)
+        try:
+            facts: dict[str, Any] = ray.get(task.remote(config.model_dump(mode="json"), run.address, board))
+        except ray.exceptions.RayError as error:
+            raise cluster.plainly(error) from error
+        return facts
+
+
+@ray.remote
+def _fit(config_json: dict[str, Any], where: str, board: Any) -> dict[str, Any]:
+    with cluster.reporting(board):
+        config, run = Config.model_validate(config_json), Folder(where)
+        cluster.threads(1)
+        start, told = time.monotonic(), 0.0
+
+        def progress(done: int, total: int) -> None:
+            nonlocal told
+            if time.monotonic() - told > 0.2 or done == total:
+                told = time.monotonic()
+                board.tell.remote("fit", done, total)
+
+        collect = config.collect
+        snapshots = parts.read(run / "snapshots", collect.chains)
+        seen, held_out = snapshots.divide(collect.chains, collect.held_out)
+        with torch.device(cluster.device(config.diffusion.gpus)):
+            generator = Generator.fit(
+                snapshots.subset, seen.blocks, held_out.theta_SD, config.autoencoder, config.diffusion, config.seed, progress
+            )
+        tensors, facts = generator.state()
+        artifacts.write_tensors(run / "generator", FILE, tensors)
+        artifacts.note_seconds(run, "fit", time.monotonic() - start)
+        return facts
+
+
+def _readme(config: Config, facts: dict[str, Any]) -> str:
+    return (
+        f"# The generator\n\nNoise -> {facts['latent']} latents (DDPM, {config.diffusion.steps} steps,"
+        f" {config.diffusion.schedule} schedule) -> {facts['rank']} coordinates in the span of the snapshots"
+        " (autoencoder) -> parameters.\n\nUnexplained variance:"
+        f" {facts['unexplained_train']:.3e} of the snapshots it was fitted on, {facts['unexplained_held_out']:.3f} of"
+        " whole chains it never saw (near 1: each chain is a direction of its own).\n"
+    )

@@ -1,0 +1,55 @@
+"""pipeline: every stage in order, in one run."""
+
+from collections.abc import Callable
+
+import ray
+
+from bend_ray import artifacts, cluster
+from bend_ray.artifacts import Folder
+from bend_ray.config import Config, dump
+from bend_ray.data.base import Description
+from bend_ray.data.datasets import Dataset, load_dataset
+from bend_ray.stages import collect, evaluate, fit, sample
+from bend_ray.weights import subset as subsets
+
+STAGES: dict[str, Callable[[Config, Folder, Dataset], object]] = {
+    "collect": collect.run,
+    "fit": lambda config, run, dataset: fit.run(config, run),
+    "sample": lambda config, run, dataset: sample.run(config, run),
+    "evaluate": evaluate.run,
+}
+
+
+def run(config: Config, run: Folder, stages: tuple[str, ...] = tuple(STAGES), verbose: bool = False) -> None:
+    """Run ``stages`` in order; what is there already is kept. All that can be checked is checked before any starts."""
+    artifacts.check_run(run, config)
+    dataset = load_dataset(config.data, config.seed)
+    cluster.connect(verbose)
+    cluster.preflight(config, run, stages)
+    run.sweep()
+    resolved = dump(config).encode()
+    if not run.exists("config.yaml") or run.read("config.yaml") != resolved:
+        run.write("config.yaml", resolved)
+    for stage in stages:
+        STAGES[stage](config, run, dataset)
+
+
+def dry_run(config: Config, run: Folder, stages: tuple[str, ...], verbose: bool = False) -> None:
+    """Print the resolved configuration, the subset, what will be asked for and what there is; write nothing."""
+    dataset = load_dataset(config.data, config.seed)
+    module = Description.of(config.classifier, dataset).build(config.seed)
+    subset = subsets.choose(module, config.collect.subset)
+    total = sum(parameter.numel() for parameter in module.parameters())
+    print(dump(config))
+    print(f"data:      {dataset.name}: {len(dataset.train)} training, {len(dataset.val)} validation,", end=" ")
+    print(f"{len(dataset.test)} test rows; {dataset.classes} classes")
+    print(f"subset:    {config.collect.subset}: D = {subset.D} of {total} parameters ({subset.D / total:.1%})")
+    for name, shape in zip(subset.names, subset.shapes, strict=True):
+        print(f"           {name} {list(shape)}")
+    cluster.connect(verbose)
+    has = ray.cluster_resources()
+    for key, resource, processes, each in cluster.wants(config, stages):
+        print(f"asks for:  {processes} x {each:g} {resource} ({key}); the cluster has {has.get(resource, 0.0):g}")
+    print(f"run:       {run}")
+    artifacts.check_run(run, config)
+    cluster.check_resources(config, stages)

@@ -1,0 +1,123 @@
+"""sample: `generator/` and `base/` in, `ensemble/` out.
+
+A pool of (GPU) actors samples blocks of members. A block is the unit of work, always computed whole, so that a member's
+bits depend on (seed, member id) and not on how many actors there are or how many members are asked for. Finished blocks
+are files; after a kill only the others are sampled.
+"""
+
+import math
+import time
+from typing import Any
+
+import ray
+import torch
+from ray.util import ActorPool
+
+from bend_ray import artifacts, cluster
+from bend_ray.artifacts import Folder, Manifest
+from bend_ray.config import Config
+from bend_ray.data import base as bases
+from bend_ray.ensemble.ensemble import MEMBERS
+from bend_ray.errors import ArtifactError, TrainingError
+from bend_ray.generator.generator import Generator
+from bend_ray.progress import Progress
+
+
+def run(config: Config, run: Folder) -> Manifest:
+    """Make the ensemble of ``config`` in ``run``, or find it there whole. Returns its manifest."""
+    generator = artifacts.load(run / "generator", "generator")
+    base = artifacts.load(run / "base", "base")
+    inputs = {"generator": generator.digest, "base": base.digest}
+    if (found := artifacts.find(run, "ensemble", config, inputs)) is not None:
+        artifacts.verify(run / "ensemble", found)
+        return found
+    recipe = artifacts.recipe("ensemble", config, inputs)
+    blocks = range(math.ceil(config.sample.members / config.sample.block))
+    todo = [block for block in blocks if not _is_done(run / "ensemble", block, recipe)]
+    already = len(blocks) - len(todo)
+    with Progress("sample", "blocks", len(blocks), already) as show:
+        if already:
+            show.line(f"{already} of {len(blocks)} blocks are there already")
+        _sample_all(config, run, recipe, todo, show)
+    return _publish(config, run, inputs, base, generator, len(blocks))
+
+
+def _sample_all(config: Config, run: Folder, recipe: str, todo: list[int], show: Progress) -> None:
+    if not todo:
+        return
+    sample = config.sample
+    actor = ray.remote(_Sampler).options(
+        num_cpus=sample.cpus_per_actor,
+        num_gpus=sample.gpus_per_actor,
+        max_restarts=cluster.RETRIES,
+        max_task_retries=cluster.RETRIES,
+    )
+    actors = [
+        actor.remote(config.model_dump(mode="json"), run.address, recipe) for _ in range(min(sample.actors, len(todo)))
+    ]
+    pool, done = ActorPool(actors), show.done
+    try:
+        for _ in pool.map_unordered(lambda actor, block: actor.sample.remote(block), todo):
+            done += 1
+            show.update(done)
+    except ray.exceptions.RayError as error:
+        raise cluster.plainly(error) from error
+    finally:
+        for handle in actors:
+            ray.kill(handle)
+
+
+class _Sampler:
+    """One actor: it loads the generator once, by path, so that Ray can start it again."""
+
+    def __init__(self, config_json: dict[str, Any], where: str, recipe: str) -> None:
+        self.config, self.run, self.recipe = Config.model_validate(config_json), Folder(where), recipe
+        cluster.threads(self.config.sample.cpus_per_actor)
+        device = cluster.device(self.config.sample.gpus_per_actor)
+        self.generator = Generator.load(self.run / "generator").to(device)
+
+    def sample(self, block: int) -> None:
+        """Put the block's members, ``theta_MD``."""
+        start, size = time.monotonic(), self.config.sample.block
+        ids = range(block * size, (block + 1) * size)
+        theta_MD = self.generator.sample(ids, self.config.seed, self.config.sample)[: self.config.sample.members - ids[0]]
+        if not torch.isfinite(theta_MD).all():
+            raise TrainingError(f"block {block} of members: not finite; raise sample.steps or lower diffusion.lr")
+        artifacts.write_tensors(self.run / "ensemble", _block_name(block), {"theta_MD": theta_MD}, self.recipe)
+        artifacts.note_seconds(self.run, f"block-{block:05d}", time.monotonic() - start)
+
+
+def _block_name(block: int) -> str:
+    return f"block-{block:05d}.safetensors"
+
+
+def _is_done(folder: Folder, block: int, recipe: str) -> bool:
+    if not folder.exists(_block_name(block)):
+        return False
+    if artifacts.read_tensors(folder, _block_name(block))[1] != recipe:
+        raise ArtifactError(
+            f"{folder}/{_block_name(block)}: was made by another configuration or generator;"
+            f" use another --run-dir, or delete {folder} to make it anew"
+        )
+    return True
+
+
+def _publish(
+    config: Config, run: Folder, inputs: dict[str, str], base: Manifest, generator: Manifest, blocks: int
+) -> Manifest:
+    folder = run / "ensemble"
+    members = [artifacts.read_tensors(folder, _block_name(block))[0]["theta_MD"] for block in range(blocks)]
+    artifacts.write_tensors(folder, MEMBERS, {"theta_MD": torch.cat(members)})
+    folder.write(bases.FILE, (run / "base").read(bases.FILE))
+    facts = {key: base.facts[key] for key in ("classifier", "class_names", "preprocess", "dataset")}
+    facts |= {"subset": generator.facts["subset"], "members": config.sample.members}
+    readme = (
+        f"# The ensemble\n\n{config.sample.members} classifiers for {base.facts['dataset']}: one frozen base"
+        " (`model.safetensors`) and as many sets of the subset's parameters (`members.safetensors`, theta_MD).\n\n"
+        "```python\nfrom bend_ray.ensemble.ensemble import Ensemble\n"
+        'Ensemble.load("ensemble").predict(images, strategy="abend")\n```\n'
+    )
+    manifest = artifacts.publish(run, "ensemble", config, inputs, facts, [MEMBERS, bases.FILE], readme)
+    for block in range(blocks):
+        folder.delete(_block_name(block))
+    return manifest

@@ -1,0 +1,63 @@
+"""show: a run in, words out: what is there, from what it was made, how good it is, how to go on."""
+
+import json
+from typing import get_args
+
+from bend_ray import artifacts
+from bend_ray.artifacts import DEPENDS, Folder, Kind, Manifest
+from bend_ray.errors import ArtifactError
+from bend_ray.report import words
+
+MAKES: dict[Kind, str] = {
+    "base": "collect",
+    "snapshots": "collect",
+    "generator": "fit",
+    "ensemble": "sample",
+    "report": "evaluate",
+}
+
+
+def run(where: str) -> None:
+    """Print what stands in the run at ``where``. Raises ArtifactError where there is nothing of ours."""
+    run = Folder(where)
+    manifests = {kind: artifacts.read_manifest(run / kind, kind) for kind in get_args(Kind)}
+    if not any(manifests.values()) and not run.exists("config.yaml"):
+        raise ArtifactError(f"{where}: is no run; give the folder that bend-ray run wrote (its --run-dir)")
+    print(f"{where}\n")
+    for kind, manifest in manifests.items():
+        print(f"  {kind:<10} {_line(run, kind, manifest)}")
+    missing = [kind for kind, manifest in manifests.items() if manifest is None]
+    if missing:
+        stages = " ".join(dict.fromkeys(MAKES[kind] for kind in missing))
+        print(f"\nnot there yet: {', '.join(missing)}; to go on: bend-ray run CONFIG.yaml --run-dir {where} ({stages})")
+        return
+    print(f"\n{words.table(json.loads((run / 'report').read('metrics.json')))}")
+    print(f"\nto use it: bend-ray predict {where} IMAGE_OR_NPY...")
+
+
+def _line(run: Folder, kind: Kind, manifest: Manifest | None) -> str:
+    if manifest is None:
+        return "not there" + _half_done(run, kind)
+    size = sum(facts.bytes for facts in manifest.files.values())
+    inputs = ", ".join(f"{name} {digest[:8]}" for name, digest in manifest.inputs.items())
+    return f"{manifest.digest[:8]}  {size / 1e6:8.2f} MB  from {inputs}{_facts(kind, manifest)}"
+
+
+def _half_done(run: Folder, kind: Kind) -> str:
+    units = {"snapshots": "chain-", "ensemble": "block-"}
+    found = [name for name in (run / kind).list() if kind in units and name.startswith(units[kind])]
+    return f", {len(found)} {units[kind].rstrip('-')}s done" if found else ""
+
+
+def _facts(kind: Kind, manifest: Manifest) -> str:
+    facts = manifest.facts
+    if kind == "base":
+        return f"; validation accuracy {facts['val_accuracy']:.4f} on {facts['dataset']}"
+    if kind == "snapshots":
+        return f"; {facts['count']} of D = {facts['subset_size']}, validation accuracy {facts['val_accuracy_mean']:.4f}"
+    if kind == "generator":
+        return f"; rank {facts['rank']}, latent {facts['latent']}"
+    return f"; {facts['members']} members" if kind == "ensemble" else ""
+
+
+assert set(MAKES) == set(DEPENDS)

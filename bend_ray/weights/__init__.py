@@ -1,0 +1,1 @@
+"""Which parameters of a classifier vary between members, and their snapshots."""

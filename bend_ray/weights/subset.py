@@ -1,0 +1,148 @@
+"""The subset: which parameters of a classifier are collected, generated and put back; the rest stays frozen."""
+
+import math
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from bend_ray.errors import ModelError
+
+NAMED = ("head", "norm", "norm+head", "last_block")
+
+# By type, not by name: a user's module may call its norms anything.
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Names, shapes and dtypes of the chosen parameters, in the module's order; D values in all."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[str, ...]
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of values of each parameter."""
+        return tuple(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def D(self) -> int:
+        """Number of values in all."""
+        return sum(self.sizes)
+
+    def take(self, module: nn.Module) -> Tensor:
+        """``theta_D``: the chosen parameters of ``module``, flattened and joined, float32, a copy on the CPU."""
+        parameters = dict(module.named_parameters())
+        missing = [name for name in self.names if name not in parameters]
+        if missing:
+            raise ModelError(f"the classifier has no parameter {missing[0]!r}: it is not the one this subset is of")
+        flat = [parameters[name].detach().reshape(-1).to("cpu", torch.float32) for name in self.names]
+        return torch.cat(flat)
+
+    def put(self, module: nn.Module, theta_D: Tensor) -> None:
+        """Write ``theta_D`` into ``module`` in place. Raises ModelError if its length is not D."""
+        parameters = dict(module.named_parameters())
+        with torch.no_grad():
+            for name, value in self.split(theta_D).items():
+                if name not in parameters or parameters[name].shape != value.shape:
+                    raise ModelError(f"the classifier has no parameter {name!r} of shape {tuple(value.shape)}")
+                parameters[name].copy_(value)
+
+    def split(self, theta: Tensor) -> dict[str, Tensor]:
+        """Named views of ``theta``: (..., D) becomes one (..., *shape) for each parameter."""
+        if theta.shape[-1] != self.D:
+            raise ModelError(f"parameters of length {theta.shape[-1]} given where this subset has D = {self.D}")
+        lead = theta.shape[:-1]
+        pieces = theta.split(self.sizes, dim=-1)
+        return {
+            name: piece.reshape(*lead, *shape)
+            for name, piece, shape in zip(self.names, pieces, self.shapes, strict=True)
+        }
+
+    def to_json(self) -> dict[str, list]:
+        return {"names": list(self.names), "shapes": [list(s) for s in self.shapes], "dtypes": list(self.dtypes)}
+
+    @staticmethod
+    def from_json(data: dict[str, list]) -> "Subset":
+        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError for anything else."""
+        shapes = tuple(tuple(int(n) for n in shape) for shape in data["shapes"])
+        return Subset(tuple(data["names"]), shapes, tuple(data["dtypes"]))
+
+
+def choose(module: nn.Module, spec: str) -> Subset:
+    """The subset that ``spec`` names.
+
+    ``head``        the last linear (or convolutional) layer
+    ``norm``        weights and biases of all normalisation layers
+    ``norm+head``   both
+    ``last_block``  all parameters of the last child with parameters before the head, and the head
+    ``regex:...``   every parameter whose name the expression finds
+    ``a,b,c``       these parameters
+
+    Raises ModelError when nothing is chosen, a name is unknown, or a chosen parameter is not floating point.
+    """
+    parameters = dict(module.named_parameters())  # named_parameters lists a tied parameter once
+    if spec in NAMED:
+        chosen = {name for part in spec.split("+") for name in _named(module, part)}
+    elif spec.startswith("regex:"):
+        try:
+            pattern = re.compile(spec.removeprefix("regex:"))
+        except re.error as error:
+            raise ModelError(f"collect.subset: {spec!r} is not a regular expression ({error})") from None
+        chosen = {name for name in parameters if pattern.search(name)}
+    else:
+        chosen = {name.strip() for name in spec.split(",")}
+        unknown = sorted(chosen - parameters.keys())
+        if unknown:
+            raise ModelError(
+                f"collect.subset: the classifier has no parameter {unknown[0]!r};"
+                f" use one of {', '.join(NAMED)}, regex:..., or names among {', '.join(parameters)}"
+            )
+    names = tuple(name for name in parameters if name in chosen)
+    if not names:
+        raise ModelError(f"collect.subset: {spec!r} chooses no parameter of this classifier ({', '.join(parameters)})")
+    for name in names:
+        if parameters[name].dtype != torch.float32:
+            raise ModelError(f"collect.subset: {name!r} is {parameters[name].dtype}; only float32 can be generated")
+    return Subset(
+        names,
+        tuple(tuple(parameters[name].shape) for name in names),
+        tuple(str(parameters[name].dtype).removeprefix("torch.") for name in names),
+    )
+
+
+def _named(module: nn.Module, part: str) -> list[str]:
+    head = _head(module)
+    if part == "head":
+        return _under(module, head)
+    if part == "norm":
+        return [n for path, child in module.named_modules() if isinstance(child, NORMS) for n in _under(module, path)]
+    blocks = [path for path, child in _blocks(module) if path != head and list(child.parameters())]
+    return _under(module, head) + (_under(module, blocks[-1]) if blocks else [])
+
+
+def _head(module: nn.Module) -> str:
+    layers = [path for path, child in module.named_modules() if isinstance(child, nn.Linear | nn.Conv2d)]
+    if not layers:
+        raise ModelError("collect.subset: the classifier has no linear or convolutional layer; name parameters instead")
+    return layers[-1]
+
+
+def _blocks(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Children one level down, containers (Sequential, ModuleList) opened, so that a "block" is what a reader sees."""
+    found: list[tuple[str, nn.Module]] = []
+    for name, child in module.named_children():
+        if isinstance(child, nn.Sequential | nn.ModuleList):
+            found += [(f"{name}.{path}", inner) for path, inner in _blocks(child)]
+        else:
+            found.append((name, child))
+    return found
+
+
+def _under(module: nn.Module, path: str) -> list[str]:
+    prefix = f"{path}." if path else ""
+    return [name for name, _ in module.named_parameters() if name.startswith(prefix)]

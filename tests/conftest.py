@@ -1,0 +1,73 @@
+"""A Ray cluster for the whole session, and toy configurations that go through every real part in seconds."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bend_ray.artifacts import DEPENDS, Folder, read_manifest
+from bend_ray.config import Config, parse
+
+ROOT = Path(__file__).parents[1]
+BEND_RAY = str(Path(sys.executable).with_name("bend-ray"))
+
+TOY: dict[str, Any] = {
+    "data": {"name": "digits", "train_limit": 400, "test_limit": 120},
+    "classifier": {"name": "convnet", "kwargs": {"width": 8}},
+    "base": {"epochs": 2, "batch_size": 32},
+    "collect": {"chains": 5, "held_out": 1, "snapshots_per_chain": 2, "epochs": 1},
+    "autoencoder": {"latent": 4, "iterations": 30},
+    "diffusion": {"steps": 50, "iterations": 60, "hidden": 32},
+    "sample": {"members": 7, "block": 2, "steps": 5},
+}
+
+
+@pytest.fixture
+def toy() -> Config:
+    return changed()
+
+
+def changed(**sections: Any) -> Config:
+    """The toy configuration with some keys of some sections changed."""
+    raw = {name: dict(section) for name, section in TOY.items()}
+    for name, section in sections.items():
+        raw[name] = raw.get(name, {}) | section if isinstance(section, dict) else section
+    return parse(raw, "toy")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real cluster of one node with 2 CPUs in processes of its own, joined by RAY_ADDRESS; drivers may die on it."""
+    ray = [sys.executable, "-m", "ray.scripts.scripts"]
+    environment = os.environ | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
+    start = ["start", "--head", "--num-cpus=2", "--port=0", "--include-dashboard=false", "--disable-usage-stats"]
+    said = subprocess.run([*ray, *start], env=environment, capture_output=True, text=True, check=True).stdout
+    address = said.split("--address='")[1].split("'")[0]
+    os.environ["RAY_ADDRESS"] = address
+    yield address
+    import ray as ray_module
+
+    ray_module.shutdown()
+    del os.environ["RAY_ADDRESS"]
+    subprocess.run([*ray, "stop", "--force"], capture_output=True, check=True)
+
+
+def bits(run: Path) -> dict[str, Any]:
+    """Everything in a run that must be the same bits whenever and wherever it is made."""
+    folder = Folder(run)
+    found: dict[str, Any] = {}
+    for kind in DEPENDS:
+        if kind != "report":
+            manifest = read_manifest(folder / kind, kind)
+            found[kind] = manifest and manifest.model_dump()
+    metrics = json.loads((run / "report" / "metrics.json").read_text())
+    metrics.pop("cost")
+    for baseline in metrics["baselines"].values():
+        if baseline is not None:
+            baseline.pop("seconds")
+    return found | {"metrics": metrics}

@@ -1,0 +1,133 @@
+"""Artifacts are whole or not there, say what made them, and are refused when altered."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import changed
+
+from bend_ray import artifacts
+from bend_ray.artifacts import Folder, Manifest
+from bend_ray.config import Config
+from bend_ray.errors import ArtifactError
+
+
+def make(run: Folder, config: Config) -> Manifest:
+    artifacts.write_tensors(run / "base", "model.safetensors", {"w": torch.arange(4.0)})
+    return artifacts.publish(run, "base", config, {"data": "d"}, {"n": 1}, ["model.safetensors"], "# Base\n")
+
+
+def test_published_is_found_and_whole(tmp_path: Path, toy: Config) -> None:
+    run = Folder(tmp_path)
+    assert artifacts.find(run, "base", toy, {"data": "d"}) is None
+    made = make(run, toy)
+    assert artifacts.find(run, "base", toy, {"data": "d"}) == made == artifacts.load(run / "base", "base")
+    assert run.path.joinpath("base/README.md").read_text() == "# Base\n"
+
+
+def test_same_content_same_bytes_and_digest(tmp_path: Path, toy: Config) -> None:
+    assert make(Folder(tmp_path / "a"), toy).digest == make(Folder(tmp_path / "b"), toy).digest
+    one, two = (tmp_path / name / "base" / "model.safetensors" for name in "ab")
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_other_configuration_is_named_and_nothing_touched(tmp_path: Path, toy: Config) -> None:
+    run = Folder(tmp_path)
+    make(run, toy)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ArtifactError, match=r"base\.epochs: 2 there, 3 here"):
+        artifacts.check_run(run, changed(base={"epochs": 3}))
+    with pytest.raises(ArtifactError, match="another data"):
+        artifacts.find(run, "base", toy, {"data": "other"})
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("damage", ["truncate", "alter", "remove"])
+def test_damage_is_found(tmp_path: Path, toy: Config, damage: str) -> None:
+    run = Folder(tmp_path)
+    make(run, toy)
+    path = tmp_path / "base" / "model.safetensors"
+    data = path.read_bytes()
+    if damage == "truncate":
+        path.write_bytes(data[:-3])
+    elif damage == "alter":
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    else:
+        path.unlink()
+    with pytest.raises(ArtifactError, match=r"model\.safetensors: is (truncated|altered|missing)"):
+        artifacts.load(run / "base", "base")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 2},
+        {"kind": "generator"},
+        {"surprise": 1},
+        {"files": {"../../etc/passwd": {"bytes": 1, "sha256": "0"}}},
+        {"files": 3},
+    ],
+)
+def test_forged_manifest_is_refused(tmp_path: Path, toy: Config, change: dict) -> None:
+    run = Folder(tmp_path)
+    make(run, toy)
+    path = tmp_path / "base" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ArtifactError, match=r"config\.json"):
+        artifacts.load(run / "base", "base")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null"])
+def test_manifest_that_is_no_json_object_is_refused(tmp_path: Path, toy: Config, text: str) -> None:
+    run = Folder(tmp_path)
+    make(run, toy)
+    (tmp_path / "base" / "config.json").write_text(text)
+    with pytest.raises(ArtifactError, match="is not a manifest"):
+        artifacts.read_manifest(run / "base", "base")
+
+
+def test_file_appears_only_when_written_whole(tmp_path: Path) -> None:
+    run = Folder(tmp_path)
+    with pytest.raises(RuntimeError), run.staged("a/b") as path:
+        path.write_text("half")
+        assert run.list() == [] and (run / "a").list() == []
+        raise RuntimeError
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
+    run = Folder(tmp_path)
+    (tmp_path / "snapshots").mkdir()
+    (tmp_path / "snapshots" / ".tmp-0-chain").write_text("half")
+    (tmp_path / ".ray").mkdir()
+    run.write("config.yaml", b"seed: 0")
+    run.sweep()
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["config.yaml"]
+    assert not (tmp_path / ".ray").exists()
+
+
+def test_a_file_where_a_folder_should_be_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(ArtifactError, match="cannot be written"):
+        Folder(tmp_path / "run").write("config.yaml", b"")
+
+
+def test_safetensors_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(b"\xff" * 64)
+    with pytest.raises(ArtifactError, match=r"x\.safetensors"):
+        artifacts.read_tensors(Folder(tmp_path), "x.safetensors")
+    with pytest.raises(ArtifactError, match="no such file"):
+        artifacts.read_tensors(Folder(tmp_path), "y.safetensors")
+
+
+def test_seconds_add_up(tmp_path: Path) -> None:
+    run = Folder(tmp_path)
+    for unit, seconds in (("chain-0", 1.0), ("chain-1", 2.0), ("fit", 4.0)):
+        artifacts.note_seconds(run, unit, seconds)
+    assert artifacts.noted_seconds(run, "chain-") == 3.0
+
+
+def test_uri_of_a_local_folder_is_that_folder(tmp_path: Path) -> None:
+    Folder(f"file://{tmp_path}").write("x", b"1")
+    assert Folder(tmp_path).read("x") == b"1"

@@ -1,0 +1,90 @@
+"""Unknown, mistyped and impossible keys are refused in one sentence; what is hashed is what matters."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, TOY, changed
+
+from bend_ray import config
+from bend_ray.errors import ConfigError
+
+
+def load(tmp_path: Path, raw: object, **overrides: str) -> config.Config:
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return config.load(path, overrides)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "said"),
+    [
+        ("collect", "worker", 2, "did you mean collect.workers?"),
+        ("collect", "workers", 0, "collect.workers: .*greater than or equal to 1"),
+        ("base", "lr", "fast", "base.lr: .*number"),
+        ("base", "lr", ".nan", "base.lr: .*number"),
+        ("sample", "steps", 2000, "sample.steps: 2000 is more than diffusion.steps"),
+        ("collect", "held_out", 4, "collect.held_out: 4 of 5 chains"),
+        ("data", "path", "x", "exactly one of data.name and data.path"),
+        ("evaluate", "baselines", ["magic"], "evaluate.baselines.0"),
+    ],
+)
+def test_bad_key_is_named(tmp_path: Path, section: str, key: str, value: object, said: str) -> None:
+    raw = {name: dict(part) for name, part in TOY.items()}
+    raw[section] = raw.get(section, {}) | {key: value}
+    with pytest.raises(ConfigError, match=said):
+        load(tmp_path, raw)
+
+
+def test_unknown_section_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unknown key colect; did you mean collect\?"):
+        load(tmp_path, TOY | {"colect": {}})
+
+
+@pytest.mark.parametrize("text", ["a: [", "just words", "", "\x00"])
+def test_file_that_is_no_configuration(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"c\.yaml"):
+        config.load(tmp_path / "c.yaml")
+
+
+def test_missing_file_is_named() -> None:
+    with pytest.raises(ConfigError, match="nowhere.yaml: cannot be read"):
+        config.load("nowhere.yaml")
+
+
+def test_overrides_are_typed_and_checked(tmp_path: Path) -> None:
+    loaded = load(tmp_path, TOY, **{"collect.chains": "9", "base.lr": "1e-3", "classifier.kwargs.width": "4"})
+    assert (loaded.collect.chains, loaded.base.lr, loaded.classifier.kwargs) == (9, 1e-3, {"width": 4})
+    with pytest.raises(ConfigError, match="collect.chains"):
+        load(tmp_path, TOY, **{"collect.chains": "many"})
+
+
+def test_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    raw = TOY | {"data": {"path": "images"}, "classifier": {"name": "mlp", "weights": "s3://bucket/w.safetensors"}}
+    loaded = load(tmp_path, raw)
+    assert loaded.data.path == str(tmp_path / "images")
+    assert loaded.classifier.weights == "s3://bucket/w.safetensors"
+
+
+def test_where_work_runs_is_not_hashed_and_all_else_is() -> None:
+    toy = changed()
+    moved = changed(collect={"workers": 7, "gpus_per_worker": 1}, sample={"actors": 5}, diffusion={"gpus": 1})
+    sections = ("seed", "collect", "diffusion", "sample")
+    assert toy.hashed(*sections) == moved.hashed(*sections)
+    assert toy.hashed("collect") != changed(collect={"lr": 0.5}).hashed("collect")
+
+
+def test_dump_loads_as_the_same(tmp_path: Path, toy: config.Config) -> None:
+    (tmp_path / "c.yaml").write_text(config.dump(toy))
+    assert config.load(tmp_path / "c.yaml") == toy
+
+
+def test_every_key_has_a_description() -> None:
+    assert [key for key, field in config.keys().items() if not field.description] in ([], ["data", "classifier"])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda path: path.name)
+def test_golden_configurations_load(path: Path) -> None:
+    config.load(path)
