@@ -128,7 +128,9 @@ class Folder:
         except OSError as error:
             if isinstance(error, ArtifactError):
                 raise
-            raise ArtifactError(f"{final}: cannot be written ({error.strerror or error}); check path and disk") from None
+            raise ArtifactError(
+                f"{final}: cannot be written ({error.strerror or error}); check path and disk"
+            ) from None
         finally:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)

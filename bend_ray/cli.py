@@ -35,7 +35,9 @@ class _Parser(argparse.ArgumentParser):
         known = [option for action in self._actions for option in action.option_strings]
         near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1, cutoff=0.5) if unknown else []
         where = self.prog.removeprefix("bend-ray").strip()
-        raise ConfigError((f"{where}: " if where else "") + message + (f"; did you mean {near[0]}?" if near else "; see --help"))
+        raise ConfigError(
+            (f"{where}: " if where else "") + message + (f"; did you mean {near[0]}?" if near else "; see --help")
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

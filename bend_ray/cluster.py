@@ -7,6 +7,7 @@ import shutil
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -113,7 +114,7 @@ def _check_visible(run: Folder) -> None:
 
 @ray.remote
 def _sees(path: str) -> bool:
-    return os.path.exists(path)
+    return Path(path).exists()
 
 
 def threads(cpus: float) -> None:
@@ -130,7 +131,9 @@ def device(gpus: float) -> Any:
     if gpus == 0:
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ResourceError(f"a worker was promised {gpus:g} GPU and sees none; check the node's driver and torch build")
+        raise ResourceError(
+            f"a worker was promised {gpus:g} GPU and sees none; check the node's driver and torch build"
+        )
     return torch.device("cuda")
 
 
@@ -225,4 +228,6 @@ def plainly(error: Exception) -> BendError:
     if isinstance(error, ray.exceptions.OutOfDiskError):
         return ArtifactError("a node's disk is full; free some space and run the same command again")
     last = [line for line in str(error).splitlines() if line.strip()][-1:] or [""]
-    return ResourceError(f"Ray gave up after {RETRIES} tries ({type(error).__name__}: {last[0].strip()}); see --verbose")
+    return ResourceError(
+        f"Ray gave up after {RETRIES} tries ({type(error).__name__}: {last[0].strip()}); see --verbose"
+    )

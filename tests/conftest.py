@@ -12,6 +12,7 @@ import pytest
 
 from bend_ray.artifacts import DEPENDS, Folder, read_manifest
 from bend_ray.config import Config, parse
+from bend_ray.stages import pipeline
 
 ROOT = Path(__file__).parents[1]
 BEND_RAY = str(Path(sys.executable).with_name("bend-ray"))
@@ -38,6 +39,14 @@ def changed(**sections: Any) -> Config:
     for name, section in sections.items():
         raw[name] = raw.get(name, {}) | section if isinstance(section, dict) else section
     return parse(raw, "toy")
+
+
+@pytest.fixture(scope="session")
+def reference(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One undisturbed run of the toy configuration, for others to be compared with. Copy it before you change it."""
+    run = tmp_path_factory.mktemp("reference") / "run"
+    pipeline.run(changed(), Folder(run))
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -49,14 +49,14 @@ def test_file_that_is_no_configuration(tmp_path: Path, text: str) -> None:
 
 
 def test_missing_file_is_named() -> None:
-    with pytest.raises(ConfigError, match="nowhere.yaml: cannot be read"):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot be read"):
         config.load("nowhere.yaml")
 
 
 def test_overrides_are_typed_and_checked(tmp_path: Path) -> None:
     loaded = load(tmp_path, TOY, **{"collect.chains": "9", "base.lr": "1e-3", "classifier.kwargs.width": "4"})
     assert (loaded.collect.chains, loaded.base.lr, loaded.classifier.kwargs) == (9, 1e-3, {"width": 4})
-    with pytest.raises(ConfigError, match="collect.chains"):
+    with pytest.raises(ConfigError, match=r"collect\.chains"):
         load(tmp_path, TOY, **{"collect.chains": "many"})
 
 

@@ -56,9 +56,7 @@ def save(folder: Folder, module: nn.Module, file: str = FILE, note: str = "") ->
     artifacts.write_tensors(folder, file, {**dict(module.named_parameters()), **dict(module.named_buffers())}, note)
 
 
-def load(
-    folder: Folder, description: Description, device: torch.device | str = "cpu", file: str = FILE
-) -> nn.Module:
+def load(folder: Folder, description: Description, device: torch.device | str = "cpu", file: str = FILE) -> nn.Module:
     """The classifier with the parameters and buffers in ``folder``, in eval mode, its parameters frozen.
 
     Raises ArtifactError where the file's names or shapes are not the classifier's.

@@ -1,7 +1,7 @@
 """Training one whole classifier, to the same bits on any number of workers.
 
-A step's batch is cut into ``shards`` fixed pieces. A worker computes gradient and buffers (batch-norm statistics) of its
-pieces, all pieces are exchanged, and every worker sums them in the same order. Averaging over workers, as PyTorch's
+A step's batch is cut into ``shards`` fixed pieces. A worker computes gradient and buffers (batch-norm statistics) of
+its pieces, all pieces are exchanged, and every worker sums them in the same order. Averaging over workers, as PyTorch's
 DistributedDataParallel does, would add the same numbers in an order that depends on how many workers there are.
 """
 
@@ -75,7 +75,7 @@ def train(
 
 
 def batches(pool: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Row numbers of one batch after another for ever: ``pool`` in a new order each pass, a short last batch left out."""
+    """Row numbers of batches, for ever: ``pool`` in a new order each pass, a short last batch left out."""
     size = min(size, len(pool))
     while True:
         order = pool[torch.randperm(len(pool), generator=generator)]
@@ -125,4 +125,6 @@ def _apply(module: nn.Module, pieces: Tensor, optimizer: torch.optim.Optimizer) 
         parameter.grad = piece.reshape(parameter.shape)
     optimizer.step()
     whole = [not b.is_floating_point() for b in module.buffers() for _ in range(b.numel())]
-    _write_buffers(module, torch.where(torch.tensor(whole, dtype=torch.bool, device=buffers.device), buffers[0], buffers.mean(0)))
+    _write_buffers(
+        module, torch.where(torch.tensor(whole, dtype=torch.bool, device=buffers.device), buffers[0], buffers.mean(0))
+    )

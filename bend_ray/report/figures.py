@@ -46,7 +46,9 @@ def _curves(axes: Axes, metrics: dict[str, Any], scored: dict[str, Scored]) -> N
     axes.axhline(100 * accuracy["mean"], color=ORIGINALS, ls=":", lw=1, label="originals, mean")
     axes.axhline(100 * accuracy["best"], color=ORIGINALS, ls="-.", lw=1, label="originals, best on validation")
     if metrics["baselines"]["base_model"] is not None:
-        axes.axhline(100 * metrics["baselines"]["base_model"]["accuracy"], color=MUTED, ls=":", lw=1, label="base model")
+        axes.axhline(
+            100 * metrics["baselines"]["base_model"]["accuracy"], color=MUTED, ls=":", lw=1, label="base model"
+        )
     largest = max(generated.members, originals.members)
     axes.set_xscale("log", base=2)
     ticks = [2**i for i in range(int(np.log2(largest)) + 1)]

@@ -112,7 +112,9 @@ def cost(config: Config, seconds: dict[str, float], rivals: list[float]) -> dict
     }
 
 
-def novelty(generator: Generator, generated_MD: Tensor, noised_MD: Tensor, seen: Snapshots, held_out: Snapshots) -> dict:
+def novelty(
+    generator: Generator, generated_MD: Tensor, noised_MD: Tensor, seen: Snapshots, held_out: Snapshots
+) -> dict:
     """Are the members copies? Mean Euclidean distances to the nearest snapshot the generator saw, standardised.
 
     Withheld snapshots are of other chains than all seen ones, so an original's honest distance is to other chains too.

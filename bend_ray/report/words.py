@@ -81,7 +81,9 @@ def _rows(metrics: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
     rows = [("", "members", "accuracy", "NLL", "ECE")]
     for name, label in (("abend", "aBEND (mean of probabilities)"), ("sbend", "sBEND (votes)")):
         one = metrics[name]
-        rows.append((label, str(metrics["members"]), _percent(one["accuracy"]), f"{one['nll']:.4f}", f"{one['ece']:.3f}"))
+        rows.append(
+            (label, str(metrics["members"]), _percent(one["accuracy"]), f"{one['nll']:.4f}", f"{one['ece']:.3f}")
+        )
     for kind in ("generated", "originals"):
         one = metrics[kind]
         accuracy, nll = _percent(one["accuracy"]["mean"]), f"{one['nll']['mean']:.4f}"
@@ -94,7 +96,12 @@ def _rows(metrics: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
 
 
 def _against_nulls(metrics: dict[str, Any]) -> str:
-    lines = ["## Against the null models", "", "NLL of each minus aBEND's on the same rows: above 0, aBEND is better.", ""]
+    lines = [
+        "## Against the null models",
+        "",
+        "NLL of each minus aBEND's on the same rows: above 0, aBEND is better.",
+        "",
+    ]
     lines += ["| null model | NLL gain | 95 % interval | seconds to make |", "|---|---:|---:|---:|"]
     for name, facts in metrics["versus"].items():
         if facts is not None:

@@ -62,7 +62,9 @@ def _steps(config: Config, dataset: Dataset) -> tuple[int, int]:
     """Steps of the base's training and of one chain's, for the progress line."""
     rows = len(dataset.train)
     base = 0 if config.classifier.weights else config.base.epochs * (rows // min(config.base.batch_size, rows))
-    return base, max(config.collect.snapshots_per_chain, round(config.collect.epochs * rows / config.collect.batch_size))
+    return base, max(
+        config.collect.snapshots_per_chain, round(config.collect.epochs * rows / config.collect.batch_size)
+    )
 
 
 def _train(config: Config, run: Folder, inputs: dict[str, str], show: Progress, already: int) -> None:
@@ -194,8 +196,8 @@ def _publish(config: Config, run: Folder, inputs: dict[str, str]) -> Manifest:
     readme = (
         f"# Snapshots\n\n{len(accuracy)} snapshots of {snapshots.subset.D} parameters (`{collect.subset}`): "
         f"{collect.chains} chains of {collect.snapshots_per_chain}, one Parquet part a chain. Mean validation accuracy "
-        f'{mean:.4f}. The last {collect.held_out} chains are withheld from the generator.\n\n'
-        "```python\nimport pandas\npandas.read_parquet(\"snapshots\")  # chain, step, seed, val_loss, val_accuracy, "
+        f"{mean:.4f}. The last {collect.held_out} chains are withheld from the generator.\n\n"
+        '```python\nimport pandas\npandas.read_parquet("snapshots")  # chain, step, seed, val_loss, val_accuracy, '
         "theta.<parameter>...\n```\n"
     )
     files = [parts.part_name(chain) for chain in range(collect.chains)]

@@ -192,6 +192,8 @@ class _Evaluator:
         description, found = self.ensemble.description, []
         for file in self.rivals[name]:
             module = bases.load(self.run / "report", description, self.device, file)
-            chunks = [logits(module(description.preprocess(part.to(self.device)))).cpu() for part in images.split(CHUNK)]
+            chunks = [
+                logits(module(description.preprocess(part.to(self.device)))).cpu() for part in images.split(CHUNK)
+            ]
             found.append(torch.cat(chunks))
         return torch.stack(found)

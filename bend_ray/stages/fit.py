@@ -65,7 +65,13 @@ def _fit(config_json: dict[str, Any], where: str, board: Any) -> dict[str, Any]:
         seen, held_out = snapshots.divide(collect.chains, collect.held_out)
         with torch.device(cluster.device(config.diffusion.gpus)):
             generator = Generator.fit(
-                snapshots.subset, seen.blocks, held_out.theta_SD, config.autoencoder, config.diffusion, config.seed, progress
+                snapshots.subset,
+                seen.blocks,
+                held_out.theta_SD,
+                config.autoencoder,
+                config.diffusion,
+                config.seed,
+                progress,
             )
         tensors, facts = generator.state()
         artifacts.write_tensors(run / "generator", FILE, tensors)

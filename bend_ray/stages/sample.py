@@ -80,7 +80,9 @@ class _Sampler:
         """Put the block's members, ``theta_MD``."""
         start, size = time.monotonic(), self.config.sample.block
         ids = range(block * size, (block + 1) * size)
-        theta_MD = self.generator.sample(ids, self.config.seed, self.config.sample)[: self.config.sample.members - ids[0]]
+        theta_MD = self.generator.sample(ids, self.config.seed, self.config.sample)[
+            : self.config.sample.members - ids[0]
+        ]
         if not torch.isfinite(theta_MD).all():
             raise TrainingError(f"block {block} of members: not finite; raise sample.steps or lower diffusion.lr")
         artifacts.write_tensors(self.run / "ensemble", _block_name(block), {"theta_MD": theta_MD}, self.recipe)

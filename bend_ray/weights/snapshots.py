@@ -134,4 +134,3 @@ def _read_part(folder: Folder, chain: int) -> tuple[Snapshots, str]:
                     " delete this file and run the same command again"
                 )
     return Snapshots(subset, theta_SD, facts), recipe
-

@@ -1,0 +1,109 @@
+"""Five seeds of the digits pipeline: is the ensemble above the mean and median of its members, and what of the nulls?
+
+Runs `bend-ray run` once a seed (finished runs are kept under runs/seeds and not done again), then prints mean and spread,
+paired by seed, and writes benchmarks/digits.json.
+
+    python benchmarks/digits.py [--seeds N] [--config jobs/digits.yaml]
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+BEND_RAY = Path(sys.executable).with_name("bend-ray")
+MEMBERS = ("originals", "generated")
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--seeds", type=int, default=5)
+    arguments.add_argument("--config", default="jobs/digits.yaml")
+    asked = arguments.parse_args()
+    runs = []
+    for seed in range(asked.seeds):
+        run = Path("runs/seeds") / f"{Path(asked.config).stem}-{seed}"
+        start = time.monotonic()
+        subprocess.run([BEND_RAY, "run", asked.config, "--run-dir", str(run), "--seed", str(seed)], check=True)
+        metrics = json.loads((run / "report" / "metrics.json").read_text())
+        runs.append(metrics | {"wall_s": time.monotonic() - start})
+    result = summary(runs)
+    Path("benchmarks/digits.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(table(result))
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation over seeds of what the claim and the null models need."""
+
+    def spread(values: list[float]) -> dict[str, float]:
+        return {"mean": statistics.fmean(values), "sd": statistics.stdev(values) if len(values) > 1 else 0.0}
+
+    rows: dict[str, dict[str, Any]] = {}
+    for name in ("abend", "sbend"):
+        rows[name] = {key: spread([run[name][key] for run in runs]) for key in ("accuracy", "nll", "ece")}
+    for kind in MEMBERS:
+        for which in ("mean", "median"):
+            rows[f"{kind}_{which}"] = {"accuracy": spread([run[kind]["accuracy"][which] for run in runs])}
+        rows[f"{kind}_mean"]["nll"] = spread([run[kind]["nll"]["mean"] for run in runs])
+    nulls = {}
+    for name in runs[0]["baselines"]:
+        if all(run["baselines"][name] is not None for run in runs):
+            rows[name] = {
+                key: spread([run["baselines"][name][key] for run in runs]) for key in ("accuracy", "nll", "ece")
+            }
+            gains = [run["versus"][name] for run in runs]
+            nulls[name] = {
+                "nll_gain": spread([gain["nll_gain"] for gain in gains]),
+                "seeds_better": sum(gain["low"] > 0 for gain in gains),
+                "seeds_worse": sum(gain["high"] < 0 for gain in gains),
+            }
+    claim = {
+        name: [
+            all(
+                run[name]["accuracy"] > run[kind]["accuracy"][which] for kind in MEMBERS for which in ("mean", "median")
+            )
+            for run in runs
+        ]
+        for name in ("abend", "sbend")
+    }
+    diversity = {
+        kind: {key: spread([run["diversity"][kind][key] for run in runs]) for key in ("disagreement", "error_iou")}
+        for kind in MEMBERS
+    }
+    novelty = {key: spread([run["novelty"][key] for run in runs]) for key in ("replica_rate", "variance_ratio")}
+    return {
+        "seeds": [run["seed"] for run in runs],
+        "rows": rows,
+        "above_mean_and_median_of_members": claim,
+        "against_nulls": nulls,
+        "diversity": diversity,
+        "novelty": novelty | {"verdicts": [run["novelty"]["verdict"] for run in runs]},
+        "member_cost_ratio": spread([run["cost"]["member_cost_ratio"] for run in runs]),
+        "wall_s": spread([run["wall_s"] for run in runs]),
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The summary for people."""
+    seeds = len(result["seeds"])
+    lines = [f"{'':<20} {'accuracy %':>16} {'NLL':>18}   NLL gain of aBEND (better/worse of {seeds})"]
+    for name, row in result["rows"].items():
+        accuracy = f"{100 * row['accuracy']['mean']:.2f} +- {100 * row['accuracy']['sd']:.2f}"
+        nll = f"{row['nll']['mean']:.4f} +- {row['nll']['sd']:.4f}" if "nll" in row else ""
+        null = result["against_nulls"].get(name)
+        gain = ""
+        if null:
+            mean, sd = null["nll_gain"]["mean"], null["nll_gain"]["sd"]
+            gain = f"{mean:+.4f} +- {sd:.4f} ({null['seeds_better']}/{null['seeds_worse']})"
+        lines.append(f"{name:<20} {accuracy:>16} {nll:>18}   {gain}")
+    for name, held in result["above_mean_and_median_of_members"].items():
+        lines.append(f"{name} above mean and median of originals and generated: {sum(held)} of {seeds} seeds")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What is classified, and by what."""

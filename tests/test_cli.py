@@ -1,0 +1,62 @@
+"""Every mistake at the command line: one clear sentence, exit code 2, no traceback, nothing written."""
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import BEND_RAY, TOY
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "toy.yaml"
+    path.write_text(yaml.safe_dump(TOY))
+    return str(path)
+
+
+def bend_ray(*arguments: str, cwd: Path) -> tuple[int, str]:
+    done = subprocess.run([BEND_RAY, *arguments], cwd=cwd, capture_output=True, text=True)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "COMMAND"),
+        (["rum"], "invalid choice: 'rum'"),
+        (["run"], "CONFIG.yaml"),
+        (["run", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
+        (["run", "CONFIG", "--collect.chain", "3"], "did you mean --collect.chains?"),
+        (["run", "CONFIG", "--frobnicate"], "unrecognized arguments: --frobnicate"),
+        (["run", "CONFIG", "--collect.chains", "x"], "collect.chains"),
+        (["run", "CONFIG", "--data.name", "null", "--data.path", "no/such"], "no/such"),
+        (["run", "CONFIG", "--classifier.kwargs.widht", "3", "--dry-run"], "classifier.kwargs"),
+        (["run", "CONFIG", "--collect.subset", "regex:nothing", "--dry-run"], "chooses no parameter"),
+        (["predict", "no-run", "x.npy"], "no-run"),
+        (["show", "no-run"], "no-run: is no run"),
+    ],
+)
+def test_mistake_is_one_sentence(tmp_path: Path, config: str, arguments: list[str], said: str) -> None:
+    code, error = bend_ray(*[config if word == "CONFIG" else word for word in arguments], cwd=tmp_path)
+    assert code == 2 and said in error
+    assert error.startswith("bend-ray: ") and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["toy.yaml"]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [
+        (np.full((1, 8, 8), np.nan), "NaN|finite"),
+        (np.zeros((1, 9, 9), np.uint8), "8"),
+        (np.zeros((0, 8, 8), np.uint8), "no image|empty"),
+        (np.array([{}], dtype=object), "npy"),
+    ],
+)
+def test_bad_array_is_refused(reference: Path, tmp_path: Path, array: np.ndarray, said: str) -> None:
+    np.save(tmp_path / "x.npy", array, allow_pickle=True)
+    code, error = bend_ray("predict", str(reference), "x.npy", cwd=tmp_path)
+    assert code == 2 and "x.npy" in error and error.count("\n") == 1
+    assert any(word in error for word in said.split("|"))

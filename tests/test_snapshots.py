@@ -1,0 +1,103 @@
+"""Snapshots as Parquet: read is written, anyone can open them, and broken ones are refused by name."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import Tensor
+
+from bend_ray.artifacts import Folder
+from bend_ray.errors import ArtifactError
+from bend_ray.weights import snapshots as parts
+from bend_ray.weights.snapshots import Fact
+from bend_ray.weights.subset import Subset
+
+SUBSET = Subset(("head.weight", "norm.bias"), ((3, 2), (4,)), ("float32", "float32"))
+
+
+def put(folder: Folder, chain: int, recipe: str = "r", theta_SD: Tensor | None = None) -> Tensor:
+    if theta_SD is None:
+        theta_SD = torch.randn(2, SUBSET.D, generator=torch.Generator().manual_seed(chain))
+    facts = [Fact(chain, step, 2**62 + chain, 0.5, 0.25) for step in (10, 20)]
+    parts.write_part(folder, chain, SUBSET, theta_SD, facts, recipe)
+    return theta_SD
+
+
+def test_read_is_written(tmp_path: Path) -> None:
+    written = torch.cat([put(Folder(tmp_path), chain) for chain in range(3)])
+    read = parts.read(Folder(tmp_path), 3)
+    assert read.subset == SUBSET and torch.equal(read.theta_SD, written)
+    assert [(fact.chain, fact.step) for fact in read.facts] == [(c, s) for c in range(3) for s in (10, 20)]
+    assert torch.equal(torch.cat([block for _, block in read.blocks()], dim=1), written)
+
+
+def test_same_chain_same_bytes(tmp_path: Path) -> None:
+    put(Folder(tmp_path / "a"), 1)
+    put(Folder(tmp_path / "b"), 1)
+    assert (tmp_path / "a" / parts.part_name(1)).read_bytes() == (tmp_path / "b" / parts.part_name(1)).read_bytes()
+
+
+def test_pandas_opens_the_folder_beside_our_files(tmp_path: Path) -> None:
+    theta = put(Folder(tmp_path), 0)
+    Folder(tmp_path).write("_config.json", b"{}")
+    frame = pd.read_parquet(tmp_path)
+    assert list(frame.columns) == [
+        "chain",
+        "step",
+        "seed",
+        "val_loss",
+        "val_accuracy",
+        "theta.head.weight",
+        "theta.norm.bias",
+    ]
+    assert np.array_equal(np.stack(frame["theta.head.weight"].tolist()), theta[:, :6].numpy())
+
+
+def test_whole_chains_are_withheld(tmp_path: Path) -> None:
+    for chain in range(4):
+        put(Folder(tmp_path), chain)
+    seen, held_out = parts.read(Folder(tmp_path), 4).divide(4, 1)
+    assert set(seen.chains_S.tolist()) == {0, 1, 2} and set(held_out.chains_S.tolist()) == {3}
+
+
+def test_done_means_by_the_same_recipe(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    assert not parts.part_is_done(folder, 0, "r")
+    put(folder, 0)
+    assert parts.part_is_done(folder, 0, "r")
+    with pytest.raises(ArtifactError, match="another configuration"):
+        parts.part_is_done(folder, 0, "other")
+
+
+def test_missing_part_is_named(tmp_path: Path) -> None:
+    put(Folder(tmp_path), 0)
+    with pytest.raises(ArtifactError, match=r"chain-00001\.parquet: no such file"):
+        parts.read(Folder(tmp_path), 2)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "alter", "empty", "foreign"])
+def test_broken_part_is_named(tmp_path: Path, damage: str) -> None:
+    theta = put(Folder(tmp_path), 0)
+    path = tmp_path / parts.part_name(0)
+    data = path.read_bytes()
+    where = data.index(theta[:, :6].contiguous().numpy().tobytes()[:16])
+    if damage == "foreign":
+        pq.write_table(pa.table({"x": [1]}), path)
+    else:
+        altered = data[:where] + bytes([data[where] ^ 1]) + data[where + 1 :]
+        path.write_bytes({"truncate": data[: len(data) // 2], "alter": altered, "empty": b""}[damage])
+    with pytest.raises(ArtifactError, match=r"chain-00000\.parquet: is not a whole part"):
+        parts.read(Folder(tmp_path), 1)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_number_that_is_not_finite_is_named(tmp_path: Path, bad: float) -> None:
+    theta = torch.zeros(2, SUBSET.D)
+    theta[1, 7] = bad
+    put(Folder(tmp_path), 0, theta_SD=theta)
+    with pytest.raises(ArtifactError, match=r"'norm\.bias' of chain 0, step 20 is not finite"):
+        parts.read(Folder(tmp_path), 1)
