@@ -1,7 +1,7 @@
 """Five seeds of the digits pipeline: is the ensemble above the mean and median of its members, and what of the nulls?
 
-Runs `bend-ray run` once a seed (finished runs are kept under runs/seeds and not done again), then prints mean and spread,
-paired by seed, and writes benchmarks/digits.json.
+Runs `bend-ray run` once a seed (finished runs are kept under runs/seeds and not done again), then prints mean and
+spread, paired by seed, and writes benchmarks/digits.json.
 
     python benchmarks/digits.py [--seeds N] [--config jobs/digits.yaml]
 """

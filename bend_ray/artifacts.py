@@ -214,7 +214,7 @@ def publish(
     prefix = "_" if kind == "snapshots" else ""
     folder.write(f"{prefix}README.md", readme.encode())
     manifest = Manifest(
-        format=FORMAT,
+        format=1,
         kind=kind,
         made_by=f"bend_ray {__version__}",
         hash=recipe(kind, config, inputs),

@@ -167,7 +167,7 @@ def board(show: Progress, units: Callable[[dict[str, tuple[float, float]]], int]
 
     A BendError that a worker put there is raised when the block ends.
     """
-    actor = ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote()
+    actor: Any = ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote()
     stop = threading.Event()
 
     def listen() -> None:

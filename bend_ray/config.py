@@ -98,13 +98,13 @@ class Base(Section):
 class Collect(Section):
     workers: int = _placement(2, ge=1)
     """Ray Train workers."""
-    chains: int = Field(24, ge=3)
+    chains: int = Field(48, ge=3)
     """Independent fine-tunings of the subset, each from the base on its own bootstrap."""
-    snapshots_per_chain: int = Field(4, ge=1)
+    snapshots_per_chain: int = Field(2, ge=1)
     """Snapshots kept of each chain, evenly spaced, the last at its end."""
-    epochs: float = Field(4.0, gt=0)
+    epochs: float = Field(2.0, gt=0)
     """Passes over the training split that one chain makes."""
-    lr: float = Field(1e-2, gt=0)
+    lr: float = Field(0.1, gt=0)
     """Learning rate of a chain's AdamW, constant: high, for it buys diversity."""
     batch_size: int = Field(64, ge=1)
     """Rows a step of a chain."""
@@ -112,7 +112,7 @@ class Collect(Section):
     """Train each chain on rows drawn with replacement; false: on all rows, in an order of its own."""
     subset: str = "norm+head"
     """Parameters that vary: head, norm, norm+head, last_block, regex:..., or names joined by commas."""
-    held_out: int = Field(3, ge=1)
+    held_out: int = Field(4, ge=1)
     """Whole chains (the last ones) withheld from the generator, to measure novelty and reconstruction honestly."""
     cpus_per_worker: float = _placement(1.0, gt=0)
     """CPU cores of a worker, and (rounded down, at least 1) its threads."""
@@ -136,7 +136,7 @@ class Autoencoder(Section):
     """Latent size Z, cut to R where that is smaller."""
     hidden: int = Field(256, ge=1)
     """Width of the hidden layers."""
-    iterations: int = Field(1000, ge=0)
+    iterations: int = Field(500, ge=0)
     """Training steps."""
     batch_size: int = Field(64, ge=1)
     """Snapshots a step."""
@@ -151,13 +151,13 @@ class Diffusion(Section):
     """Diffusion steps T in training."""
     schedule: Literal["linear", "cosine"] = "cosine"
     """Noise schedule."""
-    hidden: int = Field(256, ge=2)
+    hidden: int = Field(128, ge=2)
     """Width of the denoiser."""
     blocks: int = Field(3, ge=1)
     """Residual blocks of the denoiser."""
-    iterations: int = Field(3000, ge=1)
+    iterations: int = Field(1000, ge=1)
     """Training steps."""
-    batch_size: int = Field(256, ge=1)
+    batch_size: int = Field(128, ge=1)
     """Latents a step (drawn with replacement, each with its own timestep)."""
     lr: float = Field(1e-3, gt=0)
     """Learning rate (AdamW, cosine)."""

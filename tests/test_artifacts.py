@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import changed
 
 from bend_ray import artifacts
 from bend_ray.artifacts import Folder, Manifest
 from bend_ray.config import Config
 from bend_ray.errors import ArtifactError
+from conftest import changed
 
 
 def make(run: Folder, config: Config) -> Manifest:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, TOY, changed
 
 from bend_ray import config
 from bend_ray.errors import ConfigError
+from conftest import ROOT, TOY, changed
 
 
 def load(tmp_path: Path, raw: object, **overrides: str) -> config.Config:

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+
 from conftest import BEND_RAY, TOY, bits
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

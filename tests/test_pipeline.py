@@ -9,7 +9,6 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
-from conftest import TOY, bits, changed
 from PIL import Image
 
 from bend_ray import cli
@@ -20,6 +19,7 @@ from bend_ray.ensemble.ensemble import Ensemble
 from bend_ray.errors import ArtifactError, ResourceError, TrainingError
 from bend_ray.stages import pipeline
 from bend_ray.weights import snapshots
+from conftest import TOY, bits, changed
 
 pytestmark = pytest.mark.ray
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
-from conftest import changed
 from torch import Tensor, nn
 
 from bend_ray.data import training
@@ -15,6 +14,7 @@ from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.errors import ConfigError, TrainingError
 from bend_ray.weights import chains
 from bend_ray.weights.subset import choose
+from conftest import changed
 
 CONFIG = changed(base={"shards": 4})
 

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,21 +14,29 @@ from bend_ray.config import Classifier
 from bend_ray.errors import ModelError
 
 
+class ConvBlock(nn.Module):
+    """A 3x3 convolution, batch norm, ReLU. Not a Sequential: `last_block` opens those and would find a norm alone."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.conv(x)))
+
+
 class ConvNet(nn.Module):
-    """Three 3x3 convolutions with batch norm (width, 2 and 4 times that), global average, one linear head."""
+    """Three blocks (width, 2 and 4 times that), pooled after the first two, global average, one linear head."""
 
     def __init__(self, classes: int, channels: int, width: int = 16) -> None:
         super().__init__()
-        self.block1 = self._block(channels, width)
-        self.block2 = self._block(width, 2 * width)
-        self.block3 = self._block(2 * width, 4 * width)
+        _positive(width=width)
+        self.block1 = ConvBlock(channels, width)
+        self.block2 = ConvBlock(width, 2 * width)
+        self.block3 = ConvBlock(2 * width, 4 * width)
         self.pool = nn.MaxPool2d(2, ceil_mode=True)
         self.head = nn.Linear(4 * width, classes)
-
-    @staticmethod
-    def _block(inputs: int, outputs: int) -> nn.Sequential:
-        convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-        return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool(self.block1(x))
@@ -35,21 +44,39 @@ class ConvNet(nn.Module):
         return self.head(self.block3(x).mean((2, 3)))
 
 
+class LinearBlock(nn.Module):
+    """A linear layer, layer norm, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs)
+        self.norm = nn.LayerNorm(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.linear(x)))
+
+
 class MLP(nn.Module):
-    """Linear layers with layer norm on the flattened image."""
+    """Linear blocks on the flattened image, one linear head."""
 
     def __init__(self, classes: int, channels: int, image_size: int, hidden: int = 128, depth: int = 2) -> None:
         super().__init__()
+        _positive(hidden=hidden, depth=depth)
         sizes = [channels * image_size**2, *[hidden] * depth]
-        self.layers = nn.ModuleList([nn.Linear(*pair) for pair in zip(sizes, sizes[1:], strict=False)])
-        self.norms = nn.ModuleList([nn.LayerNorm(hidden) for _ in range(depth)])
+        self.blocks = nn.ModuleList([LinearBlock(*pair) for pair in itertools.pairwise(sizes)])
         self.head = nn.Linear(hidden, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1)
-        for layer, norm in zip(self.layers, self.norms, strict=True):
-            x = torch.relu(norm(layer(x)))
+        for block in self.blocks:
+            x = block(x)
         return self.head(x)
+
+
+def _positive(**values: Any) -> None:
+    for name, value in values.items():
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name} must be a whole number above 0, not {value!r}")
 
 
 BUILT_IN: dict[str, Callable[..., nn.Module]] = {"convnet": ConvNet, "mlp": MLP}
@@ -61,23 +88,58 @@ def build(classifier: Classifier, classes: int, channels: int, image_size: int, 
     Raises ModelError, naming the key, where it cannot be made or does not give (B, classes) logits.
     """
     make = BUILT_IN[classifier.name] if classifier.name else _import(classifier.target or "")
-    known = {"classes": classes, "channels": channels, "image_size": image_size}
-    try:
-        taken = inspect.signature(make).parameters
-    except (TypeError, ValueError):
-        taken = {}  # type: ignore[assignment]
-    arguments = {name: value for name, value in known.items() if name in taken} | classifier.kwargs
     where = classifier.name or classifier.target
+    given = {"classes": classes, "channels": channels, "image_size": image_size}
+    try:
+        signature = inspect.signature(make)
+    except (TypeError, ValueError):  # some callables written in C have none
+        arguments = dict(classifier.kwargs)
+    else:
+        arguments = {name: value for name, value in given.items() if name in signature.parameters} | classifier.kwargs
+        try:
+            signature.bind(**arguments)
+        except TypeError as error:
+            raise ModelError(
+                f"classifier.kwargs: {where} {signature} cannot be called with {', '.join(arguments) or 'nothing'}"
+                f" ({error})"
+            ) from None
+    # Checked under the seed as well: lazy layers are initialised by their first batch.
     with seeds.seeded(seed, "init"):
         try:
             module = make(**arguments)
         except Exception as error:
-            key = "classifier.kwargs" if classifier.kwargs else "classifier.target"
+            key = "classifier.kwargs" if classifier.name else "classifier.target"
             raise ModelError(f"{key}: {where} cannot be made with {arguments} ({error})") from error
-    if not isinstance(module, nn.Module):
-        raise ModelError(f"classifier.target: {where} gave a {type(module).__name__}, not a torch.nn.Module")
-    _check(module, str(where), classes, channels, image_size)
+        if not isinstance(module, nn.Module):
+            raise ModelError(f"classifier.target: {where} gave a {type(module).__name__}, not a torch.nn.Module")
+        check(module, classes, channels, image_size)
     return module
+
+
+@torch.no_grad()
+def check(module: nn.Module, classes: int, channels: int, image_size: int) -> None:
+    """Run ``module`` in eval mode on two blank images; its modes are left as they were.
+
+    Raises ModelError unless it gives finite logits of shape (2, classes).
+    """
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    modes = [(child, child.training) for child in module.modules()]
+    shape = (2, channels, image_size, image_size)
+    module.eval()
+    try:
+        output = module(torch.zeros(shape, device=device))
+    except Exception as error:
+        raise ModelError(f"the classifier fails on images of shape {shape}: {error}") from error
+    finally:
+        for child, training in modes:
+            child.training = training
+    found = logits(output)
+    if found.shape != (2, classes):
+        raise ModelError(
+            f"the classifier gives logits of shape {tuple(found.shape)} for 2 images; expected {(2, classes)}"
+        )
+    if not torch.isfinite(found).all():
+        raise ModelError("the classifier gives logits that are not finite for blank images")
 
 
 def load_weights(module: nn.Module, path: str) -> None:
@@ -92,16 +154,19 @@ def load_weights(module: nn.Module, path: str) -> None:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"classifier.weights: {path}: is no .safetensors file that can be read ({error})") from None
-    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    saved = module.state_dict()
-    missing, unexpected = sorted(set(saved) - set(tensors)), sorted(set(tensors) - set(saved))
-    missing = [name for name in missing if name in own]  # a tied parameter is saved once
-    wrong = [n for n in tensors if n in saved and tensors[n].shape != saved[n].shape]
+    own = {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if isinstance(tensor, Tensor)}
+    given = {id(own[name]) for name in tensors if name in own}
+    missing = [name for name in own if id(own[name]) not in given]  # any one name of a tied parameter will do
+    unexpected = [name for name in tensors if name not in own]
+    wrong = [
+        f"{name} {tuple(tensor.shape)} instead of {tuple(own[name].shape)}"
+        for name, tensor in tensors.items()
+        if name in own and tensor.shape != own[name].shape
+    ]
     if missing or unexpected or wrong:
-        raise ModelError(
-            f"classifier.weights: {path} does not fit the classifier: missing {missing}, unexpected {unexpected},"
-            f" of another shape {wrong}"
-        )
+        found = {"missing": missing, "unexpected": unexpected, "of another shape": wrong}
+        listed = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in found.items() if names)
+        raise ModelError(f"classifier.weights: {path} does not fit the classifier: {listed}")
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ModelError(f"classifier.weights: {path}: {name!r} is not finite")
@@ -126,26 +191,8 @@ def _import(target: str) -> Callable[..., Any]:
         found: Any = importlib.import_module(name)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise ModelError(f"classifier.target: {target!r} cannot be imported ({error})") from None
+    except Exception as error:  # the module runs as it is imported
+        raise ModelError(f"classifier.target: {target!r} cannot be imported ({error})") from error
     if not callable(found):
         raise ModelError(f"classifier.target: {target!r} is a {type(found).__name__}, not a callable")
-    return found  # type: ignore[no-any-return]
-
-
-@torch.no_grad()
-def _check(module: nn.Module, where: str, classes: int, channels: int, image_size: int) -> None:
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    training = module.training
-    module.eval()
-    try:
-        output = module(torch.zeros(2, channels, image_size, image_size, device=device))
-    except Exception as error:
-        raise ModelError(
-            f"classifier: {where} fails on images of shape (2, {channels}, {image_size}, {image_size}): {error}"
-        ) from error
-    finally:
-        module.train(training)
-    shape = tuple(logits(output).shape)
-    if shape != (2, classes):
-        raise ModelError(f"classifier: {where} gives logits of shape {shape} for 2 images; expected (2, {classes})")
+    return found

@@ -2,6 +2,7 @@
 
 import hashlib
 import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from bend_ray.config import Data
 from bend_ray.errors import DataError
 
 SPLITS = ("train", "val", "test")
+NPZ_KEYS = {f"{kind}_{split}" for kind in "xy" for split in SPLITS}
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,15 @@ class Preprocess:
     std: tuple[float, ...]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) to float32: over 255, minus mean, over standard deviation, each channel by its own."""
+        """uint8 (B, C, H, W) to float32: over 255, minus mean, over standard deviation, each channel by its own.
+
+        Raises DataError for another type or shape: one channel would silently be spread over three.
+        """
+        wanted = (self.channels, self.image_size, self.image_size)
+        if images.dtype != torch.uint8 or images.shape[1:] != wanted:
+            raise DataError(
+                f"images of {images.dtype} {tuple(images.shape)} given; expected torch.uint8 (B, *{wanted})"
+            )
         mean = torch.tensor(self.mean, device=images.device)[:, None, None]
         std = torch.tensor(self.std, device=images.device)[:, None, None]
         return (images.float() / 255 - mean) / std
@@ -53,22 +63,17 @@ class Preprocess:
 
         Raises DataError, which names the file, where it cannot be read or does not fit.
         """
-        if Path(path).suffix == ".npy":
+        if Path(path).suffix.lower() == ".npy":
             return self._array(Path(path))
         try:
             with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # odd metadata
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 with Image.open(path) as image:
-                    fitted = image.convert("L" if self.channels == 1 else "RGB")
+                    fitted = Image.fromarray(pixels(image, colour=self.channels == 3))
         except FileNotFoundError:
             raise DataError(f"{path}: no such file") from None
-        except (
-            OSError,
-            SyntaxError,
-            ValueError,
-            Image.DecompressionBombError,
-            Image.DecompressionBombWarning,
-        ) as error:
+        except Exception as error:  # decoders raise nearly anything on broken bytes
             raise DataError(f"{path}: is no image that can be read ({error}); give PNG, JPEG or .npy") from None
         if fitted.size != (self.image_size, self.image_size):
             fitted = fitted.resize((self.image_size, self.image_size), Image.Resampling.BILINEAR)
@@ -76,10 +81,14 @@ class Preprocess:
 
     def _array(self, path: Path) -> Tensor:
         try:
-            array = np.load(path, allow_pickle=False)
+            # Mapped, for a forged header could otherwise ask for more memory than there is.
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            if not isinstance(array, np.ndarray):
+                array.close()
+                raise ValueError("it is an .npz of several arrays")
         except FileNotFoundError:
             raise DataError(f"{path}: no such file") from None
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # a broken header is parsed as Python and fails in as many ways
             raise DataError(f"{path}: is no .npy array of numbers ({error})") from None
         return _images(array, str(path), (self.channels, self.image_size))
 
@@ -95,7 +104,12 @@ class Preprocess:
     def from_json(data: dict[str, Any]) -> "Preprocess":
         """The inverse of `to_json`. Raises KeyError, TypeError or ValueError for anything else."""
         mean, std = (tuple(float(value) for value in data[key]) for key in ("mean", "std"))
-        return Preprocess(int(data["channels"]), int(data["image_size"]), mean, std)
+        channels, size = int(data["channels"]), int(data["image_size"])
+        if channels not in (1, 3) or size < 1 or not len(mean) == len(std) == channels:
+            raise ValueError(f"{channels} channels of size {size} with {len(mean)} means and {len(std)} deviations")
+        if not (np.isfinite(mean + std).all() and min(std) > 0):
+            raise ValueError("means and deviations must be finite, deviations above 0")
+        return Preprocess(channels, size, mean, std)
 
 
 @dataclass(frozen=True)
@@ -114,13 +128,23 @@ class Dataset:
         """K."""
         return len(self.class_names)
 
+    @property
+    def channels(self) -> int:
+        """1 (grey) or 3 (colour)."""
+        return self.preprocess.channels
+
+    @property
+    def image_size(self) -> int:
+        """Height and width, pixels."""
+        return self.preprocess.image_size
+
     def digest(self) -> str:
         """sha256 of all images and labels: what artifacts name as their data."""
         digest = hashlib.sha256()
         for split in (self.train, self.val, self.test):
             for tensor in (split.images, split.labels):
                 digest.update(str(tuple(tensor.shape)).encode())
-                digest.update(memoryview(tensor.contiguous().numpy()).cast("B"))
+                digest.update(tensor.contiguous().numpy().data.cast("B"))
         return digest.hexdigest()
 
 
@@ -130,27 +154,37 @@ def load_dataset(data: Data, seed: int) -> Dataset:
     Raises DataError, which names file and row, for data that cannot be used.
     """
     if data.name is not None:
-        name, splits, names = data.name, *_digits()
+        where, (splits, names) = f"data.name: {data.name}", _digits()
     else:
         assert data.path is not None
-        name = Path(data.path).stem
-        splits, names = _load_path(data, data.path)
-    if data.train_limit:
-        splits["train"] = splits["train"].take(slice(data.train_limit))
-    if "test" not in splits:
+        where, (splits, names) = f"data.path: {data.path}", _load_path(data, data.path)
+    splits = _one_colour(splits)
+    names = _check(where, splits, names)
+    if "test" not in splits:  # before the limits: which rows are for testing must not depend on how many train
         splits["train"], splits["test"] = _cut(splits["train"], data.test_fraction, seed, "data.test_fraction")
+    for split, limit in (("train", data.train_limit), ("test", data.test_limit)):
+        splits[split] = splits[split].take(slice(limit))
     if "val" not in splits:
         splits["train"], splits["val"] = _cut(splits["train"], data.val_fraction, seed, "data.val_fraction")
-    if data.test_limit:
-        splits["test"] = splits["test"].take(slice(data.test_limit))
-    names = names or tuple(str(label) for label in range(int(max(s.labels.max() for s in splits.values())) + 1))
-    for split, rows in splits.items():
-        _check(name, split, rows, len(names), splits["train"])
-    pixels = splits["train"].images.to(torch.float64) / 255
-    mean, std = pixels.mean((0, 2, 3)).tolist(), pixels.std((0, 2, 3)).clamp_min(1e-3).tolist()
-    shape = splits["train"].images.shape
-    preprocess = Preprocess(shape[1], shape[2], tuple(mean), tuple(std))
-    return Dataset(name, names, splits["train"], splits["val"], splits["test"], preprocess)
+    if len(splits["train"].labels.unique()) < 2:
+        raise DataError(
+            f"{where}: the training rows are of one class only; a classifier needs two (see data.train_limit)"
+        )
+    mean, std = _statistics(splits["train"].images)
+    channels, size = splits["train"].images.shape[1:3]
+    name = data.name or Path(data.path or "").stem
+    return Dataset(name, names, splits["train"], splits["val"], splits["test"], Preprocess(channels, size, mean, std))
+
+
+def pixels(image: Image.Image, colour: bool) -> np.ndarray:
+    """A decoded image as uint8 (H, W) or, in colour, (H, W, 3). Raises ValueError for pixels of no known range."""
+    if image.mode.startswith("I;16"):  # Pillow's own conversion cuts everything above 255 off
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are of mode {image.mode}; give 8 or 16 bits")
+    if image.mode == "P":
+        image = image.convert("RGBA")  # a palette with transparency is not converted in one step
+    return np.asarray(image.convert("RGB" if colour else "L"))
 
 
 def _digits() -> tuple[dict[str, Split], tuple[str, ...]]:
@@ -171,29 +205,41 @@ def _load_path(data: Data, path: str) -> tuple[dict[str, Split], tuple[str, ...]
 
 def _load_npz(path: str) -> dict[str, Split]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
+        with Path(path).open("rb") as stream:
+            if not zipfile.is_zipfile(stream):
+                raise ValueError("it is no whole zip archive")
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as file:
+                held = list(file.files)
+                arrays = {key: file[key] for key in held if key in NPZ_KEYS}
     except FileNotFoundError:
         raise DataError(f"data.path: {path}: no such file") from None
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # zip, zlib and a broken array header all fail in their own ways
         raise DataError(f"data.path: {path}: is no .npz of arrays ({error})") from None
+    if "x_train" not in arrays:
+        raise DataError(f"data.path: {path}: has no x_train (it has {', '.join(held) or 'nothing'})")
     splits = {}
     for split in SPLITS:
-        if f"x_{split}" in arrays:
-            if f"y_{split}" not in arrays:
-                raise DataError(f"data.path: {path}: has x_{split} and no y_{split}")
-            labels = arrays[f"y_{split}"].reshape(-1)
-            if not np.issubdtype(labels.dtype, np.integer):
-                raise DataError(f"data.path: {path}: y_{split} is {labels.dtype}; labels must be whole numbers")
-            images = _images(arrays[f"x_{split}"], f"{path}: x_{split}")
-            splits[split] = Split(images, torch.from_numpy(labels.astype(np.int64)))
-    if "train" not in splits:
-        raise DataError(f"data.path: {path}: has no x_train (it has {', '.join(arrays) or 'nothing'})")
+        images, labels = arrays.get(f"x_{split}"), arrays.get(f"y_{split}")
+        if images is None and labels is None:
+            continue
+        if images is None or labels is None:
+            raise DataError(f"data.path: {path}: x_{split} and y_{split} must both be there; one is missing")
+        where = f"data.path: {path}: y_{split}"
+        if not np.issubdtype(labels.dtype, np.integer) or labels.ndim == 0 or labels.size != len(labels):
+            raise DataError(f"{where} is {labels.dtype} {labels.shape}; labels must be whole numbers of shape (N,)")
+        pictures = _images(images, f"data.path: {path}: x_{split}")
+        if len(labels) != len(pictures):
+            raise DataError(f"{where} has {len(labels)} labels for {len(pictures)} images")
+        splits[split] = Split(pictures, torch.from_numpy(labels.reshape(-1).astype(np.int64)))
     return splits
 
 
 def _images(array: np.ndarray, where: str, fit: tuple[int, int] | None = None) -> Tensor:
-    """uint8 (N, C, H, W) from (H, W), (N, H, W), (C, H, W), (N, H, W, C) or (N, C, H, W); ``fit``: channels and size."""
+    """uint8 (N, C, H, W) from (N, H, W), (N, H, W, C) or (N, C, H, W).
+
+    With ``fit`` (channels and size, all images alike) also from one image: (H, W), (C, H, W) or (H, W, C).
+    """
     if array.size == 0:
         raise DataError(f"{where}: holds no image (shape {array.shape})")
     if not (np.issubdtype(array.dtype, np.number) and np.isrealobj(array) and np.isfinite(array).all()):
@@ -203,54 +249,87 @@ def _images(array: np.ndarray, where: str, fit: tuple[int, int] | None = None) -
     if low < 0 or high > (255 if whole else 1):
         allowed = "whole numbers from 0 to 255" if whole else "fractions from 0 to 1"
         raise DataError(f"{where}: pixels from {low} to {high}; {array.dtype} images must be {allowed}")
-    pixels = array.astype(np.uint8) if whole else np.rint(array * 255.0).astype(np.uint8)
-    images = _axes(torch.from_numpy(pixels), fit)
+    levels = array.astype(np.uint8) if whole else np.rint(array * 255.0).astype(np.uint8)
+    images = _axes(torch.from_numpy(levels), fit)
     if images is None or images.shape[2] != images.shape[3] or (fit and tuple(images.shape[1:3]) != fit):
         wanted = f"(N, {fit[0]}, {fit[1]}, {fit[1]})" if fit else "square images of 1 or 3 channels"
         raise DataError(f"{where}: has shape {array.shape}; expected {wanted}")
     return images.contiguous()
 
 
-def _axes(pixels: Tensor, fit: tuple[int, int] | None) -> Tensor | None:
-    channels = (fit[0],) if fit else (1, 3)
-    if pixels.ndim == 2:
-        return pixels[None, None]
-    if pixels.ndim == 3:
-        one_image = fit is not None and tuple(pixels.shape) == (fit[0], fit[1], fit[1])
-        return pixels[None] if one_image else pixels[:, None]
-    if pixels.ndim == 4 and pixels.shape[1] in channels and pixels.shape[2] == pixels.shape[3]:
-        return pixels
-    if pixels.ndim == 4 and pixels.shape[3] in channels:
-        return pixels.permute(0, 3, 1, 2)
+def _axes(levels: Tensor, fit: tuple[int, int] | None) -> Tensor | None:
+    channels, shape = (fit[0],) if fit else (1, 3), tuple(levels.shape)
+    if fit and shape == (fit[1], fit[1]):
+        return levels[None, None]
+    if fit and shape == (fit[0], fit[1], fit[1]):
+        return levels[None]
+    if fit and shape == (fit[1], fit[1], fit[0]):
+        return levels.permute(2, 0, 1)[None]
+    if levels.ndim == 3:
+        return levels[:, None]
+    if levels.ndim == 4 and shape[1] in channels and shape[2] == shape[3]:
+        return levels
+    if levels.ndim == 4 and shape[3] in channels:
+        return levels.permute(0, 3, 1, 2)
     return None
 
 
-def _cut(rows: Split, fraction: float, seed: int, key: str) -> tuple[Split, Split]:
-    """``rows`` without and with ``fraction`` of every class."""
-    from sklearn.model_selection import train_test_split
+def _one_colour(splits: dict[str, Split]) -> dict[str, Split]:
+    """Where any split is in colour, grey ones are repeated over three channels."""
+    if all(rows.images.shape[1] == 1 for rows in splits.values()):
+        return splits
+    return {name: Split(rows.images.expand(-1, 3, -1, -1).contiguous(), rows.labels) for name, rows in splits.items()}
 
+
+def _check(where: str, splits: dict[str, Split], names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of the classes (their numbers where the data has no names), if every row of ``splits`` fits them."""
+    shape = tuple(splits["train"].images.shape[1:])
+    for split, rows in splits.items():
+        if len(rows) == 0:
+            raise DataError(f"{where}: the {split} split is empty")
+        if (found := tuple(rows.images.shape[1:])) != shape:
+            raise DataError(f"{where}: {split} images are {found}, training ones {shape}; all must be alike")
+    # Unnamed classes must be 0, 1, 2, ...; one stray number would otherwise make a head of millions of classes.
+    rows_in_all = sum(map(len, splits.values()))
+    classes = len(names) or min(rows_in_all, 1 + max(int(rows.labels.max()) for rows in splits.values()))
+    for split, rows in splits.items():
+        bad = ((rows.labels < 0) | (rows.labels >= classes)).nonzero().flatten().tolist()
+        if bad:
+            raise DataError(
+                f"{where}: {split} row {bad[0]} has label {int(rows.labels[bad[0]])}, not one of 0 to {classes - 1};"
+                " mend the label or leave the row out"
+            )
+    return names or tuple(map(str, range(classes)))
+
+
+def _cut(rows: Split, fraction: float, seed: int, key: str) -> tuple[Split, Split]:
+    """``rows`` without and with ``fraction`` of every class, each in the old order."""
+    from sklearn.model_selection import train_test_split  # takes a second
+
+    labels, counts = rows.labels.unique(return_counts=True)
+    if counts.min() < 2:
+        raise DataError(
+            f"{key}: label {int(labels[counts.argmin()])} has one row of {len(rows)}; a stratified cut needs two of"
+            " every class: give more rows, or a split of its own"
+        )
     state = seeds.seed_for(seed, "split", key) % 2**32
     try:
         kept, cut = train_test_split(
             np.arange(len(rows)), test_size=fraction, random_state=state, stratify=rows.labels.numpy()
         )
     except ValueError as error:
-        raise DataError(
-            f"{key}: {len(rows)} rows cannot be cut at {fraction} with every class in both ({error})"
-        ) from None
+        raise DataError(f"{key}: {fraction} of {len(rows)} rows cannot be cut off by class ({error})") from None
     return rows.take(np.sort(kept)), rows.take(np.sort(cut))
 
 
-def _check(name: str, split: str, rows: Split, classes: int, train: Split) -> None:
-    if len(rows) == 0:
-        raise DataError(f"{name}: the {split} split is empty")
-    bad = ((rows.labels < 0) | (rows.labels >= classes)).nonzero().flatten()
-    if len(bad):
-        row = int(bad[0])
-        raise DataError(f"{name}: label {int(rows.labels[row])} of {split} row {row} is not among {classes} classes")
-    if split == "train" and len(rows.labels.unique()) < 2:
-        raise DataError(f"{name}: the training split has one class only; a classifier needs two")
-    if rows.images.shape[1:] != train.images.shape[1:]:
-        raise DataError(
-            f"{name}: {split} images are {tuple(rows.images.shape[1:])}, training ones {tuple(train.images.shape[1:])}"
-        )
+def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, of pixels over 255."""
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    means, deviations = [], []
+    for channel in images.unbind(1):
+        # Counted, not summed: whole numbers are the same bits on any number of threads.
+        share = torch.bincount(channel.reshape(-1), minlength=256).double() / channel.numel()
+        mean = float((share * levels).sum())
+        means.append(mean)
+        deviations.append(max(1e-3, float((share * (levels - mean) ** 2).sum().sqrt())))
+    return tuple(means), tuple(deviations)

@@ -22,7 +22,7 @@ NAMES = {"train": "train", "training": "train", "test": "test", "validation": "v
 def load_parquet(path: str, image: str | None, label: str | None) -> tuple[dict[str, Split], tuple[str, ...]]:
     """Splits and class names (empty where the schema knows none) of a file, folder or URI.
 
-    ``image`` and ``label`` name the columns; None: found from the schema's features. Raises DataError with file and row.
+    ``image`` and ``label`` name the columns; None: found from the schema's features. Raises DataError: file and row.
     """
     system, files = _files(path)
     splits: dict[str, Split] = {}

@@ -67,7 +67,7 @@ def _histograms(axes: Axes, metrics: dict[str, Any], scored: dict[str, Scored]) 
     for name, color in sets.items():
         share = np.full(len(values[name]), 100 / len(values[name]))
         label = f"{name} ({len(values[name])}), mean {values[name].mean():.2f}"
-        axes.hist(values[name], edges, weights=share, color=color, alpha=0.55, label=label)
+        axes.hist(values[name], edges.tolist(), weights=share, color=color, alpha=0.55, label=label)
     axes.axvline(100 * metrics["abend"]["accuracy"], color=GENERATED, lw=2, label="aBEND")
     axes.axvline(100 * metrics["sbend"]["accuracy"], color=GENERATED, lw=2, ls="--", label="sBEND")
     axes.set(xlabel="test accuracy (%)", ylabel="share of members (%)", title="Accuracy of single members")
@@ -96,7 +96,7 @@ def _reliability(axes: Axes, scored: dict[str, Scored], label_B: Tensor) -> None
 
 
 def _map(axes: Axes, points: dict[str, Tensor]) -> None:
-    styles = {
+    styles: dict[str, dict[str, Any]] = {
         "originals": {"color": ORIGINALS, "marker": "o", "s": 16},
         "withheld": {"color": MUTED, "marker": "s", "s": 20},
         "generated": {"color": GENERATED, "marker": "x", "s": 22, "lw": 1},

@@ -81,7 +81,7 @@ def _train(config: Config, run: Folder, inputs: dict[str, str], show: Progress, 
             train_loop_config=job,
             # Workers that share a GPU cannot use NCCL.
             torch_config=TorchConfig(backend="nccl" if gpu and gpu == int(gpu) else "gloo"),
-            scaling_config=ScalingConfig(collect.workers, use_gpu=gpu > 0, resources_per_worker=resources),
+            scaling_config=ScalingConfig(num_workers=collect.workers, use_gpu=gpu > 0, resources_per_worker=resources),
             run_config=RunConfig(
                 name=uuid.uuid4().hex,  # a name seen before would make Ray look for its own checkpoints
                 storage_path=f"{run.address}/.ray",
@@ -149,7 +149,7 @@ def _publish_base(module: nn.Module, config: Config, run: Folder, dataset: Datas
     readme = (
         f"# The base classifier\n\n{config.classifier.name or config.classifier.target}, trained on {dataset.name}"
         f" ({len(dataset.train)} rows). Validation accuracy {val_accuracy:.4f}, loss {val_loss:.4f} nats.\n\n"
-        "`model.safetensors` holds parameters and buffers by name, `config.json` what it is and from what it was made.\n"
+        "`model.safetensors` holds parameters and buffers by name, `config.json` what it is and its origin.\n"
     )
     artifacts.publish(run, "base", config, inputs, facts, [bases.FILE], readme)
 

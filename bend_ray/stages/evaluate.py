@@ -109,7 +109,7 @@ def _score_all(
 ) -> tuple[dict[str, Scored], dict[str, Any], dict[str, Tensor]]:
     """Predictions of every set of classifiers, novelty, and the points of the map."""
     sample = config.sample
-    actor = ray.remote(_Evaluator).options(
+    actor: Any = ray.remote(_Evaluator).options(
         num_cpus=sample.cpus_per_actor,
         num_gpus=sample.gpus_per_actor,
         max_restarts=cluster.RETRIES,

@@ -8,7 +8,6 @@ import time
 from typing import Any
 
 import ray
-import torch
 
 from bend_ray import artifacts, cluster
 from bend_ray.artifacts import Folder, Manifest
@@ -63,20 +62,19 @@ def _fit(config_json: dict[str, Any], where: str, board: Any) -> dict[str, Any]:
         collect = config.collect
         snapshots = parts.read(run / "snapshots", collect.chains)
         seen, held_out = snapshots.divide(collect.chains, collect.held_out)
-        with torch.device(cluster.device(config.diffusion.gpus)):
-            generator = Generator.fit(
-                snapshots.subset,
-                seen.blocks,
-                held_out.theta_SD,
-                config.autoencoder,
-                config.diffusion,
-                config.seed,
-                progress,
-            )
-        tensors, facts = generator.state()
-        artifacts.write_tensors(run / "generator", FILE, tensors)
+        generator = Generator.fit(
+            snapshots.subset,
+            seen.blocks,
+            held_out.theta_SD,
+            config.autoencoder,
+            config.diffusion,
+            config.seed,
+            cluster.device(config.diffusion.gpus),
+            progress,
+        )
+        artifacts.write_tensors(run / "generator", FILE, generator.state())
         artifacts.note_seconds(run, "fit", time.monotonic() - start)
-        return facts
+        return generator.facts
 
 
 def _readme(config: Config, facts: dict[str, Any]) -> str:

@@ -46,7 +46,7 @@ def _sample_all(config: Config, run: Folder, recipe: str, todo: list[int], show:
     if not todo:
         return
     sample = config.sample
-    actor = ray.remote(_Sampler).options(
+    actor: Any = ray.remote(_Sampler).options(
         num_cpus=sample.cpus_per_actor,
         num_gpus=sample.gpus_per_actor,
         max_restarts=cluster.RETRIES,

@@ -1,0 +1,1 @@
+"""Many classifiers as one: inference that shares what members share, aggregation, and how good it is."""

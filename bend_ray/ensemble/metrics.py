@@ -1,0 +1,85 @@
+"""How good an ensemble is, and how different its members are. Labels are int64 (B,); numbers come back as floats."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bend_ray import seeds
+
+ECE_BINS = 15
+FLOOR = 1e-12
+"""Probabilities are not let below this in a logarithm."""
+
+
+def scores(prob_BK: Tensor, label_B: Tensor, predicted_B: Tensor | None = None) -> dict[str, float]:
+    """accuracy, nll (nats), ece (15 bins, L1; Guo et al. 2017) and brier (sum over classes) of ``prob_BK``.
+
+    ``predicted_B``: the predictions to count where they are not the largest probability's.
+    """
+    from torchmetrics.functional.classification import multiclass_calibration_error  # three seconds to import
+
+    K = prob_BK.shape[1]
+    predicted_B = prob_BK.argmax(-1) if predicted_B is None else predicted_B
+    ece = multiclass_calibration_error(prob_BK.float(), label_B, num_classes=K, n_bins=ECE_BINS, norm="l1")
+    return {
+        "accuracy": (predicted_B == label_B).double().mean().item(),
+        "nll": nll(prob_BK, label_B).mean().item(),
+        "ece": ece.item(),
+        "brier": (prob_BK.double() - F.one_hot(label_B, K)).square().sum(-1).mean().item(),
+    }
+
+
+def nll(prob_BK: Tensor, label_B: Tensor) -> Tensor:
+    """Negative log-likelihood of each row, float64."""
+    return F.nll_loss(prob_BK.double().clamp_min(FLOOR).log(), label_B, reduction="none")
+
+
+def smoothed_votes(vote_BK: Tensor, M: int) -> Tensor:
+    """Vote shares of M members with one more vote spread over all classes: else a class without votes has no logarithm."""
+    return (M * vote_BK + 1 / vote_BK.shape[1]) / (M + 1)
+
+
+def member_scores(logits_MBK: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
+    """accuracy_M and nll_M (nats), float64, of each member alone."""
+    right_MB = logits_MBK.argmax(-1) == label_B
+    log_prob_MBK = logits_MBK.double().log_softmax(-1)
+    picked_MB = log_prob_MBK.gather(-1, label_B.expand(len(logits_MBK), -1)[..., None])[..., 0]
+    return right_MB.double().mean(1), -picked_MB.mean(1)
+
+
+def diversity(predicted_MB: Tensor, label_B: Tensor) -> dict[str, float]:
+    """Mean over pairs of members of the share of rows they label differently, and of the overlap of their errors."""
+    M = len(predicted_MB)
+    if M < 2:
+        return {"disagreement": 0.0, "error_iou": 1.0}
+    pairs = M * (M - 1) / 2
+    # Rows where two agree: sum over classes of the product of one-hot labels.
+    agree_MM = sum(
+        ((predicted_MB == k).double() @ (predicted_MB == k).double().T for k in predicted_MB.unique()),
+        torch.zeros(M, M, dtype=torch.float64),
+    )
+    differ_MM = 1 - agree_MM / predicted_MB.shape[1]
+    iou_MM = cross_error_iou(predicted_MB, predicted_MB, label_B)
+    return {
+        "disagreement": (differ_MM.triu(1).sum() / pairs).item(),
+        "error_iou": (iou_MM.triu(1).sum() / pairs).item(),
+    }
+
+
+def cross_error_iou(predicted_AB: Tensor, other_CB: Tensor, label_B: Tensor) -> Tensor:
+    """iou_AC: rows that both get wrong over rows that either does (p-diff's similarity); 1 where neither errs."""
+    wrong_AB, wrong_CB = (predicted_AB != label_B).double(), (other_CB != label_B).double()
+    both_AC = wrong_AB @ wrong_CB.T
+    either_AC = wrong_AB.sum(1)[:, None] + wrong_CB.sum(1)[None, :] - both_AC
+    return torch.where(either_AC > 0, both_AC / either_AC.clamp_min(1), torch.ones_like(both_AC))
+
+
+def paired_bootstrap(difference_B: Tensor, seed: int, draws: int = 2000) -> tuple[float, float]:
+    """95 % percentile interval of the mean of ``difference_B`` over resampled rows (Efron)."""
+    B = len(difference_B)
+    generator = seeds.generator_for(seed, "bootstrap")
+    means = torch.stack(
+        [difference_B[torch.randint(B, (B,), generator=generator)].double().mean() for _ in range(draws)]
+    )
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high

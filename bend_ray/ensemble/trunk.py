@@ -1,0 +1,199 @@
+"""The shared trunk: what all members have in common is computed once for a batch.
+
+``torch.export`` turns a classifier into a graph in which parameters are inputs. Nodes that depend on no parameter of the
+subset are the trunk; the rest is the tail, run for every member.
+"""
+
+import contextlib
+import io
+import operator
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from bend_ray.data.classifiers import logits
+from bend_ray.errors import ModelError
+from bend_ray.weights.subset import Subset
+
+CHUNK = 16
+"""Members that run at once under vmap: fixed, so that the bits do not depend on the machine's mood."""
+
+
+class _Logits(nn.Module):
+    """The classifier, returning its logits whatever it returns them in."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return logits(self.module(x))
+
+
+@dataclass(frozen=True)
+class SharedTrunk:
+    """A classifier cut at the parameters of ``subset``."""
+
+    subset: Subset
+    plan: str
+    """`vmap`: all members of a chunk at once; `loop`: the tail, member by member; `whole model`: not cut at all."""
+    trunk: Callable[[Tensor], tuple[Any, ...]]
+    tail: Callable[..., Tensor]
+    """(theta by name, *what the trunk gave) -> logits_BK of one member."""
+    trunk_share: float
+    """Share of the graph's operations that run once for all members."""
+
+    def describe(self) -> str:
+        return f"{self.plan}: {self.trunk_share:.0%} of operations once for all members, D = {self.subset.D}"
+
+    @torch.no_grad()
+    def logits(self, theta_MD: Tensor, x: Tensor) -> Tensor:
+        """``logits_MBK`` for inputs x (B, C, H, W) and members theta_MD (M, D).
+
+        A member's logits depend on the others of its chunk of 16 no further than float rounding. Raises ModelError where
+        shapes do not fit the classifier.
+        """
+        if theta_MD.ndim != 2 or len(theta_MD) == 0:
+            raise ModelError(f"parameters of shape {tuple(theta_MD.shape)}; expected (members, {self.subset.D})")
+        try:
+            shared = self.trunk(x)
+            if self.plan == "vmap":
+                in_dims = (0, *[None] * len(shared))
+                run = torch.func.vmap(self.tail, in_dims=in_dims)
+                chunks = [run(self.subset.split(chunk_MD), *shared) for chunk_MD in theta_MD.split(CHUNK)]
+                return torch.cat(chunks)
+            return torch.stack([self.tail(self.subset.split(theta_D), *shared) for theta_D in theta_MD])
+        except ModelError:
+            raise
+        except Exception as error:  # run whole, the classifier is the user's code
+            raise ModelError(
+                f"the classifier fails on inputs of shape {tuple(x.shape)} with {len(theta_MD)} members ({error})"
+            ) from error
+
+
+def split(module: nn.Module, subset: Subset, example_x: Tensor) -> SharedTrunk:
+    """Cut ``module`` (put in eval mode) at ``subset``; ``example_x`` (2 or more, C, H, W) shows what inputs look like.
+
+    A module that cannot be exported is run whole for every member, with one warning that says why.
+    """
+    module.eval()
+    try:
+        return _cut(module, subset, example_x)
+    except Exception as error:
+        why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        warnings.warn(f"torch.export cannot cut this classifier, so every member runs it whole: {why}", stacklevel=2)
+        return _whole(module, subset)
+
+
+def _whole(module: nn.Module, subset: Subset) -> SharedTrunk:
+    def tail(theta: dict[str, Tensor], x: Tensor) -> Tensor:
+        # A copy: members must not see what one of them writes into its input.
+        return logits(torch.func.functional_call(module, theta, (x.clone(),)))
+
+    return SharedTrunk(subset, "whole model", lambda x: (x,), tail, 0.0)
+
+
+def _cut(module: nn.Module, subset: Subset, example_x: Tensor) -> SharedTrunk:
+    program = _export(module, example_x)
+    graph = program.graph_module.graph
+    signature = program.graph_signature
+    lifted = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    aliases = _aliases(module, subset)
+    generated = {f"module.{name}" for name in aliases}  # the graph may know a tied parameter by any of its names
+    fixed = {**program.state_dict, **program.constants}
+    tail_nodes = _dependents(graph, {node for node, name in lifted.items() if name in generated})
+    nodes = {node.name: node for node in graph.nodes}
+
+    def value_of(node: fx.Node) -> Any:
+        if node.op == "get_attr":  # a branch of torch.cond
+            return operator.attrgetter(str(node.target))(program.graph_module)
+        target = lifted.get(node.name) or signature.inputs_to_lifted_tensor_constants.get(node.name)
+        return fixed[target] if target in fixed else None
+
+    constants = {name: value for name, node in nodes.items() if (value := value_of(node)) is not None}
+    (user_input,) = (name for name in signature.user_inputs if isinstance(name, str))
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    (result,) = (nodes[name] for name in signature.user_outputs if isinstance(name, str))
+    # What the tail reads of the trunk, without the constants: those both parts hold.
+    border = [
+        node
+        for node in graph.nodes
+        if node not in tail_nodes and node.name not in constants and any(user in tail_nodes for user in node.users)
+    ]
+    border = [node for node in border if node is not output]
+    steps_trunk = [n for n in graph.nodes if n.op == "call_function" and n not in tail_nodes]
+    steps_tail = [n for n in graph.nodes if n.op == "call_function" and n in tail_nodes]
+    parameter_nodes = {name: lifted[name].removeprefix("module.") for name in lifted if lifted[name] in generated}
+
+    def trunk(x: Tensor) -> tuple[Any, ...]:
+        values = _run(steps_trunk, {**constants, user_input: x})
+        return tuple(values[node.name] for node in border)
+
+    def tail(theta: dict[str, Tensor], *shared: Any) -> Tensor:
+        given = {name: theta[aliases[parameter]] for name, parameter in parameter_nodes.items()}
+        start = {**constants, **given, **{node.name: value for node, value in zip(border, shared, strict=True)}}
+        values = _run(steps_tail, start)
+        found: Tensor = values[result.name]
+        return found
+
+    if result not in tail_nodes:
+        raise ModelError("its logits do not depend on the chosen parameters")
+    steps = [n for n in steps_trunk + steps_tail if n.target is not operator.getitem]
+    share = sum(n not in tail_nodes for n in steps) / max(len(steps), 1)
+    heavy = any("conv" in str(node.target) for node in steps_tail)
+    # Convolutions under vmap become grouped ones, slower on every CPU we tried than one member after another.
+    cut = SharedTrunk(subset, "loop" if heavy else "vmap", trunk, tail, share)
+    theta_MD = subset.take(module).to(example_x.device).expand(2, -1)
+    try:
+        cut.logits(theta_MD, example_x)
+    except ModelError:
+        if heavy:
+            raise
+        cut = replace(cut, plan="loop")  # an operation that vmap has no rule for
+        cut.logits(theta_MD, example_x)
+    return cut
+
+
+def _export(module: nn.Module, example_x: Tensor) -> torch.export.ExportedProgram:
+    """``module`` as a graph in which no operation writes in place: members would see it in what they share."""
+    batch = torch.export.Dim("batch", min=1)
+    # For a module it cannot export, torch prints the unfinished graph; the reason it raises is enough.
+    with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        program = torch.export.export(_Logits(module), (example_x,), dynamic_shapes={"x": {0: batch}}, strict=False)
+        if not all(_pure(node) for node in program.graph.nodes):
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own, from a deprecated part of its pytree
+            program = program.run_decompositions({})
+    return program
+
+
+def _pure(node: fx.Node) -> bool:
+    """Whether it writes nothing in place, nor runs a graph within the graph, which may."""
+    schema = getattr(node.target, "_schema", None)
+    return node.op != "get_attr" and not (schema is not None and schema.is_mutable)
+
+
+def _dependents(graph: fx.Graph, names: set[str]) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    for node in graph.nodes:  # in topological order
+        if node.name in names or any(parent in found for parent in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _aliases(module: nn.Module, subset: Subset) -> dict[str, str]:
+    """Every name of a chosen parameter (a tied one has several) to its name in the subset."""
+    by_id = {id(value): name for name, value in module.named_parameters() if name in subset.names}
+    every = module.named_parameters(remove_duplicate=False)
+    return {name: by_id[id(value)] for name, value in every if id(value) in by_id}
+
+
+def _run(steps: list[fx.Node], values: dict[str, Any]) -> dict[str, Any]:
+    """Execute graph nodes in order on ``values`` by node name."""
+    for node in steps:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n.name])
+        values[node.name] = node.target(*args, **kwargs)  # type: ignore[operator]
+    return values
