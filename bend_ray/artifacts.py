@@ -19,7 +19,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bend_ray import __version__
-from bend_ray.config import Config
+from bend_ray.config import Config, loads
 from bend_ray.errors import ArtifactError
 
 FORMAT = 1
@@ -33,6 +33,9 @@ DEPENDS: dict[Kind, tuple[str, ...]] = {
     "ensemble": ("seed", "sample"),
     "report": ("seed", "evaluate"),
 }
+
+# Files of finished units of work, there before the artifact is.
+UNITS: dict[Kind, str] = {"snapshots": "chain-", "ensemble": "block-"}
 
 
 class Folder:
@@ -247,22 +250,34 @@ def find(run: Folder, kind: Kind, config: Config, inputs: Mapping[str, str]) -> 
 
 def check_config(run: Folder, manifest: Manifest, config: Config) -> None:
     """Raises ArtifactError where ``manifest`` was made by another configuration, naming the first key that differs."""
-    here = json.loads(json.dumps(config.hashed(*DEPENDS[manifest.kind])))
-    for key in sorted(here.keys() | manifest.config.keys()):
-        there, now = manifest.config.get(key), here.get(key)
+    _check_keys(run / manifest.kind, manifest.config, config.hashed(*DEPENDS[manifest.kind]))
+
+
+def _check_keys(folder: Folder, made: dict[str, Any], asked: dict[str, Any]) -> None:
+    here = json.loads(json.dumps(asked))
+    for key in sorted(here.keys() | made.keys()):
+        there, now = made.get(key), here.get(key)
         if there != now:
             raise ArtifactError(
-                f"{run / manifest.kind}: was made by another configuration ({key}: {there!r} there, {now!r} here);"
-                f" use another --run-dir, or delete {run / manifest.kind} and what follows from it"
+                f"{folder}: was made by another configuration ({key}: {there!r} there, {now!r} here);"
+                f" use another --run-dir, or delete {folder} and what follows from it"
             )
 
 
 def check_run(run: Folder, config: Config) -> None:
-    """Raises ArtifactError if anything whole in ``run`` was made by another configuration."""
+    """Raises ArtifactError if anything in ``run`` was made by another configuration, whole or begun."""
     for kind in DEPENDS:
         manifest = read_manifest(run / kind, kind)
         if manifest is not None:
             check_config(run, manifest, config)
+        elif finished_units(run, kind) and run.exists("config.yaml"):
+            begun = loads(run.read("config.yaml").decode(errors="replace"), f"{run}/config.yaml").hashed(*DEPENDS[kind])
+            _check_keys(run / kind, json.loads(json.dumps(begun)), config.hashed(*DEPENDS[kind]))
+
+
+def finished_units(run: Folder, kind: Kind) -> list[str]:
+    """Files of the chains or blocks that are done while the artifact is not there yet."""
+    return [name for name in (run / kind).list() if kind in UNITS and name.startswith(UNITS[kind])]
 
 
 def read_manifest(folder: Folder, kind: Kind) -> Manifest | None:

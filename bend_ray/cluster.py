@@ -34,7 +34,8 @@ def connect(verbose: bool) -> None:
     except (ConnectionError, RuntimeError, ValueError) as error:
         address = os.environ.get("RAY_ADDRESS", "this machine")
         raise ResourceError(
-            f"RAY_ADDRESS: no Ray cluster can be joined or started at {address} ({' '.join(str(error).split())[:300]})"
+            f"RAY_ADDRESS: no Ray cluster can be joined or started at {address} ({' '.join(str(error).split())[:300]});"
+            " is the address right, and RAY_AUTH_MODE=token set where the cluster asks for a token?"
         ) from None
     if not verbose:
         for name in ("ray", "ray.train", "ray.data"):

@@ -261,16 +261,21 @@ def load(path: str | Path, overrides: dict[str, str] | None = None) -> Config:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not a text file; give the path of a YAML file") from None
-    raw = _yaml(text, str(path))
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: holds no configuration; expected sections such as data: and classifier:")
-    for key, value in (overrides or {}).items():
-        _set(raw, key, _yaml(value, f"--{key}"))
-    config = parse(raw, str(path))
+    config = loads(text, str(path), overrides)
     # Other processes have other working directories.
     data = config.data.model_copy(update={"path": _absolute(config.data.path)})
     classifier = config.classifier.model_copy(update={"weights": _absolute(config.classifier.weights)})
     return config.model_copy(update={"data": data, "classifier": classifier})
+
+
+def loads(text: str, where: str, overrides: dict[str, str] | None = None) -> Config:
+    """`load` from YAML text that stands at ``where``."""
+    raw = _yaml(text, where)
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{where}: holds no configuration; expected sections such as data: and classifier:")
+    for key, value in (overrides or {}).items():
+        _set(raw, key, _yaml(value, f"--{key}"))
+    return parse(raw, where)
 
 
 def parse(raw: dict[str, Any], where: str) -> Config:

@@ -21,6 +21,8 @@ class Progress:
         self.live = self.stream.isatty()
         self.start = self.shown = time.monotonic()
         self.done = already
+        self.first: tuple[float, int] | None = None
+        """When work was first seen done, and how much: what starts up before must not count for the rate."""
 
     def __enter__(self) -> "Progress":
         return self
@@ -36,6 +38,8 @@ class Progress:
         """``done`` of ``total`` units are finished, those of earlier runs included."""
         now = time.monotonic()
         self.done, self.total = done, total or self.total
+        if self.first is None and done > self.already:
+            self.first = now, done
         if self.live and now - self.shown > 0.1:
             filled = WIDTH * self.done // max(self.total, 1)
             self._print(f"\r\x1b[K{self.stage:<9} [{'#' * filled}{'.' * (WIDTH - filled)}] {self._words(now)}", end="")
@@ -51,9 +55,11 @@ class Progress:
         self._print(f"{self.stage:<9} {text}")
 
     def _words(self, now: float) -> str:
-        rate = (self.done - self.already) / max(now - self.start, 1e-9)
-        left = f"{(self.total - self.done) / rate:.0f} s left" if rate > 0 else "starting"
-        return f"{self.done}/{self.total} {self.unit}, {rate:.3g}/s, {left}"
+        since, at = self.first or (now, self.done)
+        if self.done == at:
+            return f"{self.done}/{self.total} {self.unit}, starting"
+        rate = (self.done - at) / max(now - since, 1e-9)
+        return f"{self.done}/{self.total} {self.unit}, {rate:.3g}/s, {(self.total - self.done) / rate:.0f} s left"
 
     def _print(self, text: str, end: str = "\n") -> None:
         print(text, end=end, file=self.stream, flush=True)

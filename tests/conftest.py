@@ -4,15 +4,16 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bend_ray.artifacts import DEPENDS, Folder, read_manifest
 from bend_ray.config import Config, parse
-from bend_ray.stages import pipeline
 
 ROOT = Path(__file__).parents[1]
 BEND_RAY = str(Path(sys.executable).with_name("bend-ray"))
@@ -21,11 +22,22 @@ TOY: dict[str, Any] = {
     "data": {"name": "digits", "train_limit": 400, "test_limit": 120},
     "classifier": {"name": "convnet", "kwargs": {"width": 8}},
     "base": {"epochs": 2, "batch_size": 32},
-    "collect": {"chains": 5, "held_out": 1, "snapshots_per_chain": 2, "epochs": 1},
+    "collect": {"chains": 5, "held_out": 1, "snapshots_per_chain": 2, "epochs": 1, "lr": 0.01},
     "autoencoder": {"latent": 4, "iterations": 30},
     "diffusion": {"steps": 50, "iterations": 60, "hidden": 32},
     "sample": {"members": 7, "block": 2, "steps": 5},
 }
+
+
+def pytest_configure() -> None:
+    """Before anything imports Ray: the session's cluster has a token of its own, whatever stands in ~/.ray."""
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tests share the machine with Ray's processes, and threads that wait for each other are many times slower."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -44,6 +56,8 @@ def changed(**sections: Any) -> Config:
 @pytest.fixture(scope="session")
 def reference(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One undisturbed run of the toy configuration, for others to be compared with. Copy it before you change it."""
+    from bend_ray.stages import pipeline
+
     run = tmp_path_factory.mktemp("reference") / "run"
     pipeline.run(changed(), Folder(run))
     return run

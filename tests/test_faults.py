@@ -32,8 +32,9 @@ def command(ray_cluster: str, tmp_path: Path) -> Iterator[Callable[[], subproces
 
     yield start
     for process in started:
-        process.kill()
-        process.communicate()
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen) -> None:

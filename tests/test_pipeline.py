@@ -201,6 +201,16 @@ def test_run_of_another_configuration_is_refused_and_kept(reference: Path, tmp_p
     assert stamps(run.path) == before
 
 
+def test_chains_begun_by_another_configuration_are_refused_and_kept(reference: Path, tmp_path: Path) -> None:
+    run = copy(reference, tmp_path, "generator", "ensemble", "report")
+    for name in ("_config.json", "chain-00004.parquet"):
+        (run.path / "snapshots" / name).unlink()
+    before = stamps(run.path)
+    with pytest.raises(ArtifactError, match=r"snapshots: .* \(collect\.lr: 0\.01 there, 0\.5 here\)"):
+        pipeline.run(changed(collect={"lr": 0.5}), run)
+    assert stamps(run.path) == before
+
+
 def test_gpu_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")

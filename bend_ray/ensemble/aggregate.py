@@ -43,19 +43,19 @@ def abend(logits_MBK: Tensor) -> Tensor:
 def votes(logits_MBK: Tensor) -> Tensor:
     """``vote_BK``, float64: the share of members whose largest logit is at each class (the lower index where equal)."""
     M, _, K = logits_MBK.shape
-    return F.one_hot(_first_largest(logits_MBK), K).sum(0).double() / M
+    return F.one_hot(logits_MBK.argmax(-1), K).sum(0).double() / M
 
 
 def sbend_label(logits_MBK: Tensor) -> Tensor:
     """``label_B`` of most votes, with the tie rule above."""
     vote_BK = votes(logits_MBK)
     tied_BK = vote_BK == vote_BK.amax(-1, keepdim=True)  # whole counts over one M: equal means equal
-    return _first_largest(abend(logits_MBK).masked_fill(~tied_BK, -1.0))
+    return abend(logits_MBK).masked_fill(~tied_BK, -1.0).argmax(-1)
 
 
 def abend_label(logits_MBK: Tensor) -> Tensor:
     """``label_B`` of the largest mean probability, the lower index where equal."""
-    return _first_largest(abend(logits_MBK))
+    return abend(logits_MBK).argmax(-1)
 
 
 def aggregate(logits_MBK: Tensor, strategy: Strategy) -> Prediction:
@@ -68,7 +68,7 @@ def aggregate(logits_MBK: Tensor, strategy: Strategy) -> Prediction:
     _check(logits_MBK)
     log_prob_MBK = logits_MBK.double().log_softmax(-1)
     mean_BK, vote_BK = abend(logits_MBK), votes(logits_MBK)
-    label_B = sbend_label(logits_MBK) if strategy == "sbend" else _first_largest(mean_BK)
+    label_B = sbend_label(logits_MBK) if strategy == "sbend" else mean_BK.argmax(-1)  # argmax: the first of equals
     entropy_B = torch.special.entr(mean_BK).sum(-1)
     member_entropy_B = torch.special.entr(log_prob_MBK.exp()).sum(-1).mean(0)
     return Prediction(
@@ -89,8 +89,3 @@ def _check(logits_MBK: Tensor) -> None:
     if bad_MB.any():
         member = int(bad_MB.any(1).nonzero()[0])
         raise ModelError(f"member {member}: logits of {int(bad_MB[member].sum())} rows are not finite; leave it out")
-
-
-def _first_largest(values: Tensor) -> Tensor:
-    """Index of the largest value on the last axis, the lowest where equal (``argmax`` promises no order)."""
-    return (values == values.amax(-1, keepdim=True)).int().argmax(-1) if values.shape[-1] else values.new_zeros(0)

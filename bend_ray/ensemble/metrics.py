@@ -1,5 +1,7 @@
 """How good an ensemble is, and how different its members are. Labels are int64 (B,); numbers come back as floats."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -35,7 +37,7 @@ def nll(prob_BK: Tensor, label_B: Tensor) -> Tensor:
 
 
 def smoothed_votes(vote_BK: Tensor, M: int) -> Tensor:
-    """Vote shares of M members with one more vote spread over all classes: else a class without votes has no logarithm."""
+    """Vote shares of M members and one more spread over all classes: a class without votes would have no logarithm."""
     return (M * vote_BK + 1 / vote_BK.shape[1]) / (M + 1)
 
 
@@ -44,7 +46,7 @@ def member_scores(logits_MBK: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
     right_MB = logits_MBK.argmax(-1) == label_B
     log_prob_MBK = logits_MBK.double().log_softmax(-1)
     picked_MB = log_prob_MBK.gather(-1, label_B.expand(len(logits_MBK), -1)[..., None])[..., 0]
-    return right_MB.double().mean(1), -picked_MB.mean(1)
+    return right_MB.double().mean(1), -picked_MB.clamp_min(math.log(FLOOR)).mean(1)
 
 
 def diversity(predicted_MB: Tensor, label_B: Tensor) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """The shared trunk: what all members have in common is computed once for a batch.
 
-``torch.export`` turns a classifier into a graph in which parameters are inputs. Nodes that depend on no parameter of the
-subset are the trunk; the rest is the tail, run for every member.
+``torch.export`` turns a classifier into a graph in which parameters are inputs. Nodes that depend on no parameter of
+the subset are the trunk; the rest is the tail, run for every member.
 """
 
 import contextlib
@@ -54,8 +54,8 @@ class SharedTrunk:
     def logits(self, theta_MD: Tensor, x: Tensor) -> Tensor:
         """``logits_MBK`` for inputs x (B, C, H, W) and members theta_MD (M, D).
 
-        A member's logits depend on the others of its chunk of 16 no further than float rounding. Raises ModelError where
-        shapes do not fit the classifier.
+        A member's logits depend on the others of its chunk of 16 no further than float rounding. Raises ModelError
+        where shapes do not fit the classifier.
         """
         if theta_MD.ndim != 2 or len(theta_MD) == 0:
             raise ModelError(f"parameters of shape {tuple(theta_MD.shape)}; expected (members, {self.subset.D})")
@@ -108,11 +108,11 @@ def _cut(module: nn.Module, subset: Subset, example_x: Tensor) -> SharedTrunk:
     tail_nodes = _dependents(graph, {node for node, name in lifted.items() if name in generated})
     nodes = {node.name: node for node in graph.nodes}
 
-    def value_of(node: fx.Node) -> Any:
+    def value_of(node: fx.Node) -> Any | None:
         if node.op == "get_attr":  # a branch of torch.cond
             return operator.attrgetter(str(node.target))(program.graph_module)
         target = lifted.get(node.name) or signature.inputs_to_lifted_tensor_constants.get(node.name)
-        return fixed[target] if target in fixed else None
+        return fixed.get(target)
 
     constants = {name: value for name, node in nodes.items() if (value := value_of(node)) is not None}
     (user_input,) = (name for name in signature.user_inputs if isinstance(name, str))
@@ -147,14 +147,17 @@ def _cut(module: nn.Module, subset: Subset, example_x: Tensor) -> SharedTrunk:
     heavy = any("conv" in str(node.target) for node in steps_tail)
     # Convolutions under vmap become grouped ones, slower on every CPU we tried than one member after another.
     cut = SharedTrunk(subset, "loop" if heavy else "vmap", trunk, tail, share)
-    theta_MD = subset.take(module).to(example_x.device).expand(2, -1)
+    return _tried(cut, subset.take(module).to(example_x.device).expand(2, -1), example_x)
+
+
+def _tried(cut: SharedTrunk, theta_MD: Tensor, x: Tensor) -> SharedTrunk:
+    """``cut``, once it has run; with a loop where vmap has no rule for one of its operations."""
     try:
-        cut.logits(theta_MD, example_x)
+        cut.logits(theta_MD, x)
     except ModelError:
-        if heavy:
+        if cut.plan == "loop":
             raise
-        cut = replace(cut, plan="loop")  # an operation that vmap has no rule for
-        cut.logits(theta_MD, example_x)
+        return _tried(replace(cut, plan="loop"), theta_MD, x)
     return cut
 
 

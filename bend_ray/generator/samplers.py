@@ -1,8 +1,8 @@
 """Samplers: from noise to latents, as free functions on a whole block of members at once.
 
-``velocity(z_MZ, t)`` is a model's guess of ``v = alpha * eps - sigma * z_0`` (Salimans & Ho 2022, appendix D) where
-``z_t = alpha * z_0 + sigma * eps``, ``alpha^2 = alpha_bar[t]`` and ``sigma^2 = 1 - alpha_bar[t]``. Both the clean latent
-and the noise follow from it without a division, also where nothing of the latent is left.
+``velocity(z_MZ, t)`` is a model's guess of ``v = alpha * eps - sigma * z_0`` (Salimans & Ho 2022, appendix D), where
+``z_t = alpha * z_0 + sigma * eps``, ``alpha^2 = alpha_bar[t]`` and ``sigma^2 = 1 - alpha_bar[t]``. The clean latent and
+the noise both follow from it without a division, even where nothing of the latent is left.
 """
 
 from collections.abc import Callable

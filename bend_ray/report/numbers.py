@@ -142,10 +142,10 @@ def novelty(
 
 
 def verdict(facts: dict[str, Any]) -> str:
-    """copying: most members lie nearer to a seen snapshot than seen snapshots of one chain lie to each other;
-    averaging: less than half of the snapshots' variance is left; interpolating: nearer than withheld snapshots are;
-    new: as far from what was seen as a snapshot the generator never saw."""
-    if facts["generated_to_nearest_original"] < facts["original_to_nearest_of_any_chain"]:
+    """copying: members lie by one seen snapshot, at less than half the distance between seen neighbours (an average of
+    several lies far from each); averaging: less than half of the snapshots' variance is left; interpolating: nearer
+    than withheld snapshots are; new: as far from what was seen as a snapshot the generator never saw."""
+    if facts["generated_to_nearest_original"] < 0.5 * facts["original_to_nearest_of_any_chain"]:
         return "copying"
     if facts["variance_ratio"] < 0.5:
         return "averaging"

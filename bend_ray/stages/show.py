@@ -44,9 +44,8 @@ def _line(run: Folder, kind: Kind, manifest: Manifest | None) -> str:
 
 
 def _half_done(run: Folder, kind: Kind) -> str:
-    units = {"snapshots": "chain-", "ensemble": "block-"}
-    found = [name for name in (run / kind).list() if kind in units and name.startswith(units[kind])]
-    return f", {len(found)} {units[kind].rstrip('-')}s done" if found else ""
+    found = artifacts.finished_units(run, kind)
+    return f", {len(found)} {artifacts.UNITS[kind].rstrip('-')}s done" if found else ""
 
 
 def _facts(kind: Kind, manifest: Manifest) -> str:
