@@ -60,7 +60,11 @@ class Folder:
     def _fs(self) -> tuple[Any, str]:
         from pyarrow import fs  # a fifth of a second that local runs need not pay
 
-        return fs.FileSystem.from_uri(self.where)
+        try:
+            return fs.FileSystem.from_uri(self.where)
+        except (OSError, ValueError) as error:
+            why = " ".join(str(error).split())
+            raise ArtifactError(f"{self.where}: cannot be reached ({why}); check the URI and its credentials") from None
 
     def list(self) -> list[str]:
         """Names of the files directly in this folder, sorted; empty where there is no folder."""
@@ -319,7 +323,8 @@ def load(folder: Folder, kind: Kind) -> Manifest:
     """The whole, verified artifact's manifest. Raises ArtifactError if it is not there or not as it was made."""
     manifest = read_manifest(folder, kind)
     if manifest is None:
-        raise ArtifactError(f"{folder}: there is no {kind} here; make it first (bend-ray show says what is there)")
+        is_no = "are no" if kind == "snapshots" else "is no"
+        raise ArtifactError(f"{folder}: there {is_no} {kind} here; run the stage before (bend-ray show says which)")
     verify(folder, manifest)
     return manifest
 

@@ -31,9 +31,10 @@ class _Parser(argparse.ArgumentParser):
     """One sentence and exit code 2, as for every other error of the user's."""
 
     def error(self, message: str) -> NoReturn:
-        unknown = [word for word in message.split() if word.startswith("--")]
+        unknown = [word.rstrip(":") for word in message.split() if word.startswith("--")]
         known = [option for action in self._actions for option in action.option_strings]
         near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1, cutoff=0.5) if unknown else []
+        near = [option for option in near if option not in unknown]
         where = self.prog.removeprefix("bend-ray").strip()
         raise ConfigError(
             (f"{where}: " if where else "") + message + (f"; did you mean {near[0]}?" if near else "; see --help")

@@ -3,9 +3,9 @@
 import re
 
 import pytest
-from conftest import ROOT
 
 from bend_ray import cli, reference
+from conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
 

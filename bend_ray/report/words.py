@@ -48,17 +48,21 @@ def readme(metrics: dict[str, Any], figures: list[str]) -> str:
 def headline(metrics: dict[str, Any]) -> list[str]:
     """What came out, the null models that BEND does not beat first among it."""
     abend = metrics["abend"]
-    versus = {name: facts for name, facts in metrics["versus"].items() if facts is not None}
-    worse = [name for name, facts in versus.items() if facts["high"] < 0 and name not in WHOLE]
-    tied = [name for name, facts in versus.items() if facts["low"] <= 0 <= facts["high"] and name not in WHOLE]
+    versus = {name: facts for name, facts in metrics["versus"].items() if facts is not None and name not in WHOLE}
+    worse = [name for name, facts in versus.items() if facts["high"] < 0]
+    tied = [name for name, facts in versus.items() if facts["low"] <= 0 <= facts["high"]]
+    beaten = [name for name, facts in versus.items() if facts["low"] > 0]
     lines = []
+    if not versus:
+        lines.append(
+            "No null model was asked for (evaluate.baselines), so nothing speaks for the generator's own merit."
+        )
     if worse:
         lines.append(f"BEND does not beat these null models; their NLL is lower: {_list(worse)}.")
     if tied:
         lines.append(f"No difference in NLL can be told (95 % interval) from: {_list(tied)}.")
-    if not worse and not tied:
-        lines.append("BEND's NLL is lower than every null model's (95 % intervals).")
-    beaten = [name for name, facts in versus.items() if facts["low"] > 0 and name not in WHOLE]
+    if beaten and not worse and not tied:
+        lines.append("BEND's NLL is lower than every null model's that was asked for (95 % intervals).")
     if beaten and (worse or tied):
         lines.append(f"BEND's NLL is lower than that of: {_list(beaten)}.")
     better = [_above(metrics[kind], metrics) for kind in ("abend", "sbend")]

@@ -3,14 +3,17 @@
 from collections.abc import Callable
 
 import ray
+from torch import nn
 
 from bend_ray import artifacts, cluster
 from bend_ray.artifacts import Folder
 from bend_ray.config import Config, dump
+from bend_ray.data import classifiers
 from bend_ray.data.base import Description
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.stages import collect, evaluate, fit, sample
 from bend_ray.weights import subset as subsets
+from bend_ray.weights.subset import Subset
 
 STAGES: dict[str, Callable[[Config, Folder, Dataset], object]] = {
     "collect": collect.run,
@@ -24,6 +27,8 @@ def run(config: Config, run: Folder, stages: tuple[str, ...] = tuple(STAGES), ve
     """Run ``stages`` in order; what is there already is kept. All that can be checked is checked before any starts."""
     artifacts.check_run(run, config)
     dataset = load_dataset(config.data, config.seed)
+    if "collect" in stages:
+        _classifier(config, dataset)
     cluster.connect(verbose)
     cluster.preflight(config, run, stages)
     run.sweep()
@@ -37,8 +42,7 @@ def run(config: Config, run: Folder, stages: tuple[str, ...] = tuple(STAGES), ve
 def dry_run(config: Config, run: Folder, stages: tuple[str, ...], verbose: bool = False) -> None:
     """Print the resolved configuration, the subset, what will be asked for and what there is; write nothing."""
     dataset = load_dataset(config.data, config.seed)
-    module = Description.of(config.classifier, dataset).build(config.seed)
-    subset = subsets.choose(module, config.collect.subset)
+    module, subset = _classifier(config, dataset)
     total = sum(parameter.numel() for parameter in module.parameters())
     print(dump(config))
     print(f"data:      {dataset.name}: {len(dataset.train)} training, {len(dataset.val)} validation,", end=" ")
@@ -48,8 +52,16 @@ def dry_run(config: Config, run: Folder, stages: tuple[str, ...], verbose: bool 
         print(f"           {name} {list(shape)}")
     cluster.connect(verbose)
     has = ray.cluster_resources()
-    for key, resource, processes, each in cluster.wants(config, stages):
+    for key, resource, processes, each in dict.fromkeys(cluster.wants(config, stages)):
         print(f"asks for:  {processes} x {each:g} {resource} ({key}); the cluster has {has.get(resource, 0.0):g}")
     print(f"run:       {run}")
     artifacts.check_run(run, config)
     cluster.check_resources(config, stages)
+
+
+def _classifier(config: Config, dataset: Dataset) -> tuple[nn.Module, Subset]:
+    """The classifier and its subset, made once before any worker is: its mistakes are then told at once."""
+    module = Description.of(config.classifier, dataset).build(config.seed)
+    if config.classifier.weights:
+        classifiers.load_weights(module, config.classifier.weights)
+    return module, subsets.choose(module, config.collect.subset)

@@ -1,0 +1,131 @@
+"""The report says what the numbers say: losses first, copies called copies, costs by the arithmetic of their names."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bend_ray.ensemble import aggregate
+from bend_ray.generator.generator import Generator
+from bend_ray.report import numbers, words
+from bend_ray.weights.snapshots import Fact, Snapshots
+from conftest import changed
+from test_generator import SUBSET, fitted, snapshots
+
+BASELINE = {"members": 4, "accuracy": 0.9, "sbend_accuracy": 0.9, "nll": 0.3, "ece": 0.1, "brier": 0.2, "seconds": 1.0}
+
+
+def metrics(**intervals: tuple[float, float]) -> dict[str, Any]:
+    """metrics.json of a run whose aBEND is above all members, with these intervals of NLL gains over null models."""
+    members = {"count": 4, "accuracy": dict.fromkeys(("mean", "median", "best", "worst"), 0.9), "nll": {"mean": 0.4}}
+    score = {"accuracy": 0.95, "nll": 0.2, "ece": 0.05, "brier": 0.1}
+    return {
+        "members": 4,
+        "abend": score,
+        "sbend": score | {"accuracy": 0.9},
+        "originals": members,
+        "generated": members,
+        "baselines": dict.fromkeys(intervals, BASELINE),
+        "versus": {name: {"nll_gain": 0.0, "low": low, "high": high} for name, (low, high) in intervals.items()},
+        "novelty": {"verdict": "new"},
+    }
+
+
+def test_null_models_that_win_come_first() -> None:
+    lines = words.headline(metrics(swag=(0.1, 0.2), gaussian=(-0.2, -0.1), base_model=(-0.1, 0.1)))
+    assert lines[0].startswith("BEND does not beat these") and "Gaussian" in lines[0] and "SWAG" not in lines[0]
+    assert lines[1].startswith("No difference") and "base" in lines[1]
+    assert lines[2].startswith("BEND's NLL is lower than that of: SWAG")
+
+
+def test_whole_trainings_are_no_null_models() -> None:
+    lines = words.headline(metrics(swag=(0.1, 0.2), bagging=(-0.2, -0.1)))
+    assert lines[0].startswith("BEND's NLL is lower than every null model's")
+
+
+def test_without_null_models_nothing_is_claimed() -> None:
+    for asked in ({}, {"bagging": (0.1, 0.2)}):
+        lines = words.headline(metrics(**asked))
+        assert lines[0].startswith("No null model was asked for") and not any("lower than" in line for line in lines)
+
+
+def test_above_mean_and_median_is_strict() -> None:
+    assert "aBEND yes, sBEND no" in " ".join(words.headline(metrics()))
+
+
+def test_table_has_a_row_for_each() -> None:
+    table = words.table(metrics(swag=(0.1, 0.2)))
+    assert [line.split("  ")[0] for line in table.splitlines()[2:7]] == [
+        "aBEND (mean of probabilities)",
+        "sBEND (votes)",
+        "one generated member (mean)",
+        "one original member (mean)",
+        "SWAG (low-rank Gaussian)",
+    ]
+
+
+# --- novelty
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    return fitted()
+
+
+def rows(theta_SD: Tensor, first_chain: int) -> Snapshots:
+    """Two snapshots a chain."""
+    facts = tuple(Fact(first_chain + i // 2, i % 2, 0, 0.0, 0.0) for i in range(len(theta_SD)))
+    return Snapshots(SUBSET, theta_SD, facts)
+
+
+def novelty(generator: Generator, theta_MD: Tensor) -> dict[str, Any]:
+    seen, held_out = rows(snapshots(), 0), rows(snapshots(1)[:6], 12)
+    return numbers.novelty(generator, theta_MD, seen.theta_SD, seen, held_out)
+
+
+def test_copies_are_called_copying(generator: Generator) -> None:
+    noise = 0.01 * torch.randn(snapshots().shape, generator=torch.Generator().manual_seed(0))
+    facts = novelty(generator, snapshots() + noise * generator.span.scale_D)
+    assert facts["verdict"] == "copying" and facts["replica_rate"] == 1
+    assert facts["generated_to_nearest_original"] == pytest.approx(0.01 * SUBSET.D**0.5, rel=0.1)
+    assert facts["variance_ratio"] == pytest.approx(1, abs=0.01) and facts["noised_to_nearest_original"] < 1e-2
+
+
+def test_averages_are_called_averaging_not_copying(generator: Generator) -> None:
+    order = torch.stack([torch.randperm(24, generator=torch.Generator().manual_seed(i))[:8] for i in range(40)])
+    assert novelty(generator, snapshots()[order].mean(1))["verdict"] == "averaging"
+
+
+def test_snapshots_of_other_chains_are_called_new(generator: Generator) -> None:
+    facts = novelty(generator, snapshots(2))
+    assert facts["verdict"] == "new" and facts["outside_span"] < 1e-3
+    assert facts["held_out_to_nearest_original"] == pytest.approx(facts["generated_to_nearest_original"], rel=0.3)
+
+
+def test_what_leaves_the_span_is_seen(generator: Generator) -> None:
+    away = snapshots() + generator.span.scale_D * torch.randn(SUBSET.D, generator=torch.Generator().manual_seed(3))
+    assert novelty(generator, away)["outside_span"] > 0.5
+
+
+# --- numbers
+
+
+def test_curves_end_at_the_whole_ensemble() -> None:
+    stream = torch.Generator().manual_seed(0)
+    logits_MBK, label_B = torch.randn(40, 50, 5, generator=stream), torch.randint(5, (50,), generator=stream)
+    scored = numbers.score(logits_MBK, label_B, logits_MBK, label_B, seconds=1.0)
+    assert scored.sizes[0] == 1 and scored.sizes[-1] == scored.members == 40
+    assert scored.abend_curve[-1] == (aggregate.abend_label(logits_MBK) == label_B).double().mean().item()
+    assert scored.sbend_curve[-1] == (aggregate.sbend_label(logits_MBK) == label_B).double().mean().item()
+    assert scored.abend_curve[0] == scored.accuracy_M[0].item()
+
+
+def test_cost_of_a_member_is_its_share_of_all_but_the_base() -> None:
+    seconds = {"base": 10.0, "chain-": 6.0, "fit": 3.0, "block-": 1.0, "evaluate": 99.0}
+    config = changed(sample={"members": 20})
+    assert numbers.cost(config, seconds, [])["member_cost_ratio"] == pytest.approx(10 / 20 / 10)
+    trained = numbers.cost(config, seconds, [4.0, 6.0])
+    assert trained["training_s_per_model"] == 5 and trained["member_cost_ratio"] == pytest.approx(0.1)
+    brought = numbers.cost(config, seconds | {"base": 0.0}, [])  # the user's own weights: no training to compare with
+    assert brought["member_cost_ratio"] is None and brought["training_s_per_model"] is None
