@@ -62,7 +62,7 @@ class Data(Section):
 
 
 class Classifier(Section):
-    name: Literal["convnet", "mlp"] | None = None
+    name: Literal["convnet", "mlp", "resnet18", "resnet34"] | None = None
     """A built-in classifier."""
     target: str | None = None
     """Your own, "package.module:callable" returning an nn.Module; called with `kwargs` and with those of classes,

@@ -17,6 +17,7 @@ from bend_ray.data.classifiers import build, check, load_weights, logits
 from bend_ray.data.datasets import load_dataset
 from bend_ray.data.training import train, validate
 from bend_ray.errors import ModelError
+from bend_ray.weights.subset import choose
 
 OWN = """
 import torch
@@ -104,6 +105,29 @@ def test_kwargs_of_built_in_networks() -> None:
     assert make(name="convnet", kwargs={"width": 4}).block3.conv.weight.shape == (16, 8, 3, 3)
     deep = make(name="mlp", kwargs={"hidden": 12, "depth": 3})
     assert [block.linear.out_features for block in deep.blocks] == [12] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "parameters", "last"),
+    [("resnet18", 18, 11_173_962, "stages.3.1."), ("resnet34", 34, 21_282_122, "stages.3.2.")],
+)
+def test_residual_networks_have_the_published_sizes(name: str, layers: int, parameters: int, last: str) -> None:
+    """For CIFAR-10: layers with weights but for the shortcuts', all parameters, and which block is the last."""
+    module = build(Classifier(name=name), classes=10, channels=3, image_size=32, seed=0)
+    weighted = [n for n, child in module.named_modules() if isinstance(child, nn.Conv2d | nn.Linear)]
+    assert len([n for n in weighted if "shortcut" not in n]) == layers
+    assert sum(p.numel() for p in module.parameters()) == parameters
+    assert {n for n in choose(module, "last_block").names if not n.startswith(last)} == {"head.weight", "head.bias"}
+
+
+def test_stems_of_residual_networks() -> None:
+    shapes = {}
+    for stem, size in (("cifar", 32), ("imagenet", 96)):
+        module = build(Classifier(name="resnet18", kwargs={"stem": stem, "width": 4}), 10, 3, size, 0).eval()
+        shapes[stem] = tuple(module.stages(module.pool(module.norm(module.conv(torch.zeros(1, 3, size, size))))).shape)
+    assert shapes == {"cifar": (1, 32, 4, 4), "imagenet": (1, 32, 3, 3)}
+    with pytest.raises(ModelError, match=r"classifier\.kwargs: .*stem must be cifar or imagenet"):
+        build(Classifier(name="resnet18", kwargs={"stem": "small"}), 10, 3, 32, 0)
 
 
 def test_children_are_blocks_and_a_head() -> None:

@@ -1,4 +1,4 @@
-"""What classifies: two built-in networks, or any callable that returns an nn.Module."""
+"""What classifies: a built-in network, or any callable that returns an nn.Module."""
 
 import importlib
 import inspect
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bend_ray import seeds
 from bend_ray.config import Classifier
+from bend_ray.data.resnet import resnet18, resnet34
 from bend_ray.errors import ModelError
 
 
@@ -79,7 +80,12 @@ def _positive(**values: Any) -> None:
             raise ValueError(f"{name} must be a whole number above 0, not {value!r}")
 
 
-BUILT_IN: dict[str, Callable[..., nn.Module]] = {"convnet": ConvNet, "mlp": MLP}
+BUILT_IN: dict[str, Callable[..., nn.Module]] = {
+    "convnet": ConvNet,
+    "mlp": MLP,
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+}
 
 
 def build(classifier: Classifier, classes: int, channels: int, image_size: int, seed: int) -> nn.Module:
