@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import oracles
-from bend_ray.ensemble.aggregate import Strategy, abend, abend_label, aggregate, sbend_label, votes
+from bend_ray.ensemble.aggregate import Strategy, Tally, abend, abend_label, aggregate, sbend_label, votes
 from bend_ray.errors import ConfigError, ModelError
 
 STRATEGIES = get_args(Strategy)
@@ -192,3 +192,25 @@ def test_an_unknown_strategy(strategy: Any) -> None:
 def test_other_shapes(strategy: Strategy, shape: tuple[int, ...]) -> None:
     with pytest.raises(ModelError, match=r"^logits of shape \(.*\); expected \(members, rows, classes\)$"):
         aggregate(torch.zeros(shape), strategy)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**31), st.sampled_from(["abend", "sbend"]))
+def test_members_in_chunks_are_as_all_at_once(M: int, chunk: int, seed: int, strategy: Strategy) -> None:
+    logits_MBK = 3 * torch.randn(M, 9, 4, generator=torch.Generator().manual_seed(seed))
+    tally = Tally()
+    for part in logits_MBK.split(chunk):
+        tally.add(part)
+    ours, whole = tally.prediction(strategy), aggregate(logits_MBK, strategy)
+    assert tally.members == M and torch.equal(ours.label_B, whole.label_B) and torch.equal(ours.vote_BK, whole.vote_BK)
+    for name in ("prob_BK", "entropy_B", "mutual_information_B", "disagreement_B"):
+        torch.testing.assert_close(getattr(ours, name), getattr(whole, name), atol=1e-12, rtol=1e-12)
+
+
+def test_member_that_is_not_finite_is_named_by_its_place_among_all() -> None:
+    tally, bad_MBK = Tally(), torch.zeros(4, 2, 3)
+    bad_MBK[2, 0, 1] = torch.nan
+    tally.add(torch.zeros(5, 2, 3))
+    with pytest.raises(ModelError, match="member 7: logits of 1 rows are not finite"):
+        tally.add(bad_MBK)
+    assert tally.members == 5

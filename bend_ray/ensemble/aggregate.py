@@ -48,9 +48,7 @@ def votes(logits_MBK: Tensor) -> Tensor:
 
 def sbend_label(logits_MBK: Tensor) -> Tensor:
     """``label_B`` of most votes, with the tie rule above."""
-    vote_BK = votes(logits_MBK)
-    tied_BK = vote_BK == vote_BK.amax(-1, keepdim=True)  # whole counts over one M: equal means equal
-    return abend(logits_MBK).masked_fill(~tied_BK, -1.0).argmax(-1)
+    return _most_votes(votes(logits_MBK), abend(logits_MBK))
 
 
 def abend_label(logits_MBK: Tensor) -> Tensor:
@@ -63,29 +61,59 @@ def aggregate(logits_MBK: Tensor, strategy: Strategy) -> Prediction:
 
     Raises ConfigError for an unknown strategy, ModelError for logits that are no (M, B, K) or not finite.
     """
-    if strategy not in ("abend", "sbend"):
-        raise ConfigError(f"strategy: {strategy!r} is unknown; use abend (mean probability) or sbend (votes)")
-    _check(logits_MBK)
-    log_prob_MBK = logits_MBK.double().log_softmax(-1)
-    mean_BK, vote_BK = abend(logits_MBK), votes(logits_MBK)
-    label_B = sbend_label(logits_MBK) if strategy == "sbend" else mean_BK.argmax(-1)  # argmax: the first of equals
-    entropy_B = torch.special.entr(mean_BK).sum(-1)
-    member_entropy_B = torch.special.entr(log_prob_MBK.exp()).sum(-1).mean(0)
-    return Prediction(
-        strategy=strategy,
-        label_B=label_B,
-        prob_BK=vote_BK if strategy == "sbend" else mean_BK,
-        vote_BK=vote_BK,
-        entropy_B=entropy_B,
-        mutual_information_B=(entropy_B - member_entropy_B).clamp_min(0),
-        disagreement_B=1 - vote_BK.gather(-1, label_B[:, None])[:, 0],
-    )
+    tally = Tally()
+    tally.add(logits_MBK)
+    return tally.prediction(strategy)
 
 
-def _check(logits_MBK: Tensor) -> None:
+class Tally:
+    """`aggregate` for members that come in chunks: sums over members, so that ``logits_MBK`` need not exist whole."""
+
+    def __init__(self) -> None:
+        self.members = 0
+        self._prob_BK: Tensor | float = 0.0
+        self._count_BK: Tensor | int = 0
+        self._entropy_B: Tensor | float = 0.0
+
+    def add(self, logits_MBK: Tensor) -> None:
+        """Count these members in. Raises ModelError, which names the member, for logits that are not finite."""
+        _check(logits_MBK, self.members)
+        prob_MBK = logits_MBK.double().softmax(-1)
+        self._prob_BK = self._prob_BK + prob_MBK.sum(0)
+        self._count_BK = self._count_BK + F.one_hot(logits_MBK.argmax(-1), logits_MBK.shape[-1]).sum(0)
+        self._entropy_B = self._entropy_B + torch.special.entr(prob_MBK).sum((0, -1))
+        self.members += len(logits_MBK)
+
+    def prediction(self, strategy: Strategy) -> Prediction:
+        """The answer of all members so far. Raises ConfigError for an unknown strategy."""
+        if strategy not in ("abend", "sbend"):
+            raise ConfigError(f"strategy: {strategy!r} is unknown; use abend (mean probability) or sbend (votes)")
+        assert isinstance(self._prob_BK, Tensor) and isinstance(self._count_BK, Tensor), "no member was added"
+        mean_BK, vote_BK = self._prob_BK / self.members, self._count_BK.double() / self.members
+        label_B = _most_votes(self._count_BK, mean_BK) if strategy == "sbend" else mean_BK.argmax(-1)
+        entropy_B = torch.special.entr(mean_BK).sum(-1)
+        return Prediction(
+            strategy=strategy,
+            label_B=label_B,
+            prob_BK=vote_BK if strategy == "sbend" else mean_BK,
+            vote_BK=vote_BK,
+            entropy_B=entropy_B,
+            mutual_information_B=(entropy_B - self._entropy_B / self.members).clamp_min(0),
+            disagreement_B=1 - vote_BK.gather(-1, label_B[:, None])[:, 0],
+        )
+
+
+def _most_votes(vote_BK: Tensor, mean_BK: Tensor) -> Tensor:
+    tied_BK = vote_BK == vote_BK.amax(-1, keepdim=True)  # counts, or counts over one M: equal means equal
+    return mean_BK.masked_fill(~tied_BK, -1.0).argmax(-1)  # argmax: the first of equals
+
+
+def _check(logits_MBK: Tensor, before: int) -> None:
     if logits_MBK.ndim != 3 or logits_MBK.shape[0] == 0 or logits_MBK.shape[2] == 0:
         raise ModelError(f"logits of shape {tuple(logits_MBK.shape)}; expected (members, rows, classes)")
     bad_MB = ~torch.isfinite(logits_MBK).all(-1)
     if bad_MB.any():
         member = int(bad_MB.any(1).nonzero()[0])
-        raise ModelError(f"member {member}: logits of {int(bad_MB[member].sum())} rows are not finite; leave it out")
+        raise ModelError(
+            f"member {before + member}: logits of {int(bad_MB[member].sum())} rows are not finite; leave it out"
+        )

@@ -10,7 +10,7 @@ from bend_ray import artifacts
 from bend_ray.artifacts import Folder, Manifest
 from bend_ray.data import base as bases
 from bend_ray.data.base import Description
-from bend_ray.ensemble.aggregate import Prediction, Strategy, aggregate
+from bend_ray.ensemble.aggregate import Prediction, Strategy, Tally
 from bend_ray.ensemble.trunk import SharedTrunk, split
 from bend_ray.errors import ArtifactError
 from bend_ray.weights.subset import Subset
@@ -57,11 +57,17 @@ class Ensemble:
 
     def logits(self, images: Tensor) -> Tensor:
         """``logits_MBK`` for uint8 images (B, C, H, W)."""
-        return self.trunk.logits(self.theta_MD, self.description.preprocess(images.to(self.theta_MD.device)))
+        return self.trunk.logits(self.theta_MD, self._inputs(images))
 
     def predict(self, images: Tensor, strategy: Strategy = "abend") -> Prediction:
-        """The ensemble's answer for uint8 images (B, C, H, W); see `aggregate`."""
-        return aggregate(self.logits(images), strategy)
+        """The ensemble's answer for uint8 images (B, C, H, W); see `aggregate`. Members are counted chunk by chunk."""
+        tally = Tally()
+        for logits_MBK in self.trunk.chunks(self.theta_MD, self._inputs(images)):
+            tally.add(logits_MBK)
+        return tally.prediction(strategy)
+
+    def _inputs(self, images: Tensor) -> Tensor:
+        return self.description.preprocess(images.to(self.theta_MD.device))
 
 
 def make_trunk(module: nn.Module, subset: Subset, description: Description) -> SharedTrunk:

@@ -8,7 +8,7 @@ import contextlib
 import io
 import operator
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,16 +57,21 @@ class SharedTrunk:
         A member's logits depend on the others of its chunk of 16 no further than float rounding. Raises ModelError
         where shapes do not fit the classifier.
         """
+        return torch.cat(list(self.chunks(theta_MD, x)))
+
+    @torch.no_grad()
+    def chunks(self, theta_MD: Tensor, x: Tensor) -> Iterator[Tensor]:
+        """`logits` of one chunk of members after another, so that those of all need not exist at once."""
         if theta_MD.ndim != 2 or len(theta_MD) == 0:
             raise ModelError(f"parameters of shape {tuple(theta_MD.shape)}; expected (members, {self.subset.D})")
         try:
             shared = self.trunk(x)
-            if self.plan == "vmap":
-                in_dims = (0, *[None] * len(shared))
-                run = torch.func.vmap(self.tail, in_dims=in_dims)
-                chunks = [run(self.subset.split(chunk_MD), *shared) for chunk_MD in theta_MD.split(CHUNK)]
-                return torch.cat(chunks)
-            return torch.stack([self.tail(self.subset.split(theta_D), *shared) for theta_D in theta_MD])
+            run = torch.func.vmap(self.tail, in_dims=(0, *[None] * len(shared)))
+            for chunk_MD in theta_MD.split(CHUNK):
+                if self.plan == "vmap":
+                    yield run(self.subset.split(chunk_MD), *shared)
+                else:
+                    yield torch.stack([self.tail(self.subset.split(theta_D), *shared) for theta_D in chunk_MD])
         except ModelError:
             raise
         except Exception as error:  # run whole, the classifier is the user's code
@@ -127,16 +132,18 @@ def _cut(module: nn.Module, subset: Subset, example_x: Tensor) -> SharedTrunk:
     border = [node for node in border if node is not output]
     steps_trunk = [n for n in graph.nodes if n.op == "call_function" and n not in tail_nodes]
     steps_tail = [n for n in graph.nodes if n.op == "call_function" and n in tail_nodes]
+    trunk_steps = _steps(steps_trunk, {node.name for node in border})
+    tail_steps = _steps(steps_tail, {result.name})
     parameter_nodes = {name: lifted[name].removeprefix("module.") for name in lifted if lifted[name] in generated}
 
     def trunk(x: Tensor) -> tuple[Any, ...]:
-        values = _run(steps_trunk, {**constants, user_input: x})
+        values = _run(trunk_steps, {**constants, user_input: x})
         return tuple(values[node.name] for node in border)
 
     def tail(theta: dict[str, Tensor], *shared: Any) -> Tensor:
         given = {name: theta[aliases[parameter]] for name, parameter in parameter_nodes.items()}
         start = {**constants, **given, **{node.name: value for node, value in zip(border, shared, strict=True)}}
-        values = _run(steps_tail, start)
+        values = _run(tail_steps, start)
         found: Tensor = values[result.name]
         return found
 
@@ -194,9 +201,27 @@ def _aliases(module: nn.Module, subset: Subset) -> dict[str, str]:
     return {name: by_id[id(value)] for name, value in every if id(value) in by_id}
 
 
-def _run(steps: list[fx.Node], values: dict[str, Any]) -> dict[str, Any]:
-    """Execute graph nodes in order on ``values`` by node name."""
-    for node in steps:
+Step = tuple[fx.Node, list[str]]
+"""A node, and the names of those that nobody reads after it."""
+
+
+def _steps(nodes: list[fx.Node], kept: set[str]) -> list[Step]:
+    """``nodes`` in order, each with what may be let go of after it; what is ``kept`` is not."""
+    last: dict[str, int] = {}
+    for i, node in enumerate(nodes):
+        last |= dict.fromkeys([node.name, *(parent.name for parent in node.all_input_nodes)], i)
+    over: list[list[str]] = [[] for _ in nodes]
+    for name, i in last.items():
+        if name not in kept:
+            over[i].append(name)
+    return list(zip(nodes, over, strict=True))
+
+
+def _run(steps: list[Step], values: dict[str, Any]) -> dict[str, Any]:
+    """Execute graph nodes in order on ``values`` by node name; returns those that were kept."""
+    for node, over in steps:
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n.name])
         values[node.name] = node.target(*args, **kwargs)  # type: ignore[operator]
+        for name in over:
+            del values[name]
     return values
