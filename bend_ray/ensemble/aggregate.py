@@ -33,6 +33,8 @@ class Prediction:
     """What of it is disagreement between members (epistemic): entropy of the mean minus mean of the entropies."""
     disagreement_B: Tensor
     """Share of members that do not vote for ``label_B``."""
+    members_B: Tensor
+    """Members counted: all, but for rows that stopped early."""
 
 
 def abend(logits_MBK: Tensor) -> Tensor:
@@ -100,7 +102,16 @@ class Tally:
             entropy_B=entropy_B,
             mutual_information_B=(entropy_B - self._entropy_B / self.members).clamp_min(0),
             disagreement_B=1 - vote_BK.gather(-1, label_B[:, None])[:, 0],
+            members_B=torch.full_like(label_B, self.members),
         )
+
+    def rows(self, keep_B: Tensor) -> "Tally":
+        """What was counted of these rows."""
+        kept = Tally()
+        kept.members = self.members
+        kept._prob_BK, kept._count_BK = self._prob_BK[keep_B], self._count_BK[keep_B]  # type: ignore[index]
+        kept._entropy_B = self._entropy_B[keep_B]  # type: ignore[index]
+        return kept
 
 
 def _most_votes(vote_BK: Tensor, mean_BK: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from bend_ray import artifacts
 from bend_ray.artifacts import Folder, Manifest
 from bend_ray.data import base as bases
 from bend_ray.data.base import Description
+from bend_ray.ensemble import early
 from bend_ray.ensemble.aggregate import Prediction, Strategy, Tally
 from bend_ray.ensemble.trunk import SharedTrunk, split
 from bend_ray.errors import ArtifactError
@@ -59,8 +60,15 @@ class Ensemble:
         """``logits_MBK`` for uint8 images (B, C, H, W)."""
         return self.trunk.logits(self.theta_MD, self._inputs(images))
 
-    def predict(self, images: Tensor, strategy: Strategy = "abend") -> Prediction:
-        """The ensemble's answer for uint8 images (B, C, H, W); see `aggregate`. Members are counted chunk by chunk."""
+    def predict(
+        self, images: Tensor, strategy: Strategy = "abend", stop_early: bool = False, error: float = 0.0
+    ) -> Prediction:
+        """The ensemble's answer for uint8 images (B, C, H, W); see `aggregate`. Members are counted chunk by chunk.
+
+        ``stop_early``: rows whose label is decided ask no further members, ``error`` as in `early.predict`.
+        """
+        if stop_early:
+            return early.predict(self.trunk, self.theta_MD, self._inputs(images), strategy, error)
         tally = Tally()
         for logits_MBK in self.trunk.chunks(self.theta_MD, self._inputs(images)):
             tally.add(logits_MBK)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bend_ray.data.classifiers import logits
-from bend_ray.errors import ModelError
+from bend_ray.errors import BendError, ModelError
 from bend_ray.weights.subset import Subset
 
 CHUNK = 16
@@ -46,6 +46,9 @@ class SharedTrunk:
     """(theta by name, *what the trunk gave) -> logits_BK of one member."""
     trunk_share: float
     """Share of the graph's operations that run once for all members."""
+    kinds: tuple[str | None, ...]
+    """How each of the trunk's values depends on the batch: `rows` (its first axis), `size` (its number of rows),
+    `fixed` (not at all), or None, some other way."""
 
     def describe(self) -> str:
         return f"{self.plan}: {self.trunk_share:.0%} of operations once for all members, D = {self.subset.D}"
@@ -62,19 +65,40 @@ class SharedTrunk:
     @torch.no_grad()
     def chunks(self, theta_MD: Tensor, x: Tensor) -> Iterator[Tensor]:
         """`logits` of one chunk of members after another, so that those of all need not exist at once."""
+        with self.told(theta_MD, x):
+            shared = self.trunk(x)
+            for chunk_MD in theta_MD.split(CHUNK):
+                yield self.members(chunk_MD, shared)
+
+    def members(self, theta_MD: Tensor, shared: tuple[Any, ...]) -> Tensor:
+        """``logits_MBK`` of all these members at once, from what ``trunk`` gave."""
+        if self.plan == "vmap":
+            run = torch.func.vmap(self.tail, in_dims=(0, *[None] * len(shared)))
+            found: Tensor = run(self.subset.split(theta_MD), *shared)
+            return found
+        return torch.stack([self.tail(self.subset.split(theta_D), *shared) for theta_D in theta_MD])
+
+    def rows(self, shared: tuple[Any, ...], row_b: Tensor) -> tuple[Any, ...] | None:
+        """What ``trunk`` gave, of these rows alone; None where it cannot be told apart by rows."""
+        if None in self.kinds:
+            return None
+        change: dict[str | None, Callable[[Any], Any]] = {
+            "rows": lambda value: value[row_b],
+            "size": lambda value: len(row_b),
+            "fixed": lambda value: value,
+        }
+        return tuple(change[kind](value) for kind, value in zip(self.kinds, shared, strict=True))
+
+    @contextlib.contextmanager
+    def told(self, theta_MD: Tensor, x: Tensor) -> Iterator[None]:
+        """What goes wrong inside (run whole, the classifier is the user's code) is a ModelError: on what, and why."""
         if theta_MD.ndim != 2 or len(theta_MD) == 0:
             raise ModelError(f"parameters of shape {tuple(theta_MD.shape)}; expected (members, {self.subset.D})")
         try:
-            shared = self.trunk(x)
-            run = torch.func.vmap(self.tail, in_dims=(0, *[None] * len(shared)))
-            for chunk_MD in theta_MD.split(CHUNK):
-                if self.plan == "vmap":
-                    yield run(self.subset.split(chunk_MD), *shared)
-                else:
-                    yield torch.stack([self.tail(self.subset.split(theta_D), *shared) for theta_D in chunk_MD])
-        except ModelError:
+            yield
+        except BendError:
             raise
-        except Exception as error:  # run whole, the classifier is the user's code
+        except Exception as error:
             raise ModelError(
                 f"the classifier fails on inputs of shape {tuple(x.shape)} with {len(theta_MD)} members ({error})"
             ) from error
@@ -99,7 +123,7 @@ def _whole(module: nn.Module, subset: Subset) -> SharedTrunk:
         # A copy: members must not see what one of them writes into its input.
         return logits(torch.func.functional_call(module, theta, (x.clone(),)))
 
-    return SharedTrunk(subset, "whole model", lambda x: (x,), tail, 0.0)
+    return SharedTrunk(subset, "whole model", lambda x: (x,), tail, 0.0, ("rows",))
 
 
 def _cut(module: nn.Module, subset: Subset, example_x: Tensor) -> SharedTrunk:
@@ -153,8 +177,24 @@ def _cut(module: nn.Module, subset: Subset, example_x: Tensor) -> SharedTrunk:
     share = sum(n not in tail_nodes for n in steps) / max(len(steps), 1)
     heavy = any("conv" in str(node.target) for node in steps_tail)
     # Convolutions under vmap become grouped ones, slower on every CPU we tried than one member after another.
-    cut = SharedTrunk(subset, "loop" if heavy else "vmap", trunk, tail, share)
+    batch = nodes[user_input].meta["val"].shape[0]
+    kinds = tuple(_kind(node.meta.get("val"), batch) for node in border)
+    cut = SharedTrunk(subset, "loop" if heavy else "vmap", trunk, tail, share, kinds)
     return _tried(cut, subset.take(module).to(example_x.device).expand(2, -1), example_x)
+
+
+def _kind(value: Any, batch: torch.SymInt) -> str | None:
+    """See `SharedTrunk.kinds`; ``value`` is the exporter's stand-in for what the node gives."""
+    symbols = [
+        size for size in (value.shape if isinstance(value, Tensor) else (value,)) if isinstance(size, torch.SymInt)
+    ]
+    if not symbols:
+        return "fixed" if isinstance(value, Tensor | int | float | bool) else None
+    if len(symbols) > 1 or symbols[0].node.expr != batch.node.expr:
+        return None
+    if not isinstance(value, Tensor):
+        return "size"
+    return "rows" if isinstance(value.shape[0], torch.SymInt) else None
 
 
 def _tried(cut: SharedTrunk, theta_MD: Tensor, x: Tensor) -> SharedTrunk:

@@ -1,0 +1,145 @@
+"""M classifiers against one: shared trunk, a plain loop over M whole models, and the limit that FLOPs set.
+
+ResNet-18 (CIFAR stem), random weights, one batch. All sides are timed in turn, several times, in this one process, and
+ratios are medians of those within a turn. The limit is that of the graph: FLOPs of the trunk once and of the tail M
+times, over those of one whole forward. Peak memory is of a process of its own for each number of members. Writes
+benchmarks/ensemble.json.
+
+    python benchmarks/ensemble.py [--members 64] [--batch 128] [--turns 5] [--subsets head last_block norm+head]
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from bend_ray.config import Classifier
+from bend_ray.data.classifiers import build
+from bend_ray.ensemble.trunk import SharedTrunk, split
+from bend_ray.weights.subset import Subset, choose
+
+SHAPE = (3, 32, 32)
+LOOPED = 8
+"""Members that the plain loop is timed for: its time is theirs times M over them."""
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--members", type=int, default=64)
+    arguments.add_argument("--batch", type=int, default=128)
+    arguments.add_argument("--turns", type=int, default=5)
+    arguments.add_argument("--subsets", nargs="+", default=["head", "last_block", "norm+head"])
+    arguments.add_argument("--peak", nargs=2, metavar=("SUBSET", "MEMBERS"), help=argparse.SUPPRESS)
+    asked = arguments.parse_args()
+    if asked.peak:
+        print(peak_mib(asked.peak[0], int(asked.peak[1]), asked.batch))
+        return
+    result: dict[str, Any] = {"members": asked.members, "batch": asked.batch, "threads": torch.get_num_threads()}
+    result["subsets"] = {spec: measure(spec, asked.members, asked.batch, asked.turns) for spec in asked.subsets}
+    result["head_peak_mib"] = {str(M): peak_apart(M, asked.batch) for M in (10, 1000)}
+    Path("benchmarks/ensemble.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(table(result))
+
+
+def make(spec: str, M: int) -> tuple[torch.nn.Module, Subset, SharedTrunk, Tensor, float]:
+    """A classifier, its cut, M members near its own parameters, and the seconds that cutting took."""
+    module = build(Classifier(name="resnet18"), 10, SHAPE[0], SHAPE[1], 0).eval().requires_grad_(False)
+    subset = choose(module, spec)
+    start = time.perf_counter()
+    cut = split(module, subset, torch.zeros(2, *SHAPE))
+    seconds = time.perf_counter() - start
+    theta_MD = subset.take(module) + 0.01 * torch.randn(M, subset.D, generator=torch.Generator().manual_seed(0))
+    return module, subset, cut, theta_MD, seconds
+
+
+@torch.no_grad()
+def measure(spec: str, M: int, batch: int, turns: int) -> dict[str, Any]:
+    """Ratios of one subset."""
+    module, subset, cut, theta_MD, split_s = make(spec, M)
+    x = torch.randn(batch, *SHAPE, generator=torch.Generator().manual_seed(1))
+    base_D = subset.take(module)
+
+    def looped() -> Tensor:
+        found = []
+        for theta_D in theta_MD[:LOOPED]:
+            subset.put(module, theta_D)
+            found.append(module(x))
+        subset.put(module, base_D)
+        return torch.stack(found)
+
+    def one() -> Tensor:
+        return module(x)
+
+    def ours() -> Tensor:
+        return cut.logits(theta_MD, x)
+
+    torch.testing.assert_close(ours()[:LOOPED], looped(), atol=1e-3, rtol=1e-3)
+    turn = [[seconds(side) for side in (one, ours, looped)] for _ in range(turns)]
+    flops_one, flops_ours = flops(one), flops(ours)
+    over_one = [b / a for a, b, _ in turn]
+    return {
+        "D": subset.D,
+        "plan": cut.describe(),
+        "split_s": split_s,
+        "one_forward_s": statistics.median(a for a, _, _ in turn),
+        "over_one_forward": statistics.median(over_one),
+        "flop_limit": flops_ours / flops_one,
+        "over_flop_limit": statistics.median(over_one) / (flops_ours / flops_one),
+        "loop_over_ours": statistics.median(c * M / LOOPED / b for _, b, c in turn),
+    }
+
+
+def seconds(side: Callable[[], Tensor]) -> float:
+    start = time.perf_counter()
+    side()
+    return time.perf_counter() - start
+
+
+def flops(side: Callable[[], Tensor]) -> int:
+    """Floating-point operations of convolutions and matrix products."""
+    with FlopCounterMode(display=False) as counter:
+        side()
+    return counter.get_total_flops()
+
+
+@torch.no_grad()
+def peak_mib(spec: str, M: int, batch: int) -> float:
+    """Peak resident memory of this process after one batch, MiB."""
+    _, _, cut, theta_MD, _ = make(spec, M)
+    cut.logits(theta_MD, torch.randn(batch, *SHAPE))
+    # Not getrusage: its peak counts that of the parent before the program was started.
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return float(line.split()[1]) / 1024
+
+
+def peak_apart(M: int, batch: int) -> float:
+    """`peak_mib` of the head subset in a fresh process."""
+    words = [sys.executable, __file__, "--peak", "head", str(M), "--batch", str(batch)]
+    return float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result for people."""
+    M = result["members"]
+    lines = [f"{M} members, batch {result['batch']}, {result['threads']} threads", ""]
+    lines.append(f"{'subset':<11} {'x one forward':>13} {'FLOP limit':>11} {'x limit':>8} {'loop / ours':>12}   plan")
+    for spec, row in result["subsets"].items():
+        lines.append(
+            f"{spec:<11} {row['over_one_forward']:>13.2f} {row['flop_limit']:>11.2f} {row['over_flop_limit']:>8.2f}"
+            f" {row['loop_over_ours']:>12.2f}   {row['plan']}; split in {row['split_s']:.1f} s"
+        )
+    peaks = ", ".join(f"{M} members {mib:.0f} MiB" for M, mib in result["head_peak_mib"].items())
+    return "\n".join([*lines, "", f"peak memory, head subset: {peaks}"])
+
+
+if __name__ == "__main__":
+    main()
