@@ -42,8 +42,9 @@ def predict(trunk: SharedTrunk, theta_MD: Tensor, x: Tensor, strategy: Strategy,
     open_b = torch.arange(len(x), device=x.device)
     with trunk.told(theta_MD, x):
         shared = trunk.trunk(x)
-        for chunk_m in order_M.to(theta_MD.device).split(max(1, math.ceil(M / LOOKS))):
-            tally.add(trunk.members(theta_MD[chunk_m], shared))
+        for chunk_m in order_M.to(theta_MD.device).split(math.ceil(M / LOOKS)):
+            for part_m in chunk_m.split(trunk.at_once(len(open_b))):
+                tally.add(trunk.members(theta_MD[part_m], shared))
             done_b = decided(tally.prediction(strategy), tally.members, M, error / LOOKS)
             # What cannot be told apart by rows goes on whole, until all of it is decided.
             rest = trunk.rows(shared, (~done_b).nonzero()[:, 0]) if not done_b.all() else ()

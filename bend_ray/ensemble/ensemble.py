@@ -1,6 +1,6 @@
 """The ensemble: one frozen classifier, M sets of the subset's parameters, and one answer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -10,7 +10,7 @@ from bend_ray import artifacts
 from bend_ray.artifacts import Folder, Manifest
 from bend_ray.data import base as bases
 from bend_ray.data.base import Description
-from bend_ray.ensemble import early
+from bend_ray.ensemble import early, plan
 from bend_ray.ensemble.aggregate import Prediction, Strategy, Tally
 from bend_ray.ensemble.trunk import SharedTrunk, split
 from bend_ray.errors import ArtifactError
@@ -28,11 +28,15 @@ class Ensemble:
     theta_MD: Tensor
     trunk: SharedTrunk
     manifest: Manifest
+    measured: bool = False
+    """Whether the plan is measured, once for each size of batch, or follows from the graph; see `plan`."""
+    _plans: dict[int, SharedTrunk] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
-    def load(where: str | Path | Folder, device: torch.device | str = "cpu") -> "Ensemble":
+    def load(where: str | Path | Folder, device: torch.device | str = "cpu", measured: bool = False) -> "Ensemble":
         """The ensemble in a folder (`RUN/ensemble`, or a run that holds one), local or a URI; it needs nothing else.
 
+        ``measured``: faster, once a batch of about that size was seen, but not the same last bits on every machine.
         Raises ArtifactError where it is missing, broken, or not what its manifest says.
         """
         folder = where if isinstance(where, Folder) else Folder(where)
@@ -49,7 +53,8 @@ class Ensemble:
         if theta_MD is None or theta_MD.ndim != 2 or theta_MD.shape[1] != subset.D:
             raise ArtifactError(f"{folder}/{MEMBERS}: holds no theta_MD of {subset.D} columns, as {name} asks for")
         module = bases.load(folder, description, device)
-        return Ensemble(description, subset, theta_MD.to(device), make_trunk(module, subset, description), manifest)
+        trunk = make_trunk(module, subset, description)
+        return Ensemble(description, subset, theta_MD.to(device), trunk, manifest, measured)
 
     @property
     def members(self) -> int:
@@ -58,7 +63,17 @@ class Ensemble:
 
     def logits(self, images: Tensor) -> Tensor:
         """``logits_MBK`` for uint8 images (B, C, H, W)."""
-        return self.trunk.logits(self.theta_MD, self._inputs(images))
+        x = self._inputs(images)
+        return self.planned(x).logits(self.theta_MD, x)
+
+    def planned(self, x: Tensor) -> SharedTrunk:
+        """The trunk with the plan for inputs like x (B, C, H, W)."""
+        if not self.measured or len(x) == 0:
+            return self.trunk
+        size = plan.bucket(len(x))
+        if size not in self._plans:
+            self._plans[size] = plan.measured(self.trunk, self.theta_MD, x)
+        return self._plans[size]
 
     def predict(
         self, images: Tensor, strategy: Strategy = "abend", stop_early: bool = False, error: float = 0.0
@@ -67,10 +82,11 @@ class Ensemble:
 
         ``stop_early``: rows whose label is decided ask no further members, ``error`` as in `early.predict`.
         """
+        x = self._inputs(images)
         if stop_early:
-            return early.predict(self.trunk, self.theta_MD, self._inputs(images), strategy, error)
+            return early.predict(self.planned(x), self.theta_MD, x, strategy, error)
         tally = Tally()
-        for logits_MBK in self.trunk.chunks(self.theta_MD, self._inputs(images)):
+        for logits_MBK in self.planned(x).chunks(self.theta_MD, x):
             tally.add(logits_MBK)
         return tally.prediction(strategy)
 

@@ -5,7 +5,6 @@ the subset are the trunk; the rest is the tail, run for every member.
 """
 
 import contextlib
-import io
 import operator
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,22 +15,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from bend_ray.data.classifiers import logits
+from bend_ray.ensemble.graph import aliases_of, dependents, export, kind_of, peak_bytes, run_steps, steps_of
 from bend_ray.errors import BendError, ModelError
 from bend_ray.weights.subset import Subset
 
 CHUNK = 16
-"""Members that run at once under vmap: fixed, so that the bits do not depend on the machine's mood."""
-
-
-class _Logits(nn.Module):
-    """The classifier, returning its logits whatever it returns them in."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor) -> Tensor:
-        return logits(self.module(x))
+"""Members that run at once unless a plan says otherwise: fixed, so that bits do not depend on the machine's mood."""
+MAX_MEMORY = 1 << 30
+"""Bytes that the tails of members that run at once may take."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +40,12 @@ class SharedTrunk:
     kinds: tuple[str | None, ...]
     """How each of the trunk's values depends on the batch: `rows` (its first axis), `size` (its number of rows),
     `fixed` (not at all), or None, some other way."""
+    tail_bytes: Callable[[int], int]
+    """Peak memory of one member's tail under vmap, bytes, for so many rows: as the graph says, nothing is measured."""
+    chunk: int = CHUNK
+    """Members that run at once."""
+    max_memory: int = MAX_MEMORY
+    """Bytes that the tails of a chunk may take under vmap; one member's may take more."""
 
     def describe(self) -> str:
         return f"{self.plan}: {self.trunk_share:.0%} of operations once for all members, D = {self.subset.D}"
@@ -67,8 +64,13 @@ class SharedTrunk:
         """`logits` of one chunk of members after another, so that those of all need not exist at once."""
         with self.told(theta_MD, x):
             shared = self.trunk(x)
-            for chunk_MD in theta_MD.split(CHUNK):
+            for chunk_MD in theta_MD.split(self.at_once(len(x))):
                 yield self.members(chunk_MD, shared)
+
+    def at_once(self, rows: int) -> int:
+        """Members that run at once on so many rows."""
+        fitting = self.max_memory // max(1, self.tail_bytes(rows)) if self.plan == "vmap" else self.chunk
+        return max(1, min(self.chunk, fitting))
 
     def members(self, theta_MD: Tensor, shared: tuple[Any, ...]) -> Tensor:
         """``logits_MBK`` of all these members at once, from what ``trunk`` gave."""
@@ -123,18 +125,18 @@ def _whole(module: nn.Module, subset: Subset) -> SharedTrunk:
         # A copy: members must not see what one of them writes into its input.
         return logits(torch.func.functional_call(module, theta, (x.clone(),)))
 
-    return SharedTrunk(subset, "whole model", lambda x: (x,), tail, 0.0, ("rows",))
+    return SharedTrunk(subset, "whole model", lambda x: (x,), tail, 0.0, ("rows",), lambda rows: 0)
 
 
 def _cut(module: nn.Module, subset: Subset, example_x: Tensor) -> SharedTrunk:
-    program = _export(module, example_x)
+    program = export(module, example_x)
     graph = program.graph_module.graph
     signature = program.graph_signature
     lifted = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    aliases = _aliases(module, subset)
+    aliases = aliases_of(module, subset)
     generated = {f"module.{name}" for name in aliases}  # the graph may know a tied parameter by any of its names
     fixed = {**program.state_dict, **program.constants}
-    tail_nodes = _dependents(graph, {node for node, name in lifted.items() if name in generated})
+    tail_nodes = dependents(graph, {node for node, name in lifted.items() if name in generated})
     nodes = {node.name: node for node in graph.nodes}
 
     def value_of(node: fx.Node) -> Any | None:
@@ -156,18 +158,18 @@ def _cut(module: nn.Module, subset: Subset, example_x: Tensor) -> SharedTrunk:
     border = [node for node in border if node is not output]
     steps_trunk = [n for n in graph.nodes if n.op == "call_function" and n not in tail_nodes]
     steps_tail = [n for n in graph.nodes if n.op == "call_function" and n in tail_nodes]
-    trunk_steps = _steps(steps_trunk, {node.name for node in border})
-    tail_steps = _steps(steps_tail, {result.name})
+    trunk_steps = steps_of(steps_trunk, {node.name for node in border})
+    tail_steps = steps_of(steps_tail, {result.name})
     parameter_nodes = {name: lifted[name].removeprefix("module.") for name in lifted if lifted[name] in generated}
 
     def trunk(x: Tensor) -> tuple[Any, ...]:
-        values = _run(trunk_steps, {**constants, user_input: x})
+        values = run_steps(trunk_steps, {**constants, user_input: x})
         return tuple(values[node.name] for node in border)
 
     def tail(theta: dict[str, Tensor], *shared: Any) -> Tensor:
         given = {name: theta[aliases[parameter]] for name, parameter in parameter_nodes.items()}
         start = {**constants, **given, **{node.name: value for node, value in zip(border, shared, strict=True)}}
-        values = _run(tail_steps, start)
+        values = run_steps(tail_steps, start)
         found: Tensor = values[result.name]
         return found
 
@@ -178,23 +180,13 @@ def _cut(module: nn.Module, subset: Subset, example_x: Tensor) -> SharedTrunk:
     heavy = any("conv" in str(node.target) for node in steps_tail)
     # Convolutions under vmap become grouped ones, slower on every CPU we tried than one member after another.
     batch = nodes[user_input].meta["val"].shape[0]
-    kinds = tuple(_kind(node.meta.get("val"), batch) for node in border)
-    cut = SharedTrunk(subset, "loop" if heavy else "vmap", trunk, tail, share, kinds)
+    kinds = tuple(kind_of(node.meta.get("val"), batch) for node in border)
+
+    def tail_bytes(rows: int) -> int:
+        return peak_bytes(tail_steps, batch, rows)
+
+    cut = SharedTrunk(subset, "loop" if heavy else "vmap", trunk, tail, share, kinds, tail_bytes)
     return _tried(cut, subset.take(module).to(example_x.device).expand(2, -1), example_x)
-
-
-def _kind(value: Any, batch: torch.SymInt) -> str | None:
-    """See `SharedTrunk.kinds`; ``value`` is the exporter's stand-in for what the node gives."""
-    symbols = [
-        size for size in (value.shape if isinstance(value, Tensor) else (value,)) if isinstance(size, torch.SymInt)
-    ]
-    if not symbols:
-        return "fixed" if isinstance(value, Tensor | int | float | bool) else None
-    if len(symbols) > 1 or symbols[0].node.expr != batch.node.expr:
-        return None
-    if not isinstance(value, Tensor):
-        return "size"
-    return "rows" if isinstance(value.shape[0], torch.SymInt) else None
 
 
 def _tried(cut: SharedTrunk, theta_MD: Tensor, x: Tensor) -> SharedTrunk:
@@ -206,62 +198,3 @@ def _tried(cut: SharedTrunk, theta_MD: Tensor, x: Tensor) -> SharedTrunk:
             raise
         return _tried(replace(cut, plan="loop"), theta_MD, x)
     return cut
-
-
-def _export(module: nn.Module, example_x: Tensor) -> torch.export.ExportedProgram:
-    """``module`` as a graph in which no operation writes in place: members would see it in what they share."""
-    batch = torch.export.Dim("batch", min=1)
-    # For a module it cannot export, torch prints the unfinished graph; the reason it raises is enough.
-    with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
-        program = torch.export.export(_Logits(module), (example_x,), dynamic_shapes={"x": {0: batch}}, strict=False)
-        if not all(_pure(node) for node in program.graph.nodes):
-            warnings.simplefilter("ignore", FutureWarning)  # torch's own, from a deprecated part of its pytree
-            program = program.run_decompositions({})
-    return program
-
-
-def _pure(node: fx.Node) -> bool:
-    """Whether it writes nothing in place, nor runs a graph within the graph, which may."""
-    schema = getattr(node.target, "_schema", None)
-    return node.op != "get_attr" and not (schema is not None and schema.is_mutable)
-
-
-def _dependents(graph: fx.Graph, names: set[str]) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    for node in graph.nodes:  # in topological order
-        if node.name in names or any(parent in found for parent in node.all_input_nodes):
-            found.add(node)
-    return found
-
-
-def _aliases(module: nn.Module, subset: Subset) -> dict[str, str]:
-    """Every name of a chosen parameter (a tied one has several) to its name in the subset."""
-    by_id = {id(value): name for name, value in module.named_parameters() if name in subset.names}
-    every = module.named_parameters(remove_duplicate=False)
-    return {name: by_id[id(value)] for name, value in every if id(value) in by_id}
-
-
-Step = tuple[fx.Node, list[str]]
-"""A node, and the names of those that nobody reads after it."""
-
-
-def _steps(nodes: list[fx.Node], kept: set[str]) -> list[Step]:
-    """``nodes`` in order, each with what may be let go of after it; what is ``kept`` is not."""
-    last: dict[str, int] = {}
-    for i, node in enumerate(nodes):
-        last |= dict.fromkeys([node.name, *(parent.name for parent in node.all_input_nodes)], i)
-    over: list[list[str]] = [[] for _ in nodes]
-    for name, i in last.items():
-        if name not in kept:
-            over[i].append(name)
-    return list(zip(nodes, over, strict=True))
-
-
-def _run(steps: list[Step], values: dict[str, Any]) -> dict[str, Any]:
-    """Execute graph nodes in order on ``values`` by node name; returns those that were kept."""
-    for node, over in steps:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n.name])
-        values[node.name] = node.target(*args, **kwargs)  # type: ignore[operator]
-        for name in over:
-            del values[name]
-    return values

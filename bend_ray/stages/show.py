@@ -5,7 +5,7 @@ from typing import get_args
 
 from bend_ray import artifacts
 from bend_ray.artifacts import DEPENDS, Folder, Kind, Manifest
-from bend_ray.errors import ArtifactError
+from bend_ray.errors import ArtifactError, BendError
 from bend_ray.report import words
 
 MAKES: dict[Kind, str] = {
@@ -17,6 +17,10 @@ MAKES: dict[Kind, str] = {
 }
 
 
+SHOWN = (1, 256)
+"""Batch sizes whose plan is shown."""
+
+
 def run(where: str) -> None:
     """Print what stands in the run at ``where``. Raises ArtifactError where there is nothing of ours."""
     run = Folder(where)
@@ -26,6 +30,8 @@ def run(where: str) -> None:
     print(f"{where}\n")
     for kind, manifest in manifests.items():
         print(f"  {kind:<10} {_line(run, kind, manifest)}")
+    if manifests["ensemble"] is not None:
+        print(f"\n{_plan(run)}")
     missing = [kind for kind, manifest in manifests.items() if manifest is None]
     if missing:
         stages = " ".join(dict.fromkeys(MAKES[kind] for kind in missing))
@@ -41,6 +47,26 @@ def _line(run: Folder, kind: Kind, manifest: Manifest | None) -> str:
     size = sum(facts.bytes for facts in manifest.files.values())
     inputs = ", ".join(f"{name} {digest[:8]}" for name, digest in manifest.inputs.items())
     return f"{manifest.digest[:8]}  {size / 1e6:8.2f} MB  from {inputs}{_facts(kind, manifest)}"
+
+
+def _plan(run: Folder) -> str:
+    """How members are run on batches of some sizes, measured here and now."""
+    import torch  # a second that runs without an ensemble need not pay
+
+    from bend_ray.ensemble.ensemble import Ensemble
+
+    try:
+        ensemble = Ensemble.load(run, measured=True)
+    except BendError as error:
+        return f"  {'plan':<10} none, the ensemble cannot be used: {error}"
+    fit = ensemble.description.preprocess
+    share = f"{ensemble.trunk.trunk_share:.0%} of operations run once for all members"
+    lines = [f"  {'plan':<10} D = {ensemble.subset.D}, {share}"]
+    for rows in SHOWN:
+        planned = ensemble.planned(torch.zeros(rows, fit.channels, fit.image_size, fit.image_size))
+        at_once = f", {planned.at_once(rows)} members at once" if planned.plan == "vmap" else ""
+        lines.append(f"  {'':<10} batch {rows}: {planned.plan}{at_once} (measured on the CPU)")
+    return "\n".join(lines)
 
 
 def _half_done(run: Folder, kind: Kind) -> str:
