@@ -146,7 +146,9 @@ def test_any_type_of_logits(strategy: Strategy, dtype: torch.dtype) -> None:
     for name, value in vars(expected).items():
         if isinstance(value, Tensor):
             assert torch.equal(getattr(found, name), value), name
-            assert getattr(found, name).dtype == (torch.int64 if name == "label_B" else torch.float64), name
+            assert getattr(found, name).dtype == (torch.int64 if name in ("label_B", "members_B") else torch.float64), (
+                name
+            )
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

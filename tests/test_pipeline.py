@@ -15,8 +15,9 @@ from bend_ray import cli
 from bend_ray.artifacts import Folder
 from bend_ray.config import BASELINES
 from bend_ray.data.datasets import load_dataset
+from bend_ray.ensemble import metrics
 from bend_ray.ensemble.ensemble import Ensemble
-from bend_ray.errors import ArtifactError, ResourceError, TrainingError
+from bend_ray.errors import ArtifactError, ConfigError, ResourceError, TrainingError
 from bend_ray.stages import pipeline
 from bend_ray.weights import snapshots
 from conftest import TOY, bits, changed
@@ -153,6 +154,26 @@ def test_ensemble_is_loadable_alone_and_answers_as_the_whole(reference: Path, tm
     accuracy = (prediction.label_B == test.labels).double().mean().item()
     assert accuracy == pytest.approx(metrics["abend"]["accuracy"], abs=1e-9)
     assert set(alone.predict(test.images[:3], "sbend").label_B.tolist()) <= set(range(10))
+
+
+def test_ensemble_is_selected_and_calibrated_on_validation_rows(reference: Path) -> None:
+    ensemble, val = Ensemble.load(reference), load_dataset(changed().data, 0).val
+
+    def nll(one: Ensemble) -> float:
+        return metrics.nll(one.predict(val.images).prob_BK, val.labels).mean().item()
+
+    single = ensemble.select(val.images, val.labels, 1, "best")
+    smaller = ensemble.select(val.images, val.labels, 3)
+    assert (single.members, smaller.members, ensemble.members) == (1, 3, 7)
+    assert nll(smaller) <= nll(single) + 1e-9
+    calibrated = ensemble.calibrate(val.images, val.labels)
+    assert nll(calibrated) <= nll(ensemble) and calibrated.temperature != 1
+    stopped = calibrated.predict(val.images, stop_early=True)
+    assert torch.equal(stopped.label_B, calibrated.predict(val.images).label_B)
+    measured = Ensemble.load(reference, measured=True)
+    torch.testing.assert_close(measured.logits(val.images), ensemble.logits(val.images), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ConfigError, match="how: 'worst'"):
+        ensemble.select(val.images, val.labels, 1, "worst")  # type: ignore[arg-type]
 
 
 def test_predict_answers_for_images_and_arrays(

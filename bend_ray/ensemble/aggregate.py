@@ -79,7 +79,7 @@ class Tally:
 
     def add(self, logits_MBK: Tensor) -> None:
         """Count these members in. Raises ModelError, which names the member, for logits that are not finite."""
-        _check(logits_MBK, self.members)
+        check(logits_MBK, self.members)
         prob_MBK = logits_MBK.double().softmax(-1)
         self._prob_BK = self._prob_BK + prob_MBK.sum(0)
         self._count_BK = self._count_BK + F.one_hot(logits_MBK.argmax(-1), logits_MBK.shape[-1]).sum(0)
@@ -119,7 +119,8 @@ def _most_votes(vote_BK: Tensor, mean_BK: Tensor) -> Tensor:
     return mean_BK.masked_fill(~tied_BK, -1.0).argmax(-1)  # argmax: the first of equals
 
 
-def _check(logits_MBK: Tensor, before: int) -> None:
+def check(logits_MBK: Tensor, before: int = 0) -> None:
+    """Raises ModelError for logits that are no (M, B, K) or not finite; members are numbered from ``before``."""
     if logits_MBK.ndim != 3 or logits_MBK.shape[0] == 0 or logits_MBK.shape[2] == 0:
         raise ModelError(f"logits of shape {tuple(logits_MBK.shape)}; expected (members, rows, classes)")
     bad_MB = ~torch.isfinite(logits_MBK).all(-1)

@@ -26,8 +26,15 @@ LOOKS = 16
 
 
 @torch.no_grad()
-def predict(trunk: SharedTrunk, theta_MD: Tensor, x: Tensor, strategy: Strategy, error: float = 0.0) -> Prediction:
-    """`aggregate` of all members, but for rows that stopped: they count ``members_B`` of them.
+def predict(
+    trunk: SharedTrunk,
+    theta_MD: Tensor,
+    x: Tensor,
+    strategy: Strategy,
+    error: float = 0.0,
+    temperature: float = 1.0,
+) -> Prediction:
+    """`aggregate` of all members' logits over ``temperature``, but for rows that stopped: they count ``members_B``.
 
     Labels are those of all members (aBEND with ``error``: each with chance 1 - ``error``). Raises ConfigError for an
     ``error`` outside [0, 1) or with sbend, ModelError where shapes do not fit.
@@ -44,7 +51,7 @@ def predict(trunk: SharedTrunk, theta_MD: Tensor, x: Tensor, strategy: Strategy,
         shared = trunk.trunk(x)
         for chunk_m in order_M.to(theta_MD.device).split(math.ceil(M / LOOKS)):
             for part_m in chunk_m.split(trunk.at_once(len(open_b))):
-                tally.add(trunk.members(theta_MD[part_m], shared))
+                tally.add(trunk.members(theta_MD[part_m], shared) / temperature)
             done_b = decided(tally.prediction(strategy), tally.members, M, error / LOOKS)
             # What cannot be told apart by rows goes on whole, until all of it is decided.
             rest = trunk.rows(shared, (~done_b).nonzero()[:, 0]) if not done_b.all() else ()

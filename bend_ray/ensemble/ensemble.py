@@ -1,7 +1,8 @@
 """The ensemble: one frozen classifier, M sets of the subset's parameters, and one answer."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +11,15 @@ from bend_ray import artifacts
 from bend_ray.artifacts import Folder, Manifest
 from bend_ray.data import base as bases
 from bend_ray.data.base import Description
-from bend_ray.ensemble import early, plan
+from bend_ray.ensemble import early, plan, select
 from bend_ray.ensemble.aggregate import Prediction, Strategy, Tally
 from bend_ray.ensemble.trunk import SharedTrunk, split
-from bend_ray.errors import ArtifactError
+from bend_ray.errors import ArtifactError, ConfigError
 from bend_ray.weights.subset import Subset
 
 MEMBERS = "members.safetensors"
+ROWS = 512
+"""Validation rows that are run at once."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class Ensemble:
     manifest: Manifest
     measured: bool = False
     """Whether the plan is measured, once for each size of batch, or follows from the graph; see `plan`."""
+    temperature: float = 1.0
+    """What logits are divided by before probabilities are made of them; votes do not depend on it."""
     _plans: dict[int, SharedTrunk] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
@@ -62,9 +67,25 @@ class Ensemble:
         return len(self.theta_MD)
 
     def logits(self, images: Tensor) -> Tensor:
-        """``logits_MBK`` for uint8 images (B, C, H, W)."""
+        """``logits_MBK`` for uint8 images (B, C, H, W), as they are before the temperature."""
         x = self._inputs(images)
         return self.planned(x).logits(self.theta_MD, x)
+
+    def select(self, images: Tensor, label_B: Tensor, k: int, how: Literal["best", "greedy"] = "greedy") -> "Ensemble":
+        """The ensemble of ``k`` members chosen on validation rows: see `select.best` and `select.greedy`."""
+        if how not in ("best", "greedy"):
+            raise ConfigError(f"how: {how!r} is unknown; use best (single members) or greedy (as an ensemble)")
+        choose = select.best if how == "best" else select.greedy
+        chosen = choose(self._logits(images), label_B.to(self.theta_MD.device), k)
+        return replace(self, theta_MD=self.theta_MD[chosen])
+
+    def calibrate(self, images: Tensor, label_B: Tensor) -> "Ensemble":
+        """The ensemble with the temperature of lowest NLL on validation rows: see `select.fit_temperature`."""
+        temperature = select.fit_temperature(self._logits(images), label_B.to(self.theta_MD.device))
+        return replace(self, temperature=temperature)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        return torch.cat([self.logits(part) for part in images.split(ROWS)], dim=1)
 
     def planned(self, x: Tensor) -> SharedTrunk:
         """The trunk with the plan for inputs like x (B, C, H, W)."""
@@ -84,10 +105,10 @@ class Ensemble:
         """
         x = self._inputs(images)
         if stop_early:
-            return early.predict(self.planned(x), self.theta_MD, x, strategy, error)
+            return early.predict(self.planned(x), self.theta_MD, x, strategy, error, self.temperature)
         tally = Tally()
         for logits_MBK in self.planned(x).chunks(self.theta_MD, x):
-            tally.add(logits_MBK)
+            tally.add(logits_MBK / self.temperature)
         return tally.prediction(strategy)
 
     def _inputs(self, images: Tensor) -> Tensor:

@@ -112,6 +112,8 @@ def split(module: nn.Module, subset: Subset, example_x: Tensor) -> SharedTrunk:
     A module that cannot be exported is run whole for every member, with one warning that says why.
     """
     module.eval()
+    # Where vmap has no rule for an operation it loops over it, and says so on stderr every time; plans are for that.
+    torch._C._functorch._set_vmap_fallback_warning_enabled(False)  # type: ignore[attr-defined]
     try:
         return _cut(module, subset, example_x)
     except Exception as error:
