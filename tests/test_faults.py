@@ -76,14 +76,14 @@ def test_killed_workers_of_collect(command: Callable, reference: Path, tmp_path:
     kept: dict[Path, int] = {}
     moments: list[Callable[[], object]] = [
         lambda: workers("RayTrainWorker"),
-        lambda: count(run, "snapshots/*.parquet") >= 1 and workers("RayTrainWorker"),
-        lambda: count(run, "snapshots/*.parquet") >= 3 and workers("RayTrainWorker"),
+        lambda: count(run, "snapshots/chain-*.parquet") >= 1 and workers("RayTrainWorker"),
+        lambda: count(run, "snapshots/chain-*.parquet") >= 3 and workers("RayTrainWorker"),
     ]
     for number, moment in enumerate(moments):
         wait_for(moment, process)
         victims = workers("RayTrainWorker")
         kill(victims[number % len(victims)], process)
-        kept |= {path: path.stat().st_mtime_ns for path in run.glob("snapshots/*.parquet")}
+        kept |= {path: path.stat().st_mtime_ns for path in run.glob("snapshots/chain-*.parquet")}
     ended_well(process)
     assert bits(run) == bits(reference)
     assert kept and all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
@@ -111,7 +111,7 @@ def test_killed_driver_in_every_stage(command: Callable, reference: Path, tmp_pa
     moments: list[Callable[[], object]] = [
         lambda: workers("RayTrainWorker"),  # training the base, or about to
         lambda: (run / "base" / "config.json").exists(),
-        lambda: count(run, "snapshots/*.parquet") >= 2,
+        lambda: count(run, "snapshots/chain-*.parquet") >= 2,
         lambda: (run / "snapshots" / "_config.json").exists() and workers("_fit"),
         lambda: (run / "generator" / "config.json").exists() and workers("_Sampler"),
         lambda: count(run, "ensemble/block-*") >= 1,
@@ -123,7 +123,7 @@ def test_killed_driver_in_every_stage(command: Callable, reference: Path, tmp_pa
         wait_for(moment, process)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        kept |= {path: path.stat().st_mtime_ns for path in run.glob("snapshots/*.parquet")}
+        kept |= {path: path.stat().st_mtime_ns for path in run.glob("snapshots/chain-*.parquet")}
     said = ended_well(command())
     assert bits(run) == bits(reference)
     assert len(kept) == TOY["collect"]["chains"]
