@@ -130,7 +130,7 @@ def _run_stages(arguments: argparse.Namespace, free: dict[str, str]) -> None:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # the user's own modules, as `python -m` would find them
 
-    from bend_ray.artifacts import Folder
+    from bend_ray.folders import Folder
     from bend_ray.stages import pipeline
 
     stages = STAGES if arguments.command == "run" else (arguments.command,)

@@ -12,9 +12,9 @@ from typing import Any
 
 import ray
 
-from bend_ray.artifacts import Folder
 from bend_ray.config import Config
 from bend_ray.errors import ArtifactError, BendError, ResourceError
+from bend_ray.folders import Folder
 from bend_ray.progress import Progress
 
 RETRIES = 3

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from bend_ray.artifacts import DEPENDS, Folder, read_manifest
+from bend_ray.artifacts import DEPENDS, read_manifest
 from bend_ray.config import Config, parse
+from bend_ray.folders import Folder
 
 ROOT = Path(__file__).parents[1]
 BEND_RAY = str(Path(sys.executable).with_name("bend-ray"))
@@ -30,7 +31,7 @@ TOY: dict[str, Any] = {
 
 
 def pytest_configure() -> None:
-    """Before anything imports Ray: the session's cluster has a token of its own, whatever stands in ~/.ray."""
+    """Before anything imports Ray: the tests' cluster has a token of its own, whatever is in ~/.ray."""
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
 
 

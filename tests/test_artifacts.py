@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from bend_ray import artifacts
-from bend_ray.artifacts import Folder, Manifest
+from bend_ray.artifacts import Manifest
 from bend_ray.config import Config
 from bend_ray.errors import ArtifactError
+from bend_ray.folders import Folder
 from conftest import changed
 
 

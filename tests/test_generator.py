@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from bend_ray import artifacts
-from bend_ray.artifacts import Folder
 from bend_ray.config import Autoencoder, Diffusion, Sample
 from bend_ray.errors import ArtifactError, TrainingError
+from bend_ray.folders import Folder
 from bend_ray.generator import autoencoder as autoencoders
 from bend_ray.generator import diffusion as diffusions
 from bend_ray.generator import span as spans

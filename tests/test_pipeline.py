@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from bend_ray import cli
-from bend_ray.artifacts import Folder
 from bend_ray.config import BASELINES
 from bend_ray.data.datasets import load_dataset
 from bend_ray.ensemble import metrics
 from bend_ray.ensemble.ensemble import Ensemble
 from bend_ray.errors import ArtifactError, ConfigError, ResourceError, TrainingError
+from bend_ray.folders import Folder
 from bend_ray.stages import pipeline
 from bend_ray.weights import snapshots
 from conftest import TOY, bits, changed

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bend_ray.artifacts import Folder
 from bend_ray.errors import ArtifactError
+from bend_ray.folders import Folder
 from bend_ray.weights import snapshots as parts
 from bend_ray.weights.snapshots import Fact
 from bend_ray.weights.subset import Subset

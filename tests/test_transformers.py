@@ -16,6 +16,8 @@ with warnings.catch_warnings():
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+pytestmark = pytest.mark.slow
+
 SPECS = ["head", "norm", "norm+head", "regex:layer.*weight", "regex:."]
 
 

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from bend_ray import artifacts
-from bend_ray.artifacts import Folder
 from bend_ray.config import Classifier
 from bend_ray.data import classifiers
 from bend_ray.data.datasets import Dataset, Preprocess
 from bend_ray.errors import ArtifactError
+from bend_ray.folders import Folder
 
 FILE = "model.safetensors"
 

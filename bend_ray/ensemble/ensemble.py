@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from bend_ray import artifacts
-from bend_ray.artifacts import Folder, Manifest
+from bend_ray.artifacts import Manifest
 from bend_ray.data import base as bases
 from bend_ray.data.base import Description
 from bend_ray.ensemble import early, plan, select
 from bend_ray.ensemble.aggregate import Prediction, Strategy, Tally
 from bend_ray.ensemble.trunk import SharedTrunk, split
 from bend_ray.errors import ArtifactError, ConfigError
+from bend_ray.folders import Folder
 from bend_ray.weights.subset import Subset
 
 MEMBERS = "members.safetensors"

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from bend_ray import artifacts, seeds
-from bend_ray.artifacts import Folder
 from bend_ray.config import Autoencoder as AutoencoderSettings
 from bend_ray.config import Diffusion as DiffusionSettings
 from bend_ray.config import Sample
 from bend_ray.data.training import Progress
 from bend_ray.errors import ArtifactError
+from bend_ray.folders import Folder
 from bend_ray.generator import autoencoder as autoencoders
 from bend_ray.generator import diffusion as diffusions
 from bend_ray.generator import samplers

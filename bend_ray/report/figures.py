@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bend_ray.artifacts import Folder
+from bend_ray.folders import Folder
 from bend_ray.report.numbers import Scored
 
 GENERATED, ORIGINALS, MUTED = "#0b6e99", "#d9730d", "#8a8a8a"

@@ -15,11 +15,12 @@ import ray
 from torch import nn
 
 from bend_ray import artifacts, cluster
-from bend_ray.artifacts import Folder, Manifest
+from bend_ray.artifacts import Manifest
 from bend_ray.config import Config
 from bend_ray.data import base as bases
 from bend_ray.data import classifiers, training
 from bend_ray.data.datasets import Dataset, load_dataset
+from bend_ray.folders import Folder
 from bend_ray.progress import Progress
 from bend_ray.weights import chains as chain_training
 from bend_ray.weights import snapshots as parts

@@ -14,13 +14,14 @@ from ray.util import ActorPool
 from torch import Tensor
 
 from bend_ray import artifacts, cluster, seeds
-from bend_ray.artifacts import Folder, Manifest
+from bend_ray.artifacts import Manifest
 from bend_ray.config import Config
 from bend_ray.data import base as bases
 from bend_ray.data import training
 from bend_ray.data.classifiers import logits
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.ensemble.ensemble import Ensemble
+from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
 from bend_ray.generator.nulls import null_generators
 from bend_ray.progress import Progress

@@ -10,8 +10,9 @@ from typing import Any
 import ray
 
 from bend_ray import artifacts, cluster
-from bend_ray.artifacts import Folder, Manifest
+from bend_ray.artifacts import Manifest
 from bend_ray.config import Config
+from bend_ray.folders import Folder
 from bend_ray.generator.generator import FILE, Generator
 from bend_ray.progress import Progress
 from bend_ray.weights import snapshots as parts

@@ -6,11 +6,11 @@ import ray
 from torch import nn
 
 from bend_ray import artifacts, cluster
-from bend_ray.artifacts import Folder
 from bend_ray.config import Config, dump
 from bend_ray.data import classifiers
 from bend_ray.data.base import Description
 from bend_ray.data.datasets import Dataset, load_dataset
+from bend_ray.folders import Folder
 from bend_ray.stages import collect, evaluate, fit, sample
 from bend_ray.weights import subset as subsets
 from bend_ray.weights.subset import Subset

@@ -14,11 +14,12 @@ import torch
 from ray.util import ActorPool
 
 from bend_ray import artifacts, cluster
-from bend_ray.artifacts import Folder, Manifest
+from bend_ray.artifacts import Manifest
 from bend_ray.config import Config
 from bend_ray.data import base as bases
 from bend_ray.ensemble.ensemble import MEMBERS
 from bend_ray.errors import ArtifactError, TrainingError
+from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
 from bend_ray.progress import Progress
 

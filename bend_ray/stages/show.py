@@ -4,8 +4,9 @@ import json
 from typing import get_args
 
 from bend_ray import artifacts
-from bend_ray.artifacts import DEPENDS, Folder, Kind, Manifest
+from bend_ray.artifacts import DEPENDS, Kind, Manifest
 from bend_ray.errors import ArtifactError, BendError
+from bend_ray.folders import Folder
 from bend_ray.report import words
 
 MAKES: dict[Kind, str] = {

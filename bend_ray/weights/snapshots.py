@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bend_ray.artifacts import Folder
 from bend_ray.errors import ArtifactError
+from bend_ray.folders import Folder
 from bend_ray.weights.subset import Subset
 
 
