@@ -1,8 +1,8 @@
 """What stages leave behind: folders of plain files under a manifest, whole or not there.
 
-A run is one `Folder`. An artifact is a sub-folder that appears when its manifest does, and the manifest is written last:
-it names the format, the configuration and the inputs that made the artifact, and the checksum of every file. No pickle
-anywhere.
+A run is one `Folder`. An artifact is a sub-folder that appears when its manifest does, and the manifest is written
+last: it names the format, the configuration and the inputs that made the artifact, and the checksum of every file. No
+pickle anywhere.
 """
 
 import hashlib
