@@ -1,6 +1,7 @@
 """Selection and temperature equal plain searches, and give the known answer where there is one."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -18,10 +19,10 @@ def nll_of(logits_MBK: Tensor, label_B: Tensor) -> float:
 
 
 @st.composite
-def answers(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+def answers(draw: st.DrawFn, scales: tuple[float, ...] = (0.3, 2.0, 40.0)) -> tuple[Tensor, Tensor]:
     M, B, K = draw(st.integers(1, 6)), draw(st.integers(1, 12)), draw(st.integers(1, 5))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    logits_MBK = draw(st.sampled_from([0.3, 2.0, 40.0])) * torch.randn(M, B, K, generator=generator)
+    logits_MBK = draw(st.sampled_from(scales)) * torch.randn(M, B, K, generator=generator)
     return logits_MBK, torch.randint(K, (B,), generator=generator)
 
 
@@ -84,6 +85,35 @@ def test_overconfidence_is_undone(scale: float) -> None:
     logits_BK = 2 * torch.randn(20_000, 4, generator=generator)
     label_B = torch.multinomial(logits_BK.softmax(-1), 1, generator=generator)[:, 0]
     assert fit_temperature(scale * logits_BK[None], label_B) == pytest.approx(scale, rel=0.05)
+
+
+@settings(max_examples=100, deadline=None)
+@given(answers((0.3, 2.0)), st.integers(1, 8))  # above the floor, where the loss is convex in the mean probability
+def test_greedy_is_never_worse_than_the_best_member_which_comes_first(given_: tuple[Tensor, Tensor], k: int) -> None:
+    logits_MBK, label_B = given_
+    chosen = greedy(logits_MBK, label_B, k)
+    alone = nll_of(logits_MBK[best(logits_MBK, label_B, 1)], label_B)
+    assert nll_of(logits_MBK[chosen[:1]], label_B) == pytest.approx(alone, abs=1e-9)
+    for count in range(2, k + 1):
+        assert nll_of(logits_MBK[chosen[:count]], label_B) <= alone + 1e-9
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_labels_are_any_whole_numbers(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits_MBK, label_B = torch.randn(3, 8, 300, generator=generator), torch.arange(8) * 15
+    labels = label_B.to(dtype)
+    assert best(logits_MBK, labels, 3) == best(logits_MBK, label_B, 3)
+    assert greedy(logits_MBK, labels, 3) == greedy(logits_MBK, label_B, 3)
+    assert fit_temperature(logits_MBK, labels) == fit_temperature(logits_MBK, label_B)
+
+
+@pytest.mark.parametrize("choose", [best, greedy])
+def test_who_alone_is_best_comes_first(choose: Callable[[Tensor, Tensor, int], list[int]]) -> None:
+    label_B = torch.tensor([0, 1, 2, 1])
+    logits_MBK = torch.tensor([0.0, 1.0, 3.0, 2.0])[:, None, None] * torch.eye(3)[label_B]  # surer is better
+    assert choose(logits_MBK, label_B, 1) == [2]
+    assert choose(logits_MBK, label_B, 3) == ([2, 3, 1] if choose is best else [2, 2, 2])
 
 
 def test_what_cannot_be_used() -> None:

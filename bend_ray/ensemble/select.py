@@ -22,10 +22,10 @@ def fit_temperature(logits_MBK: Tensor, label_B: Tensor) -> float:
 
     Raises DataError for labels that do not fit, ModelError for logits that are not finite.
     """
-    _check(logits_MBK, label_B)
+    label_B, logits_MBK = _checked(logits_MBK, label_B), logits_MBK.double()
 
     def loss(log_t: float) -> float:
-        return metrics.nll(aggregate.abend(logits_MBK.double() / math.exp(log_t)), label_B).mean().item()
+        return metrics.nll(aggregate.abend(logits_MBK / math.exp(log_t)), label_B).mean().item()
 
     grid = torch.linspace(-math.log(WIDEST), math.log(WIDEST), GRID, dtype=torch.float64).tolist()
     lowest = min(range(GRID), key=lambda i: loss(grid[i]))
@@ -49,7 +49,7 @@ def best(logits_MBK: Tensor, label_B: Tensor, k: int) -> list[int]:
 
     Raises ConfigError where there are not so many, and as `fit_temperature`.
     """
-    _check(logits_MBK, label_B)
+    label_B = _checked(logits_MBK, label_B)
     if not 1 <= k <= len(logits_MBK):
         raise ConfigError(f"{k} of {len(logits_MBK)} members asked for; give 1 to {len(logits_MBK)}")
     return metrics.member_scores(logits_MBK, label_B)[1].argsort(stable=True)[:k].tolist()
@@ -62,7 +62,7 @@ def greedy(logits_MBK: Tensor, label_B: Tensor, k: int) -> list[int]:
     probability, so only what members give to the true class matters. Raises ConfigError unless ``k`` is 1 or more, and
     as `fit_temperature`.
     """
-    _check(logits_MBK, label_B)
+    label_B = _checked(logits_MBK, label_B)
     if k < 1:
         raise ConfigError(f"{k} members asked for; give 1 or more")
     true_MB1 = label_B.expand(len(logits_MBK), -1)[..., None]
@@ -77,10 +77,13 @@ def greedy(logits_MBK: Tensor, label_B: Tensor, k: int) -> list[int]:
     return chosen
 
 
-def _check(logits_MBK: Tensor, label_B: Tensor) -> None:
+def _checked(logits_MBK: Tensor, label_B: Tensor) -> Tensor:
+    """The labels as int64, whichever whole numbers they came as."""
     aggregate.check(logits_MBK)
     _, B, K = logits_MBK.shape
     if label_B.shape != (B,) or B == 0:
         raise DataError(f"labels of shape {tuple(label_B.shape)} for {B} rows of logits; give one label a row")
-    if label_B.is_floating_point() or not bool(((label_B >= 0) & (label_B < K)).all()):
+    whole_B = label_B.long()
+    if label_B.is_floating_point() or not bool(((whole_B >= 0) & (whole_B < K)).all()):
         raise DataError(f"labels must be whole numbers from 0 to {K - 1}")
+    return whole_B
