@@ -1,13 +1,18 @@
 """Every mistake at the command line: one clear sentence, exit code 2, no traceback, nothing written."""
 
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
+from bend_ray import cli
 from conftest import BEND_RAY, TOY
+
+Command = Callable[..., tuple[int | str | None, str]]
 
 
 @pytest.fixture
@@ -17,9 +22,18 @@ def config(tmp_path: Path) -> str:
     return str(path)
 
 
-def bend_ray(*arguments: str, cwd: Path) -> tuple[int, str]:
-    done = subprocess.run([BEND_RAY, *arguments], cwd=cwd, capture_output=True, text=True)
-    return done.returncode, done.stderr
+@pytest.fixture
+def bend_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Runs a command in ``tmp_path``, in this process (a new one takes seconds to start): exit code and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def run(*arguments: str) -> tuple[int | str | None, str]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        return ended.value.code, capfd.readouterr().err
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -43,10 +57,20 @@ def bend_ray(*arguments: str, cwd: Path) -> tuple[int, str]:
         (["show", "no-run"], "no-run: is no run"),
     ],
 )
-def test_mistake_is_one_sentence(tmp_path: Path, config: str, arguments: list[str], said: str) -> None:
-    code, error = bend_ray(*[config if word == "CONFIG" else word for word in arguments], cwd=tmp_path)
+def test_mistake_is_one_sentence(
+    bend_ray: Command, tmp_path: Path, config: str, arguments: list[str], said: str
+) -> None:
+    code, error = bend_ray(*[config if word == "CONFIG" else word for word in arguments])
     assert code == 2 and said in error
     assert error.startswith("bend-ray: ") and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["toy.yaml"]
+
+
+def test_the_real_command_ends_with_2_and_one_line(tmp_path: Path, config: str) -> None:
+    words = [BEND_RAY, "run", config, "--collect.subset", "regex:nothing"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "" and "chooses no parameter" in done.stderr
+    assert done.stderr.startswith("bend-ray: ") and done.stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["toy.yaml"]
 
 
@@ -60,8 +84,8 @@ def test_mistake_is_one_sentence(tmp_path: Path, config: str, arguments: list[st
         (np.array([{}], dtype=object), "npy"),
     ],
 )
-def test_bad_array_is_refused(reference: Path, tmp_path: Path, array: np.ndarray, said: str) -> None:
+def test_bad_array_is_refused(bend_ray: Command, reference: Path, tmp_path: Path, array: np.ndarray, said: str) -> None:
     np.save(tmp_path / "x.npy", array, allow_pickle=True)
-    code, error = bend_ray("predict", str(reference), "x.npy", cwd=tmp_path)
+    code, error = bend_ray("predict", str(reference), "x.npy")
     assert code == 2 and "x.npy" in error and error.count("\n") == 1
     assert any(word in error for word in said.split("|"))
