@@ -107,8 +107,8 @@ def find(run: Folder, kind: Kind, config: Config, inputs: Mapping[str, str]) -> 
     if manifest is None:
         return None
     check_config(run, manifest, config)
-    for name, digest in inputs.items():
-        if manifest.inputs.get(name) != digest:
+    for name in sorted(inputs.keys() | manifest.inputs.keys()):
+        if manifest.inputs.get(name) != inputs.get(name):
             raise ArtifactError(
                 f"{run / kind}: was made from another {name} than the one here now; use another --run-dir,"
                 f" or delete {run / kind} to make it anew"

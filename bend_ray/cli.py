@@ -96,6 +96,8 @@ def _run(argv: list[str]) -> None:
     if unknown:
         commands = parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
         commands[arguments.command].error(f"unrecognized arguments: {' '.join(unknown)}")  # type: ignore[index]
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # the user's own modules, as `python -m` would find them
     if arguments.command == "predict":
         from bend_ray.stages import predict
 
@@ -127,8 +129,6 @@ def _run_stages(arguments: argparse.Namespace, free: dict[str, str]) -> None:
     overrides = {key: value for key, value in vars(arguments).items() if "." in key or key == "seed"} | free
     config = load(arguments.config, overrides)
     where = arguments.run_dir or f"runs/{Path(arguments.config).stem}"
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # the user's own modules, as `python -m` would find them
 
     from bend_ray.folders import Folder
     from bend_ray.stages import pipeline

@@ -57,6 +57,8 @@ def wants(config: Config, stages: tuple[str, ...]) -> list[tuple[str, str, int, 
         ],
     }
     asked["evaluate"] = asked["sample"]
+    if config.evaluate.bagging_members or config.evaluate.deep_ensemble_members:  # trained one by one, as chains are
+        asked["evaluate"] = asked["sample"] + [(key, resource, 1, each) for key, resource, _, each in asked["collect"]]
     return [want for stage in stages for want in asked.get(stage, []) if want[3] > 0]
 
 

@@ -1,8 +1,8 @@
 """The configuration: plain frozen data, unknown keys rejected, one docstring a key.
 
 The command line (``--section.key VALUE``), the table in ``docs/config.md`` and the checks all come from these models.
-A key marked ``_placement`` says where work runs or a file lies, never what is computed (files enter by their content):
-it is in no hash, so that a run begun on a laptop can be finished on a cluster.
+A key marked ``_placement`` says where work runs or a file lies, not what is computed (files enter by their content;
+other threads or a GPU round otherwise): it is in no hash, so that a run begun on a laptop can be finished on a cluster.
 """
 
 import difflib

@@ -24,6 +24,7 @@ def generator_for(seed: int, *names: str | int) -> torch.Generator:
 @contextlib.contextmanager
 def seeded(seed: int, *names: str | int) -> Iterator[None]:
     """Seed torch's global generators inside the block, for code that takes no generator (initialisers, dropout)."""
-    with torch.random.fork_rng():
+    # Without a list, every GPU in sight would be opened, by processes that were promised none as well.
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
         torch.manual_seed(seed_for(seed, *names))
         yield

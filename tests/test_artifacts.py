@@ -41,6 +41,8 @@ def test_other_configuration_is_named_and_nothing_touched(tmp_path: Path, toy: C
         artifacts.check_run(run, changed(base={"epochs": 3}))
     with pytest.raises(ArtifactError, match="another data"):
         artifacts.find(run, "base", toy, {"data": "other"})
+    with pytest.raises(ArtifactError, match="another data"):  # made with an input that is asked for no more
+        artifacts.find(run, "base", toy, {})
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 

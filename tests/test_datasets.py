@@ -182,6 +182,15 @@ def test_encodings(tmp_path: Path, form: str) -> None:
     assert dataset.channels == (3 if form == "WEBP" else 1)  # WebP knows no grey
 
 
+def test_sixteen_bits_are_scaled_in_training_as_in_prediction(tmp_path: Path) -> None:
+    wide = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024
+    dataset = load_dataset(write(tmp_path / "a.parquet", [encoded(wide)] * 40, LABELS), seed=0)
+    assert np.array_equal(dataset.train.images[0, 0].numpy(), wide >> 8)
+    with pytest.raises(DataError, match=r"row 3 of .*mode F"):
+        odd = encoded(np.zeros((8, 8), np.float32), "TIFF")
+        load_dataset(write(tmp_path / "b.parquet", [*grey(3), odd, *grey(36)], LABELS), seed=0)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK"])
 def test_one_image_in_colour_makes_all_colour(tmp_path: Path, mode: str) -> None:
     odd = encoded(Image.fromarray(picture(0, 8, 8, 3)).convert(mode), "TIFF")

@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from bend_ray import cli
+from bend_ray import artifacts, cli
 from bend_ray.config import BASELINES
 from bend_ray.data.datasets import load_dataset
 from bend_ray.ensemble import metrics
 from bend_ray.ensemble.ensemble import Ensemble
 from bend_ray.errors import ArtifactError, ConfigError, ResourceError, TrainingError
 from bend_ray.folders import Folder
-from bend_ray.stages import pipeline
+from bend_ray.stages import pipeline, sample
 from bend_ray.weights import snapshots
 from conftest import TOY, bits, changed
 
@@ -123,6 +123,28 @@ def test_finished_chains_and_blocks_are_kept(
     assert len(parts) == 4 + 3 and all(after[name] == before[name] for name in parts)
     assert "the base is there already, and 4 of 5 chains" in capsys.readouterr().out
     assert bits(run.path) == bits(reference)
+
+
+def test_finished_blocks_are_kept(reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their files go when the ensemble is whole; the note of the seconds each took is written anew if it is sampled."""
+    run, config = copy(reference, tmp_path, "ensemble", "report"), changed()
+    for left in (run.path / "timings").glob("block-*"):
+        left.unlink()
+    inputs = {
+        "generator": artifacts.load(run / "generator", "generator").digest,
+        "base": artifacts.load(run / "base", "base").digest,
+    }
+    recipe = artifacts.recipe("ensemble", config, inputs)
+    sampler = sample._Sampler(config.model_dump(mode="json"), run.address, recipe)
+    for block in (0, 2):
+        sampler.sample(block)
+    before = stamps(run.path / "timings")
+    pipeline.run(config, run, ("sample",))
+    after = stamps(run.path / "timings")
+    assert "2 of 4 blocks are there already" in capsys.readouterr().out
+    assert {name: after[name] for name in before} == before and len(after) == len(before) + 2
+    assert torch.equal(Ensemble.load(run).theta_MD, Ensemble.load(reference).theta_MD)
+    assert not list((run.path / "ensemble").glob("block-*"))
 
 
 def test_metrics_have_every_key_and_only_those(reference: Path) -> None:
@@ -239,6 +261,10 @@ def test_gpu_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
         pipeline.run(changed(sample={"gpus_per_actor": 1}), Folder(tmp_path))
     with pytest.raises(ResourceError, match=r"collect\.cpus_per_worker: 9 x 1 CPU"):
         pipeline.run(changed(collect={"workers": 9}), Folder(tmp_path))
+    with pytest.raises(ResourceError, match=r"collect\.cpus_per_worker: 1 x 3 CPU"):  # rivals are trained as chains are
+        pipeline.run(
+            changed(collect={"cpus_per_worker": 3}, evaluate={"bagging_members": 1}), Folder(tmp_path), ("evaluate",)
+        )
 
 
 def test_nan_in_a_snapshot_is_named(reference: Path, tmp_path: Path) -> None:

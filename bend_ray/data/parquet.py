@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from pyarrow import fs
 
-from bend_ray.data.datasets import Split
+from bend_ray.data.datasets import Split, pixels
 from bend_ray.errors import DataError
 
 NAMES = {"train": "train", "training": "train", "test": "test", "validation": "val", "valid": "val", "val": "val"}
@@ -133,6 +133,12 @@ def _decode(column: pa.ChunkedArray, file: str, name: str) -> torch.Tensor:
             )
     if not decoded:
         raise DataError(f"{file}: holds no rows")
-    grey = all(image.mode in ("L", "1", "I", "I;16", "F") for image in decoded)
-    pixels = np.stack([np.asarray(image.convert("L" if grey else "RGB")) for image in decoded])
-    return torch.from_numpy(pixels[:, None] if grey else pixels.transpose(0, 3, 1, 2).copy())
+    grey = all(image.mode in ("L", "1", "I", "F") or image.mode.startswith("I;16") for image in decoded)
+    rows = []
+    for row, whole in enumerate(decoded):
+        try:
+            rows.append(pixels(whole, colour=not grey))
+        except ValueError as error:
+            raise DataError(f"{file}: row {row} of {name!r}: {error}") from None
+    stacked = np.stack(rows)
+    return torch.from_numpy(stacked[:, None] if grey else stacked.transpose(0, 3, 1, 2).copy())

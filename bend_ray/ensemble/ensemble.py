@@ -78,7 +78,7 @@ class Ensemble:
             raise ConfigError(f"how: {how!r} is unknown; use best (single members) or greedy (as an ensemble)")
         choose = select.best if how == "best" else select.greedy
         chosen = choose(self._logits(images), label_B.to(self.theta_MD.device), k)
-        return replace(self, theta_MD=self.theta_MD[chosen])
+        return replace(self, theta_MD=self.theta_MD[chosen], _plans={})
 
     def calibrate(self, images: Tensor, label_B: Tensor) -> "Ensemble":
         """The ensemble with the temperature of lowest NLL on validation rows: see `select.fit_temperature`."""

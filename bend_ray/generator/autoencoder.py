@@ -11,7 +11,7 @@ from bend_ray.errors import TrainingError
 
 class Autoencoder(nn.Module):
     """``c_SR -> z_SZ -> c_SR``. Both ways are a linear map, which starts as principal components, plus a small network,
-    which starts at zero: training can only improve on the best linear autoencoder. ``z_SZ`` leaves and enters with mean
+    which starts at zero: training begins at the best linear autoencoder. ``z_SZ`` leaves and enters with mean
     0 and standard deviation 1 over the snapshots."""
 
     spread_R: Tensor

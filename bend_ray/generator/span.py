@@ -60,7 +60,7 @@ class Span:
 def fit(blocks: Blocks, explained: float) -> Span:
     """The span of the snapshots, cut to the smallest rank that keeps the share ``explained`` of their variance.
 
-    Two passes over ``blocks``, one tensor of all snapshots in memory at a time; sums in float64.
+    Two passes over ``blocks``, a float64 copy of one tensor at a time.
     Raises TrainingError where the snapshots do not differ.
     """
     gram_SS: Tensor | float = 0.0
