@@ -122,9 +122,9 @@ def check_config(run: Folder, manifest: Manifest, config: Config) -> None:
 
 
 def _check_keys(folder: Folder, made: dict[str, Any], asked: dict[str, Any]) -> None:
-    here = json.loads(json.dumps(asked))
-    for key in sorted(here.keys() | made.keys()):
-        there, now = made.get(key), here.get(key)
+    made, asked = (json.loads(json.dumps(keys)) for keys in (made, asked))  # as a manifest holds them
+    for key in sorted(asked.keys() | made.keys()):
+        there, now = made.get(key), asked.get(key)
         if there != now:
             raise ArtifactError(
                 f"{folder}: was made by another configuration ({key}: {there!r} there, {now!r} here);"
@@ -140,7 +140,7 @@ def check_run(run: Folder, config: Config) -> None:
             check_config(run, manifest, config)
         elif finished_units(run, kind) and run.exists("config.yaml"):
             begun = loads(run.read("config.yaml").decode(errors="replace"), f"{run}/config.yaml").hashed(*DEPENDS[kind])
-            _check_keys(run / kind, json.loads(json.dumps(begun)), config.hashed(*DEPENDS[kind]))
+            _check_keys(run / kind, begun, config.hashed(*DEPENDS[kind]))
 
 
 def finished_units(run: Folder, kind: Kind) -> list[str]:

@@ -31,7 +31,7 @@ def measured(cut: SharedTrunk, theta_MD: Tensor, x: Tensor) -> SharedTrunk:
     """
     if cut.plan == "whole model":
         return cut
-    best, fastest = replace(cut, plan="loop"), float("inf")
+    best = replace(cut, plan="loop")
     with cut.told(theta_MD, x):
         shared = cut.trunk(x)
         fastest = _seconds(best, theta_MD[:2], shared)

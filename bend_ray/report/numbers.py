@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from bend_ray.config import BASELINES, Config
 from bend_ray.ensemble import aggregate, metrics
@@ -189,13 +188,9 @@ def _baseline(scored: Scored, aggregated: dict[str, dict[str, float]]) -> dict[s
 
 def _versus(ours: Scored, theirs: Scored, label_B: Tensor, seed: int) -> dict[str, float]:
     """Their NLL minus our aBEND's, paired over test rows, with a 95 % bootstrap interval: above 0 we are better."""
-    difference_B = _nll(theirs.prob_BK, label_B) - _nll(ours.prob_BK, label_B)
+    difference_B = metrics.nll(theirs.prob_BK, label_B) - metrics.nll(ours.prob_BK, label_B)
     low, high = metrics.paired_bootstrap(difference_B, seed)
     return {"nll_gain": difference_B.mean().item(), "low": low, "high": high}
-
-
-def _nll(prob_BK: Tensor, label_B: Tensor) -> Tensor:
-    return F.nll_loss(prob_BK.double().clamp_min(1e-12).log(), label_B, reduction="none")
 
 
 def _max_error_iou(generated: Scored, originals: Scored, label_B: Tensor) -> float:
