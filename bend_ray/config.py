@@ -178,6 +178,9 @@ class Sample(Section):
     """DDIM's noise: 0 deterministic, 1 as much as DDPM."""
     block: int = Field(16, ge=1)
     """Members sampled at once: the unit of work, the same for any number of actors."""
+    recalibrate: int = Field(0, ge=0)
+    """Batches of 256 training rows on which the statistics of batch norms behind generated parameters are counted anew
+    for each member; 0: members share the base's."""
     actors: int = _placement(2, ge=1)
     """Sampling actors."""
     cpus_per_actor: float = _placement(1.0, gt=0)

@@ -26,7 +26,7 @@ def told(logits_MBK: Tensor, compact: bool = True) -> tuple[SharedTrunk, Tensor,
         return logits_MBK[int(theta["number"])][row_B]
 
     kinds = ("rows",) if compact else (None,)
-    cut = SharedTrunk(subset, "loop", lambda x: (x,), tail, 0.0, kinds, lambda rows: 0)
+    cut = SharedTrunk(subset, "loop", lambda x: (x,), tail, 0.0, kinds, lambda rows: 0, (), tail)
     return cut, torch.arange(M).float()[:, None], torch.arange(B)
 
 

@@ -212,6 +212,7 @@ class Constants(Flat):
 MAKE: dict[str, Callable[[], nn.Module]] = {
     "convnet": lambda: build(Classifier(name="convnet", kwargs={"width": 4}), 5, 1, 8, seed=0),
     "mlp": lambda: build(Classifier(name="mlp", kwargs={"hidden": 12}), 5, 1, 8, seed=0),
+    "resnet18": lambda: build(Classifier(name="resnet18", kwargs={"width": 4}), 5, 1, 8, seed=0),
     "residual": Residual,
     "vit": lambda: ViT(own_attention=False),
     "vit with .logits": lambda: ViT(own_attention=True),
@@ -221,6 +222,7 @@ NAMED = ["head", "norm", "norm+head", "last_block", "regex:."]
 MIDDLE = {
     "convnet": "regex:^block2",
     "mlp": r"regex:blocks\.1\.linear",
+    "resnet18": r"regex:stages\.1\.0",
     "residual": "regex:downsample",
     "vit": r"regex:blocks\.0\.attention|token",
     "vit with .logits": r"regex:blocks\.1\.(qkv|mlp)",
@@ -287,7 +289,7 @@ def test_logits_are_those_of_whole_models(model: str, spec: str) -> None:
 def test_the_plan_follows_from_the_graph(model: str, spec: str) -> None:
     _, subset, trunk = cut(model, spec)
     # A convolution lies in the tail of all but the head, and in a ViT's where its patches are generated too.
-    convolves = spec != "head" if model in ("convnet", "residual") else (model, spec) == ("vit", "regex:.")
+    convolves = spec != "head" if model in ("convnet", "resnet18", "residual") else (model, spec) == ("vit", "regex:.")
     assert trunk.plan == ("loop" if convolves else "vmap")
     assert (0 < trunk.trunk_share < 1) if spec != "regex:." else (0 <= trunk.trunk_share < 0.25)
     share = f"{trunk.trunk_share:.0%} of operations once for all members"

@@ -4,6 +4,8 @@ import contextlib
 import io
 import math
 import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -53,9 +55,13 @@ def dependents(graph: fx.Graph, names: set[str]) -> set[fx.Node]:
 
 def aliases_of(module: nn.Module, subset: Subset) -> dict[str, str]:
     """Every name of a chosen parameter (a tied one has several) to its name in the subset."""
-    by_id = {id(value): name for name, value in module.named_parameters() if name in subset.names}
-    every = module.named_parameters(remove_duplicate=False)
-    return {name: by_id[id(value)] for name, value in every if id(value) in by_id}
+    by_id = {id(value): name for name, value in _values(module) if name in subset.names}
+    return {name: by_id[id(value)] for name, value in _values(module, every=True) if id(value) in by_id}
+
+
+def _values(module: nn.Module, every: bool = False) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(remove_duplicate=not every)
+    yield from module.named_buffers(remove_duplicate=not every)
 
 
 Step = tuple[fx.Node, list[str]]
@@ -74,14 +80,53 @@ def steps_of(nodes: list[fx.Node], kept: set[str]) -> list[Step]:
     return list(zip(nodes, over, strict=True))
 
 
-def run_steps(steps: list[Step], values: dict[str, Any]) -> dict[str, Any]:
-    """Execute graph nodes in order on ``values`` by node name; returns those that were kept."""
+def run_steps(
+    steps: list[Step], values: dict[str, Any], instead: Mapping[str, Callable[..., Any]] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Execute graph nodes in order on ``values`` by node name; returns those that were kept.
+
+    ``instead``: other functions for some nodes, by name.
+    """
     for node, over in steps:
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n.name])
-        values[node.name] = node.target(*args, **kwargs)  # type: ignore[operator]
+        values[node.name] = instead.get(node.name, node.target)(*args, **kwargs)  # type: ignore[operator]
         for name in over:
             del values[name]
     return values
+
+
+def batch_norms(nodes: Iterable[fx.Node], buffers: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Names of the buffers (running mean and variance) of each of ``nodes`` that normalises by them.
+
+    ``buffers``: names by those of the graph's inputs.
+    """
+    aten = torch.ops.aten
+    kinds = (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
+    return {
+        node.name: (buffers[node.args[3].name], buffers[node.args[4].name])
+        for node in nodes
+        if node.target in kinds and isinstance(node.args[3], fx.Node) and isinstance(node.args[4], fx.Node)
+    }
+
+
+def observed_batch_norm(node: fx.Node, into: Callable[[Tensor, Tensor], None]) -> Callable[..., Any]:
+    """What ``node`` would do in training mode; ``into`` is told mean and (unbiased) variance of the batch."""
+    alone = node.target is torch.ops.aten.batch_norm.default
+    place_of_eps = 7 if alone else 6
+
+    def run(x: Tensor, weight: Tensor | None, bias: Tensor | None, *rest: Any) -> Any:
+        axes = [0, *range(2, x.ndim)]
+        rows = x.numel() // x.shape[1]
+        var_C, mean_C = torch.var_mean(x, axes, correction=0)
+        into(mean_C, var_C * (rows / max(rows - 1, 1)))
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        scale_C = (var_C + rest[place_of_eps - 3]).rsqrt()
+        scale_C = scale_C if weight is None else scale_C * weight
+        shift_C = -mean_C * scale_C if bias is None else bias - mean_C * scale_C
+        found = x * scale_C.reshape(shape) + shift_C.reshape(shape)
+        return found if alone else (found, mean_C, scale_C)
+
+    return run
 
 
 def kind_of(value: Any, batch: torch.SymInt) -> str | None:

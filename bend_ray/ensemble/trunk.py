@@ -9,13 +9,24 @@ import operator
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from bend_ray.data.classifiers import logits
-from bend_ray.ensemble.graph import aliases_of, dependents, export, kind_of, peak_bytes, run_steps, steps_of
+from bend_ray.ensemble.graph import (
+    aliases_of,
+    batch_norms,
+    dependents,
+    export,
+    kind_of,
+    observed_batch_norm,
+    peak_bytes,
+    run_steps,
+    steps_of,
+)
 from bend_ray.errors import BendError, ModelError
 from bend_ray.weights.subset import Subset
 
@@ -42,6 +53,10 @@ class SharedTrunk:
     `fixed` (not at all), or None, some other way."""
     tail_bytes: Callable[[int], int]
     """Peak memory of one member's tail under vmap, bytes, for so many rows: as the graph says, nothing is measured."""
+    statistics: tuple[str, ...]
+    """Buffers of the batch norms whose input depends on the subset: running means and variances."""
+    observe: Callable[..., Tensor]
+    """As ``tail``, but these batch norms normalise by the batch; gives its statistics, flattened, in that order."""
     chunk: int = CHUNK
     """Members that run at once."""
     max_memory: int = MAX_MEMORY
@@ -123,11 +138,30 @@ def split(module: nn.Module, subset: Subset, example_x: Tensor) -> SharedTrunk:
 
 
 def _whole(module: nn.Module, subset: Subset) -> SharedTrunk:
+    norms = {
+        path: child
+        for path, child in module.named_modules()
+        if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.running_mean is not None
+    }
+    statistics = tuple(f"{path}.{name}" for path in norms for name in ("running_mean", "running_var"))
+
     def tail(theta: dict[str, Tensor], x: Tensor) -> Tensor:
         # A copy: members must not see what one of them writes into its input.
         return logits(torch.func.functional_call(module, theta, (x.clone(),)))
 
-    return SharedTrunk(subset, "whole model", lambda x: (x,), tail, 0.0, ("rows",), lambda rows: 0)
+    def observe(theta: dict[str, Tensor], x: Tensor) -> Tensor:
+        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        before = {norm: norm.momentum for norm in norms.values()}
+        try:
+            for norm in before:
+                norm.training, norm.momentum = True, 1.0  # it then leaves the batch's own statistics behind
+            tail({**theta, **buffers}, x)
+        finally:
+            for norm, momentum in before.items():
+                norm.training, norm.momentum = False, momentum
+        return torch.cat([buffers[name].reshape(-1) for name in statistics])
+
+    return SharedTrunk(subset, "whole model", lambda x: (x,), tail, 0.0, ("rows",), lambda rows: 0, statistics, observe)
 
 
 def _cut(module: nn.Module, subset: Subset, example_x: Tensor) -> SharedTrunk:
@@ -168,12 +202,29 @@ def _cut(module: nn.Module, subset: Subset, example_x: Tensor) -> SharedTrunk:
         values = run_steps(trunk_steps, {**constants, user_input: x})
         return tuple(values[node.name] for node in border)
 
-    def tail(theta: dict[str, Tensor], *shared: Any) -> Tensor:
+    def start(theta: dict[str, Tensor], shared: tuple[Any, ...]) -> dict[str, Any]:
         given = {name: theta[aliases[parameter]] for name, parameter in parameter_nodes.items()}
-        start = {**constants, **given, **{node.name: value for node, value in zip(border, shared, strict=True)}}
-        values = run_steps(tail_steps, start)
-        found: Tensor = values[result.name]
+        return {**constants, **given, **{node.name: value for node, value in zip(border, shared, strict=True)}}
+
+    def tail(theta: dict[str, Tensor], *shared: Any) -> Tensor:
+        found: Tensor = run_steps(tail_steps, start(theta, shared))[result.name]
         return found
+
+    # A batch norm with a generated scale on the trunk's values sees the same batch whoever the member is.
+    fed = [node for node in steps_tail if node.args and node.args[0] in tail_nodes]
+    norms = batch_norms(fed, {name: target.removeprefix("module.") for name, target in lifted.items()})
+    statistics = tuple(dict.fromkeys(name for pair in norms.values() for name in pair))
+
+    def observe(theta: dict[str, Tensor], *shared: Any) -> Tensor:
+        seen: dict[str, list[Tensor]] = {name: [] for name in statistics}
+
+        def into(mean_name: str, var_name: str, mean_C: Tensor, var_C: Tensor) -> None:
+            seen[mean_name].append(mean_C)
+            seen[var_name].append(var_C)
+
+        instead = {name: observed_batch_norm(nodes[name], partial(into, *pair)) for name, pair in norms.items()}
+        run_steps(tail_steps, start(theta, shared), instead)
+        return torch.cat([torch.stack(calls).mean(0) for calls in seen.values()])
 
     if result not in tail_nodes:
         raise ModelError("its logits do not depend on the chosen parameters")
@@ -187,7 +238,8 @@ def _cut(module: nn.Module, subset: Subset, example_x: Tensor) -> SharedTrunk:
     def tail_bytes(rows: int) -> int:
         return peak_bytes(tail_steps, batch, rows)
 
-    cut = SharedTrunk(subset, "loop" if heavy else "vmap", trunk, tail, share, kinds, tail_bytes)
+    plan = "loop" if heavy else "vmap"
+    cut = SharedTrunk(subset, plan, trunk, tail, share, kinds, tail_bytes, statistics, observe)
     return _tried(cut, subset.take(module).to(example_x.device).expand(2, -1), example_x)
 
 

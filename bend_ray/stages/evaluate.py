@@ -20,6 +20,7 @@ from bend_ray.data import base as bases
 from bend_ray.data import training
 from bend_ray.data.classifiers import logits
 from bend_ray.data.datasets import Dataset, load_dataset
+from bend_ray.ensemble import recalibrate
 from bend_ray.ensemble.ensemble import Ensemble
 from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
@@ -31,6 +32,8 @@ from bend_ray.weights import snapshots as parts
 
 CHUNK = 512
 """Images predicted at once."""
+AS_TRAINED = ("base_model", "originals", "random_originals")
+"""Sets whose batch-norm statistics are those they were trained with."""
 
 
 def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
@@ -146,7 +149,7 @@ class _Evaluator:
         self.snapshots = parts.read(run / "snapshots", config.collect.chains)
         self.seen, self.held_out = self.snapshots.divide(config.collect.chains, config.collect.held_out)
         base = bases.load(run / "base", self.ensemble.description)
-        base_theta_D = self.ensemble.subset.take(base)
+        base_theta_D, self.base_statistics_V = self.ensemble.subset.take(base).tensor_split((self.generator.subset.D,))
         self.nulls = null_generators(
             config.evaluate.baselines, self.seen.theta_SD, base_theta_D, self.generator, config.evaluate
         )
@@ -159,14 +162,14 @@ class _Evaluator:
             seconds = sum(artifacts.noted_seconds(self.run, file.split(".")[0]) for file in self.rivals[name])
             test_MBK, val_MBK = self._rival_logits(name, test.images), self._rival_logits(name, val.images)
         else:
-            theta_MD = self._theta(name).to(self.device)
+            theta_MD = self._theta(name)
             seconds = time.monotonic() - start
             test_MBK, val_MBK = self._logits(theta_MD, test.images), self._logits(theta_MD, val.images)
         return name, numbers.score(test_MBK, test.labels, val_MBK, val.labels, seconds)
 
     def novelty(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Novelty of the generated members, and where they lie on the first two directions of the span."""
-        members_MD = self.ensemble.theta_MD.cpu()
+        members_MD = self.ensemble.theta_MD.cpu()[:, : self.generator.subset.D]
         nulls = null_generators(
             ("noised_originals",), self.seen.theta_SD, members_MD[0], self.generator, self.config.evaluate
         )
@@ -176,12 +179,19 @@ class _Evaluator:
         return facts, {name: self.generator.span.encode(theta)[:, :2] for name, theta in sets.items()}
 
     def _theta(self, name: str) -> Tensor:
-        if name == "originals":
-            return self.snapshots.theta_SD
+        """Parameters, and where members have statistics of their own, theirs: counted anew for what was made up, as
+        they were trained for the base and for snapshots."""
         if name == "generated":
             return self.ensemble.theta_MD
         single = name in ("base_model", "weight_average")
-        return self.nulls[name](range(1 if single else self.config.sample.members), self.config.seed)
+        ids = range(1 if single else self.config.sample.members)
+        theta_MD = self.snapshots.theta_SD if name == "originals" else self.nulls[name](ids, self.config.seed)
+        statistics_MV = self.base_statistics_V.expand(len(theta_MD), -1)
+        wide_MD = torch.cat([theta_MD, statistics_MV], dim=1).to(self.device)
+        if name not in AS_TRAINED and statistics_MV.shape[1]:
+            inputs = recalibrate.batches(self.dataset, self.config.sample.recalibrate, self.config.seed, self.device)
+            wide_MD[:, theta_MD.shape[1] :] = recalibrate.statistics(self.ensemble.trunk, wide_MD, inputs)
+        return wide_MD
 
     def _logits(self, theta_MD: Tensor, images: Tensor) -> Tensor:
         trunk, preprocess = self.ensemble.trunk, self.ensemble.description.preprocess

@@ -18,7 +18,7 @@ from bend_ray.weights.subset import Subset
 STAGES: dict[str, Callable[[Config, Folder, Dataset], object]] = {
     "collect": collect.run,
     "fit": lambda config, run, dataset: fit.run(config, run),
-    "sample": lambda config, run, dataset: sample.run(config, run),
+    "sample": sample.run,
     "evaluate": evaluate.run,
 }
 

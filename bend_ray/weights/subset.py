@@ -18,7 +18,10 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 @dataclass(frozen=True)
 class Subset:
-    """Names, shapes and dtypes of the chosen parameters, in the module's order; D values in all."""
+    """Names, shapes and dtypes of the chosen parameters, in the module's order; D values in all.
+
+    Buffers may follow: members whose batch norm was re-estimated have statistics of their own.
+    """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -36,21 +39,21 @@ class Subset:
 
     def take(self, module: nn.Module) -> Tensor:
         """``theta_D``: the chosen parameters of ``module``, flattened and joined, float32, a copy on the CPU."""
-        parameters = dict(module.named_parameters())
-        missing = [name for name in self.names if name not in parameters]
+        values = _values(module)
+        missing = [name for name in self.names if name not in values]
         if missing:
             raise ModelError(f"the classifier has no parameter {missing[0]!r}: it is not the one this subset is of")
-        flat = [parameters[name].detach().reshape(-1).to("cpu", torch.float32) for name in self.names]
+        flat = [values[name].detach().reshape(-1).to("cpu", torch.float32) for name in self.names]
         return torch.cat(flat)
 
     def put(self, module: nn.Module, theta_D: Tensor) -> None:
         """Write ``theta_D`` into ``module`` in place. Raises ModelError if its length is not D."""
-        parameters = dict(module.named_parameters())
+        values = _values(module)
         with torch.no_grad():
             for name, value in self.split(theta_D).items():
-                if name not in parameters or parameters[name].shape != value.shape:
+                if name not in values or values[name].shape != value.shape:
                     raise ModelError(f"the classifier has no parameter {name!r} of shape {tuple(value.shape)}")
-                parameters[name].copy_(value)
+                values[name].copy_(value)
 
     def split(self, theta: Tensor) -> dict[str, Tensor]:
         """Named views of ``theta``: (..., D) becomes one (..., *shape) for each parameter."""
@@ -71,6 +74,10 @@ class Subset:
         """The inverse of `to_json`. Raises KeyError, TypeError or ValueError for anything else."""
         shapes = tuple(tuple(int(n) for n in shape) for shape in data["shapes"])
         return Subset(tuple(data["names"]), shapes, tuple(data["dtypes"]))
+
+
+def _values(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def choose(module: nn.Module, spec: str) -> Subset:
