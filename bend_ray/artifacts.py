@@ -13,7 +13,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bend_ray import __version__
-from bend_ray.config import Config, loads
+from bend_ray import config as configs
+from bend_ray.config import Config, Inference, loads
 from bend_ray.errors import ArtifactError
 from bend_ray.folders import Folder
 
@@ -26,7 +27,7 @@ DEPENDS: dict[Kind, tuple[str, ...]] = {
     "snapshots": ("seed", "collect"),
     "generator": ("seed", "autoencoder", "diffusion"),
     "ensemble": ("seed", "sample"),
-    "report": ("seed", "evaluate"),
+    "report": ("seed", "ensemble", "evaluate"),
 }
 
 # Files of finished units of work, there before the artifact is.
@@ -141,6 +142,12 @@ def check_run(run: Folder, config: Config) -> None:
         elif finished_units(run, kind) and run.exists("config.yaml"):
             begun = loads(run.read("config.yaml").decode(errors="replace"), f"{run}/config.yaml").hashed(*DEPENDS[kind])
             _check_keys(run / kind, begun, config.hashed(*DEPENDS[kind]))
+
+
+def inference(folder: Folder, overrides: dict[str, str]) -> Inference:
+    """How to use the ensemble at ``folder``: as its run's configuration says, with dotted ``overrides`` laid over."""
+    text = folder.read("config.yaml").decode(errors="replace") if folder.exists("config.yaml") else ""
+    return configs.inference(overrides, text, f"{folder}/config.yaml")
 
 
 def finished_units(run: Folder, kind: Kind) -> list[str]:

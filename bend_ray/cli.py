@@ -66,22 +66,24 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--run-dir", help="folder or URI of the run (default: runs/<name of CONFIG>)")
         command.add_argument("--dry-run", action="store_true", help="print what would be done and asked for, and stop")
         command.add_argument("--verbose", action="store_true", help="let Ray speak")
-        _add_keys(command)
+        _add_keys(command, "Config")
     predict = commands.add_parser("predict", help=HELP["predict"], description=HELP["predict"], allow_abbrev=False)
     predict.add_argument("run", metavar="RUN_OR_ENSEMBLE", help="folder or URI of a run or an ensemble")
     predict.add_argument("inputs", nargs="+", metavar="INPUT", help="image files (PNG, JPEG, ...) or .npy arrays")
     predict.add_argument("--strategy", choices=("abend", "sbend"), default="abend", help="mean probability, or votes")
     predict.add_argument("--json", action="store_true", help="one JSON object a row")
+    _add_keys(predict, "Inference")
     show = commands.add_parser("show", help=HELP["show"], description=HELP["show"], allow_abbrev=False)
     show.add_argument("run", metavar="RUN", help="folder or URI of a run")
+    _add_keys(show, "Inference")
     return top
 
 
-def _add_keys(command: argparse.ArgumentParser) -> None:
-    from bend_ray.config import keys  # pydantic: a tenth of a second
+def _add_keys(command: argparse.ArgumentParser, model: str) -> None:
+    from bend_ray import config  # pydantic: a tenth of a second
 
     groups: dict[str, argparse._ArgumentGroup] = {}
-    for key, field in keys().items():
+    for key, field in config.keys(getattr(config, model)).items():
         section = key.split(".")[0]
         group = groups.setdefault(section, command.add_argument_group(section))
         default = "required" if field.is_required() else f"default: {field.default}"
@@ -101,11 +103,11 @@ def _run(argv: list[str]) -> None:
     if arguments.command == "predict":
         from bend_ray.stages import predict
 
-        predict.run(arguments.run, arguments.inputs, arguments.strategy, arguments.json)
+        predict.run(arguments.run, arguments.inputs, arguments.strategy, arguments.json, _overrides(arguments))
     elif arguments.command == "show":
         from bend_ray.stages import show
 
-        show.run(arguments.run)
+        show.run(arguments.run, _overrides(arguments))
     else:
         _run_stages(arguments, free)
 
@@ -123,11 +125,14 @@ def _free_keys(rest: list[str]) -> tuple[dict[str, str], list[str]]:
     return free, unknown
 
 
+def _overrides(arguments: argparse.Namespace) -> dict[str, str]:
+    return {key: value for key, value in vars(arguments).items() if "." in key or key == "seed"}
+
+
 def _run_stages(arguments: argparse.Namespace, free: dict[str, str]) -> None:
     from bend_ray.config import load
 
-    overrides = {key: value for key, value in vars(arguments).items() if "." in key or key == "seed"} | free
-    config = load(arguments.config, overrides)
+    config = load(arguments.config, _overrides(arguments) | free)
     where = arguments.run_dir or f"runs/{Path(arguments.config).stem}"
 
     from bend_ray.folders import Folder

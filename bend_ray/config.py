@@ -7,7 +7,7 @@ other threads or a GPU round otherwise): it is in no hash, so that a run begun o
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -189,6 +189,20 @@ class Sample(Section):
     """GPUs of an actor; a fraction shares one."""
 
 
+class Ensemble(Section):
+    plan: Literal["graph", "measured", "vmap", "loop"] = "graph"
+    """How members run behind what they share: `vmap`, a chunk at once; `loop`, one by one; `graph`, the one that the
+    classifier's graph suggests; `measured`, the fastest on the first batch of about a size."""
+    chunk: int = Field(16, ge=1)
+    """Members at once under vmap; a measured plan chooses its own."""
+    max_memory: float = Field(1.0, gt=0)
+    """GiB that members which run at once may take, but for one that needs more alone."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type in which members run; auto: float32 on a CPU, bfloat16 on a GPU, float16 on one without bfloat16."""
+    compile: bool = False
+    """Try torch.compile on the first batch of about a size, and keep it where it is faster."""
+
+
 class Evaluate(Section):
     baselines: tuple[Literal[BASELINES], ...] = BASELINES  # type: ignore[valid-type]
     """Null models to run beside ours, each with as many members as ours has."""
@@ -212,6 +226,7 @@ class Config(Section):
     autoencoder: Autoencoder = Autoencoder()
     diffusion: Diffusion = Diffusion()
     sample: Sample = Sample()
+    ensemble: Ensemble = Ensemble()
     evaluate: Evaluate = Evaluate()
 
     @model_validator(mode="after")
@@ -278,18 +293,36 @@ def loads(text: str, where: str, overrides: dict[str, str] | None = None) -> Con
         raise ConfigError(f"{where}: holds no configuration; expected sections such as data: and classifier:")
     for key, value in (overrides or {}).items():
         _set(raw, key, _yaml(value, f"--{key}"))
-    return parse(raw, where)
+    return parse(Config, raw, where)
 
 
-def parse(raw: dict[str, Any], where: str) -> Config:
-    """``raw`` as a Config, or a ConfigError that says ``where`` and which key."""
+Parsed = TypeVar("Parsed", bound=Section)
+
+
+class Inference(Section):
+    """What matters to an ensemble that is there already."""
+
+    ensemble: Ensemble = Ensemble()
+
+
+def inference(overrides: dict[str, str], text: str = "", where: str = "") -> Inference:
+    """That part of the configuration in YAML ``text``, which stands at ``where``, with ``overrides`` as in `load`."""
+    raw = _yaml(text, where)
+    mine = {name: raw[name] for name in Inference.model_fields if name in raw} if isinstance(raw, dict) else {}
+    for key, value in overrides.items():
+        _set(mine, key, _yaml(value, f"--{key}"))
+    return parse(Inference, mine, where or "command line")
+
+
+def parse(model: type[Parsed], raw: dict[str, Any], where: str) -> Parsed:
+    """``raw`` as a ``model``, or a ConfigError that says ``where`` and which key."""
     try:
-        return Config.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, [*keys(), *Config.model_fields], n=1, cutoff=0.5)
+            near = difflib.get_close_matches(key, [*keys(model), *model.model_fields], n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(_siblings(key))}"
             raise ConfigError(f"{where}: unknown key {key}{hint}") from None
         message = first["msg"].removeprefix("Value error, ")

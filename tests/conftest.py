@@ -51,7 +51,7 @@ def changed(**sections: Any) -> Config:
     raw = {name: dict(section) for name, section in TOY.items()}
     for name, section in sections.items():
         raw[name] = raw.get(name, {}) | section if isinstance(section, dict) else section
-    return parse(raw, "toy")
+    return parse(Config, raw, "toy")
 
 
 @pytest.fixture(scope="session")

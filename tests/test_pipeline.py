@@ -13,6 +13,7 @@ from PIL import Image
 
 from bend_ray import artifacts, cli
 from bend_ray.config import BASELINES
+from bend_ray.config import Ensemble as Settings
 from bend_ray.data.datasets import load_dataset
 from bend_ray.ensemble import metrics
 from bend_ray.ensemble.ensemble import Ensemble
@@ -192,7 +193,7 @@ def test_ensemble_is_selected_and_calibrated_on_validation_rows(reference: Path)
     assert nll(calibrated) <= nll(ensemble) and calibrated.temperature != 1
     stopped = calibrated.predict(val.images, stop_early=True)
     assert torch.equal(stopped.label_B, calibrated.predict(val.images).label_B)
-    measured = Ensemble.load(reference, measured=True)
+    measured = Ensemble.load(reference, settings=Settings(plan="measured"))
     torch.testing.assert_close(measured.logits(val.images), ensemble.logits(val.images), atol=1e-4, rtol=1e-4)
     with pytest.raises(ConfigError, match="how: 'worst'"):
         ensemble.select(val.images, val.labels, 1, "worst")  # type: ignore[arg-type]

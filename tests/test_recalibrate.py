@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bend_ray.config import Classifier, Data
 from bend_ray.data.classifiers import build
-from bend_ray.data.datasets import load_dataset
+from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.ensemble import recalibrate
 from bend_ray.ensemble.trunk import SharedTrunk, split
 from bend_ray.errors import ModelError
@@ -147,7 +147,7 @@ def test_what_cannot_be_exported_counts_all_its_statistics() -> None:
 
 def test_a_head_leaves_nothing_to_count() -> None:
     module, subset, trunk = cut("convnet", "head")
-    assert trunk.statistics == () and recalibrate.widened(trunk, module) == subset
+    assert trunk.statistics == ()
     found_MV = recalibrate.statistics(trunk, members(module, subset, 3), batches())
     assert found_MV.shape == (3, 0)
 
@@ -158,11 +158,12 @@ def test_a_head_leaves_nothing_to_count() -> None:
 )
 def test_members_use_their_own_statistics(model: str, spec: str) -> None:
     module, subset, trunk = cut(model, spec)
-    wide = recalibrate.widened(trunk, module)
+    recalibration = recalibrated(module, subset)
+    wide = recalibration.subset
     assert wide.names[: len(subset.names)] == subset.names and wide.D > subset.D
-    assert torch.equal(wide.take(module)[: subset.D], subset.take(module))
     theta_MD = members(module, subset, 3)
-    own_MD = torch.cat([theta_MD, recalibrate.statistics(trunk, theta_MD, batches())], dim=1)
+    own_MD = recalibration(theta_MD)
+    assert torch.equal(own_MD[:, : subset.D], theta_MD) and own_MD.shape == (3, wide.D)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         cut_wide = split(module, wide, torch.zeros(2, *IMAGE))
@@ -170,13 +171,22 @@ def test_members_use_their_own_statistics(model: str, spec: str) -> None:
     x = batches(1)[0]
     same(cut_wide.logits(own_MD, x), logits_of_whole_models(module, wide, own_MD, x), atol=1e-4, rtol=1e-4)
     assert (cut_wide.logits(own_MD, x) - trunk.logits(theta_MD, x)).abs().max() > 1e-2
-    # What statistics a member had does not matter to the new ones.
-    again_MV = recalibrate.statistics(cut_wide, own_MD, batches())
-    same(again_MV, own_MD[:, subset.D :])
+    same(cut_wide.logits(recalibration.as_trained(theta_MD), x), trunk.logits(theta_MD, x))
+
+
+@functools.cache
+def digits() -> Dataset:
+    return load_dataset(Data(name="digits"), 0)
+
+
+def recalibrated(module: nn.Module, subset: Subset) -> recalibrate.Recalibration:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it cannot be exported
+        return recalibrate.Recalibration.of(module, subset, digits(), 2, 0)
 
 
 def test_batches_are_training_rows_and_follow_from_the_seed() -> None:
-    dataset = load_dataset(Data(name="digits"), 0)
+    dataset = digits()
     first, again, other = (list(recalibrate.batches(dataset, 3, seed)) for seed in (0, 0, 1))
     assert [tuple(x.shape) for x in first] == [(recalibrate.ROWS, 1, 8, 8)] * 3
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))

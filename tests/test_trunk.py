@@ -1,11 +1,12 @@
 """The shared trunk: one pass for all members gives what a loop over whole models gives, and costs what it says."""
 
 import copy
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bend_ray.config import Classifier
 from bend_ray.data.classifiers import build
+from bend_ray.ensemble import early
 from bend_ray.ensemble.aggregate import aggregate
 from bend_ray.ensemble.trunk import CHUNK, SharedTrunk, split
 from bend_ray.errors import ModelError
@@ -228,6 +230,7 @@ MIDDLE = {
     "vit with .logits": r"regex:blocks\.1\.(qkv|mlp)",
     "tied": "first.weight",
 }
+PLANS: tuple[Literal["vmap", "loop"], ...] = ("vmap", "loop")
 CASES = [(model, spec) for model in MAKE for spec in [*(NAMED if model != "vit with .logits" else []), MIDDLE[model]]]
 
 
@@ -283,6 +286,36 @@ def test_logits_are_those_of_whole_models(model: str, spec: str) -> None:
         same(found_MBK, expected_MBK)
         assert M == 1 or (expected_MBK[0] - expected_MBK[1]).abs().max() > 1e-2  # members differ by far more than that
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+@pytest.mark.parametrize(("model", "spec"), CASES)
+def test_reduced_precision(model: str, spec: str) -> None:
+    module, subset, _ = cut(model, spec)
+    low = split(module, subset, torch.zeros(2, *IMAGE), torch.bfloat16)
+    assert low.precision == torch.bfloat16
+    theta_MD, x = members(module, subset, 3), images(7)
+    expected_MBK = logits_of_whole_models(module, subset, theta_MD, x)
+    for plan in PLANS:
+        found_MBK = dataclasses.replace(low, plan=plan).logits(theta_MD, x)
+        assert found_MBK.dtype == torch.float32
+        error = (found_MBK - expected_MBK).norm() / expected_MBK.norm()
+        assert 1e-4 < error < 0.1  # 8 bits a value, through up to 60 operations
+    labels = [early.predict(low, theta_MD, x, "sbend").label_B, aggregate(low.logits(theta_MD, x), "sbend").label_B]
+    assert torch.equal(*labels)
+
+
+def test_what_fails_in_reduced_precision_runs_in_full() -> None:
+    class Mixed(Flat):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(self.body(x.flatten(1))).to(torch.float32))
+
+    module = made(Mixed)
+    subset = choose(module, "norm+head")
+    with pytest.warns(UserWarning, match=r"ensemble\.precision: float32 is used instead of torch\.bfloat16: .+"):
+        found = split(module, subset, images(2), torch.bfloat16)
+    theta_MD, x = members(module, subset, 3), images(4)
+    assert found.precision == torch.float32 and found.plan == "vmap"
+    same(found.logits(theta_MD, x), logits_of_whole_models(module, subset, theta_MD, x))
 
 
 @pytest.mark.parametrize(("model", "spec"), CASES)

@@ -47,7 +47,7 @@ def predict(
         order_M = torch.randperm(M, generator=seeds.generator_for(0, "early stop"))
     tally, found = Tally(), []
     open_b = torch.arange(len(x), device=x.device)
-    with trunk.told(theta_MD, x):
+    with trunk.running(theta_MD, x):
         shared = trunk.trunk(x)
         for chunk_m in order_M.to(theta_MD.device).split(math.ceil(M / LOOKS)):
             for part_m in chunk_m.split(trunk.at_once(len(open_b))):

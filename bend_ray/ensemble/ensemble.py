@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bend_ray import artifacts
 from bend_ray.artifacts import Manifest
+from bend_ray.config import Ensemble as Settings
 from bend_ray.data import base as bases
 from bend_ray.data.base import Description
 from bend_ray.ensemble import early, plan, select
@@ -18,6 +19,7 @@ from bend_ray.errors import ArtifactError, ConfigError
 from bend_ray.folders import Folder
 from bend_ray.weights.subset import Subset
 
+DEFAULTS = Settings()
 MEMBERS = "members.safetensors"
 ROWS = 512
 """Validation rows that are run at once."""
@@ -32,17 +34,19 @@ class Ensemble:
     theta_MD: Tensor
     trunk: SharedTrunk
     manifest: Manifest
-    measured: bool = False
-    """Whether the plan is measured, once for each size of batch, or follows from the graph; see `plan`."""
+    settings: Settings
     temperature: float = 1.0
     """What logits are divided by before probabilities are made of them; votes do not depend on it."""
     _plans: dict[int, SharedTrunk] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
-    def load(where: str | Path | Folder, device: torch.device | str = "cpu", measured: bool = False) -> "Ensemble":
+    def load(
+        where: str | Path | Folder, device: torch.device | str = "cpu", settings: Settings = DEFAULTS
+    ) -> "Ensemble":
         """The ensemble in a folder (`RUN/ensemble`, or a run that holds one), local or a URI; it needs nothing else.
 
-        ``measured``: faster, once a batch of about that size was seen, but not the same last bits on every machine.
+        ``settings`` say how members are run; a measured plan is faster, once a batch of about that size was seen, but
+        not the same last bits on every machine.
         Raises ArtifactError where it is missing, broken, or not what its manifest says.
         """
         folder = where if isinstance(where, Folder) else Folder(where)
@@ -59,8 +63,9 @@ class Ensemble:
         if theta_MD is None or theta_MD.ndim != 2 or theta_MD.shape[1] != subset.D:
             raise ArtifactError(f"{folder}/{MEMBERS}: holds no theta_MD of {subset.D} columns, as {name} asks for")
         module = bases.load(folder, description, device)
-        trunk = make_trunk(module, subset, description)
-        return Ensemble(description, subset, theta_MD.to(device), trunk, manifest, measured)
+        precision = plan.precision(settings, torch.device(device))
+        trunk = plan.pinned(make_trunk(module, subset, description, precision), settings)
+        return Ensemble(description, subset, theta_MD.to(device), trunk, manifest, settings)
 
     @property
     def members(self) -> int:
@@ -90,11 +95,11 @@ class Ensemble:
 
     def planned(self, x: Tensor) -> SharedTrunk:
         """The trunk with the plan for inputs like x (B, C, H, W)."""
-        if not self.measured or len(x) == 0:
+        if not (self.settings.plan == "measured" or self.settings.compile) or len(x) == 0:
             return self.trunk
         size = plan.bucket(len(x))
         if size not in self._plans:
-            self._plans[size] = plan.measured(self.trunk, self.theta_MD, x)
+            self._plans[size] = plan.chosen(self.trunk, self.settings, self.theta_MD, x)
         return self._plans[size]
 
     def predict(
@@ -116,8 +121,10 @@ class Ensemble:
         return self.description.preprocess(images.to(self.theta_MD.device))
 
 
-def make_trunk(module: nn.Module, subset: Subset, description: Description) -> SharedTrunk:
+def make_trunk(
+    module: nn.Module, subset: Subset, description: Description, precision: torch.dtype = torch.float32
+) -> SharedTrunk:
     """The shared trunk of ``module``, exported with an example of the images it was described for."""
     size, channels = description.preprocess.image_size, description.preprocess.channels
     device = next(module.parameters()).device
-    return split(module, subset, torch.zeros(2, channels, size, size, device=device))
+    return split(module, subset, torch.zeros(2, channels, size, size, device=device), precision)

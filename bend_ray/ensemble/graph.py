@@ -3,8 +3,10 @@
 import contextlib
 import io
 import math
+import operator
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -26,7 +28,27 @@ class _Logits(nn.Module):
         return logits(self.module(x))
 
 
-def export(module: nn.Module, example_x: Tensor) -> torch.export.ExportedProgram:
+@dataclass(frozen=True)
+class Graph:
+    """A classifier from inputs to logits."""
+
+    nodes: list[fx.Node]
+    """In an order in which they can run."""
+    lifted: dict[str, str]
+    """Parameters and buffers by the name of the node that stands for each."""
+    constants: dict[str, Any]
+    """Values, by name of node, that do not depend on the input: parameters, buffers, branches of torch.cond."""
+    x: fx.Node
+    result: fx.Node
+
+    @property
+    def batch(self) -> torch.SymInt:
+        """Rows of the input."""
+        rows: torch.SymInt = self.x.meta["val"].shape[0]
+        return rows
+
+
+def export(module: nn.Module, example_x: Tensor) -> Graph:
     """``module`` as a graph in which no operation writes in place: members would see it in what they share."""
     batch = torch.export.Dim("batch", min=1)
     # For a module it cannot export, torch prints the unfinished graph; the reason it raises is enough.
@@ -35,7 +57,24 @@ def export(module: nn.Module, example_x: Tensor) -> torch.export.ExportedProgram
         if not all(_pure(node) for node in program.graph.nodes):
             warnings.simplefilter("ignore", FutureWarning)  # torch's own, from a deprecated part of its pytree
             program = program.run_decompositions({})
-    return program
+    signature, fixed = program.graph_signature, {**program.state_dict, **program.constants}
+    lifted = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    nodes = {node.name: node for node in program.graph.nodes}
+
+    def value_of(node: fx.Node) -> Any | None:
+        if node.op == "get_attr":
+            return operator.attrgetter(str(node.target))(program.graph_module)
+        return fixed.get(lifted.get(node.name) or signature.inputs_to_lifted_tensor_constants.get(node.name))
+
+    (x,) = (nodes[name] for name in signature.user_inputs if isinstance(name, str))
+    (result,) = (nodes[name] for name in signature.user_outputs if isinstance(name, str))
+    return Graph(
+        nodes=list(nodes.values()),
+        lifted={name: target.removeprefix("module.") for name, target in lifted.items()},
+        constants={name: value for name, node in nodes.items() if (value := value_of(node)) is not None},
+        x=x,
+        result=result,
+    )
 
 
 def _pure(node: fx.Node) -> bool:
@@ -44,10 +83,10 @@ def _pure(node: fx.Node) -> bool:
     return node.op != "get_attr" and not (schema is not None and schema.is_mutable)
 
 
-def dependents(graph: fx.Graph, names: set[str]) -> set[fx.Node]:
+def dependents(nodes: list[fx.Node], names: set[str]) -> set[fx.Node]:
     """The nodes of these ``names`` and all that depend on them."""
     found: set[fx.Node] = set()
-    for node in graph.nodes:  # in topological order
+    for node in nodes:
         if node.name in names or any(parent in found for parent in node.all_input_nodes):
             found.add(node)
     return found
@@ -64,69 +103,54 @@ def _values(module: nn.Module, every: bool = False) -> Iterator[tuple[str, Tenso
     yield from module.named_buffers(remove_duplicate=not every)
 
 
-Step = tuple[fx.Node, list[str]]
-"""A node, and the names of those that nobody reads after it."""
+def as_function(
+    nodes: list[fx.Node],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    instead: Mapping[fx.Node, Callable[..., Any]] = MappingProxyType({}),
+) -> Callable[..., tuple[Any, ...]]:
+    """``nodes`` as one function of the values of those named ``inputs``: gives those named ``outputs``, and lets go of
+    any other after its last use. ``instead``: what to call for some nodes in place of their own operation."""
+    graph = fx.Graph()
+    copies = {name: graph.placeholder(name) for name in inputs}
+    for node in nodes:
+        copies[node.name] = graph.node_copy(node, lambda n: copies[n.name])
+        copies[node.name].target = instead.get(node, node.target)
+    graph.output(tuple(copies[name] for name in outputs))
+    return fx.GraphModule(nn.Module(), graph)
 
 
-def steps_of(nodes: list[fx.Node], kept: set[str]) -> list[Step]:
-    """``nodes`` in order, each with what may be let go of after it; what is ``kept`` is not."""
-    last: dict[str, int] = {}
-    for i, node in enumerate(nodes):
-        last |= dict.fromkeys([node.name, *(parent.name for parent in node.all_input_nodes)], i)
-    over: list[list[str]] = [[] for _ in nodes]
-    for name, i in last.items():
-        if name not in kept:
-            over[i].append(name)
-    return list(zip(nodes, over, strict=True))
+BATCH_NORMS = (torch.ops.aten.batch_norm.default, torch.ops.aten._native_batch_norm_legit_no_training.default)
 
 
-def run_steps(
-    steps: list[Step], values: dict[str, Any], instead: Mapping[str, Callable[..., Any]] = MappingProxyType({})
-) -> dict[str, Any]:
-    """Execute graph nodes in order on ``values`` by node name; returns those that were kept.
-
-    ``instead``: other functions for some nodes, by name.
-    """
-    for node, over in steps:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n.name])
-        values[node.name] = instead.get(node.name, node.target)(*args, **kwargs)  # type: ignore[operator]
-        for name in over:
-            del values[name]
-    return values
+def batch_norms(nodes: Iterable[fx.Node], lifted: Mapping[str, str]) -> dict[fx.Node, tuple[str, str]]:
+    """Those of ``nodes`` that normalise by running statistics, with the buffers' names: mean and variance."""
+    found = {}
+    for node in nodes:
+        buffers = [value for value in node.args[3:5] if isinstance(value, fx.Node)]
+        if node.target in BATCH_NORMS and len(buffers) == 2:
+            found[node] = (lifted[buffers[0].name], lifted[buffers[1].name])
+    return found
 
 
-def batch_norms(nodes: Iterable[fx.Node], buffers: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Names of the buffers (running mean and variance) of each of ``nodes`` that normalises by them.
-
-    ``buffers``: names by those of the graph's inputs.
-    """
-    aten = torch.ops.aten
-    kinds = (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
-    return {
-        node.name: (buffers[node.args[3].name], buffers[node.args[4].name])
-        for node in nodes
-        if node.target in kinds and isinstance(node.args[3], fx.Node) and isinstance(node.args[4], fx.Node)
-    }
-
-
-def observed_batch_norm(node: fx.Node, into: Callable[[Tensor, Tensor], None]) -> Callable[..., Any]:
-    """What ``node`` would do in training mode; ``into`` is told mean and (unbiased) variance of the batch."""
-    alone = node.target is torch.ops.aten.batch_norm.default
+def observed_batch_norm(node: fx.Node, seen: Sequence[list[Tensor]]) -> Callable[..., Any]:
+    """What ``node`` would do in training mode; the batch's mean and unbiased variance are put into ``seen``."""
+    alone = node.target is torch.ops.aten.batch_norm.default  # the other kind gives the statistics too
     place_of_eps = 7 if alone else 6
 
-    def run(x: Tensor, weight: Tensor | None, bias: Tensor | None, *rest: Any) -> Any:
-        axes = [0, *range(2, x.ndim)]
+    def batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, *rest: Any) -> Any:
+        var_C, mean_C = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
         rows = x.numel() // x.shape[1]
-        var_C, mean_C = torch.var_mean(x, axes, correction=0)
-        into(mean_C, var_C * (rows / max(rows - 1, 1)))
-        shape = (1, -1, *[1] * (x.ndim - 2))
+        for into, value in zip(seen, (mean_C, var_C * (rows / max(rows - 1, 1))), strict=True):
+            into.append(value)
         scale_C = (var_C + rest[place_of_eps - 3]).rsqrt()
         scale_C = scale_C if weight is None else scale_C * weight
         shift_C = -mean_C * scale_C if bias is None else bias - mean_C * scale_C
+        shape = (1, -1, *[1] * (x.ndim - 2))
         found = x * scale_C.reshape(shape) + shift_C.reshape(shape)
-        return found if alone else (found, mean_C, scale_C)
+        return found if alone else (found, mean_C, var_C)
 
-    return run
+    return batch_norm
 
 
 def kind_of(value: Any, batch: torch.SymInt) -> str | None:
@@ -143,8 +167,9 @@ def kind_of(value: Any, batch: torch.SymInt) -> str | None:
     return "rows" if isinstance(value.shape[0], torch.SymInt) else None
 
 
-def peak_bytes(steps: list[Step], batch: torch.SymInt, rows: int) -> int:
-    """The most that the values of ``steps`` take at once, bytes, if the batch has so many rows."""
+def peak_bytes(nodes: list[fx.Node], batch: torch.SymInt, rows: int) -> int:
+    """The most that the values of ``nodes`` take at once, bytes, if the batch has so many rows: each is let go of after
+    its last use, but for what no node reads."""
 
     def size(node: fx.Node) -> int:
         value = node.meta.get("val")
@@ -153,11 +178,13 @@ def peak_bytes(steps: list[Step], batch: torch.SymInt, rows: int) -> int:
         axes = [int(n.node.expr.subs(batch.node.expr, rows)) if isinstance(n, torch.SymInt) else n for n in value.shape]
         return math.prod(axes) * value.element_size()
 
-    held: dict[str, int] = {}
+    last = {parent: node for node in nodes for parent in node.all_input_nodes}
+    held: dict[fx.Node, int] = {}
     peak = 0
-    for node, over in steps:
-        held[node.name] = size(node)
+    for node in nodes:
+        held[node] = size(node)
         peak = max(peak, sum(held.values()))
-        for name in over:
-            held.pop(name, None)
+        for parent in node.all_input_nodes:
+            if last[parent] is node:
+                held.pop(parent, None)
     return peak

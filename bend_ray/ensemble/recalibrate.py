@@ -6,26 +6,64 @@ statistics become columns of ``theta_MD`` behind the subset's, so that whatever 
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from bend_ray import seeds
+from bend_ray.config import Config
+from bend_ray.data import base as bases
 from bend_ray.data import training
+from bend_ray.data.base import Description
 from bend_ray.data.datasets import Dataset
-from bend_ray.ensemble.trunk import SharedTrunk
+from bend_ray.ensemble.trunk import SharedTrunk, split
+from bend_ray.folders import Folder
 from bend_ray.weights.subset import Subset
 
 ROWS = 256
 """Training rows of one batch."""
 
 
-def widened(cut: SharedTrunk, module: nn.Module) -> Subset:
-    """The subset of ``cut`` with the statistics of ``module`` that depend on it, last."""
-    subset, names, buffers = cut.subset, cut.statistics, dict(module.named_buffers())
-    shapes = tuple(tuple(buffers[name].shape) for name in names)
-    return Subset(subset.names + names, subset.shapes + shapes, subset.dtypes + ("float32",) * len(names))
+@dataclass(frozen=True)
+class Recalibration:
+    """Adds statistics to parameters."""
+
+    subset: Subset
+    """The parameters', and last the statistics that depend on them."""
+    cut: SharedTrunk
+    """Of the parameters alone."""
+    trained_V: Tensor
+    """The statistics that the classifier has."""
+    inputs: tuple[Tensor, ...]
+    """Batches of preprocessed training rows."""
+
+    @staticmethod
+    def of(module: nn.Module, subset: Subset, dataset: Dataset, count: int, seed: int) -> "Recalibration":
+        """For the parameters ``subset`` of ``module``, on ``count`` batches that follow from ``seed``."""
+        device = next(module.parameters()).device
+        inputs = tuple(batches(dataset, count, seed, device))
+        cut = split(module, subset, inputs[0][:2])
+        buffers, names = dict(module.named_buffers()), cut.statistics
+        shapes = tuple(tuple(buffers[name].shape) for name in names)
+        wide = Subset(subset.names + names, subset.shapes + shapes, subset.dtypes + ("float32",) * len(names))
+        return Recalibration(wide, cut, wide.take(module)[subset.D :].to(device), inputs)
+
+    def __call__(self, theta_MD: Tensor) -> Tensor:
+        """``theta_MD`` of the wider subset: each member with statistics of its own."""
+        return torch.cat([theta_MD, statistics(self.cut, theta_MD, self.inputs)], dim=1)
+
+    def as_trained(self, theta_MD: Tensor) -> Tensor:
+        """``theta_MD`` of the wider subset: each member with the classifier's statistics."""
+        return torch.cat([theta_MD, self.trained_V.expand(len(theta_MD), -1)], dim=1)
+
+
+def of_base(
+    config: Config, run: Folder, dataset: Dataset, subset: Subset, device: torch.device | str = "cpu"
+) -> Recalibration:
+    """For the base classifier of ``run``."""
+    module = bases.load(run / "base", Description.of(config.classifier, dataset), device)
+    return Recalibration.of(module, subset, dataset, config.sample.recalibrate, config.seed)
 
 
 def batches(dataset: Dataset, count: int, seed: int, device: torch.device | str = "cpu") -> Iterator[Tensor]:

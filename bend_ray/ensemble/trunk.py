@@ -9,31 +9,36 @@ import operator
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
+from bend_ray.config import Ensemble as Settings
 from bend_ray.data.classifiers import logits
 from bend_ray.ensemble.graph import (
+    Graph,
     aliases_of,
+    as_function,
     batch_norms,
     dependents,
     export,
     kind_of,
     observed_batch_norm,
     peak_bytes,
-    run_steps,
-    steps_of,
 )
 from bend_ray.errors import BendError, ModelError
 from bend_ray.weights.subset import Subset
 
-CHUNK = 16
+CHECKS = (torch.ops.aten._assert_tensor_metadata.default,)
+"""Operations of a graph that only check that it runs as it was exported: with reduced precision it does not."""
+CHUNK = Settings().chunk
 """Members that run at once unless a plan says otherwise: fixed, so that bits do not depend on the machine's mood."""
-MAX_MEMORY = 1 << 30
+MAX_MEMORY = int(Settings().max_memory * 2**30)
 """Bytes that the tails of members that run at once may take."""
+
+
+Plan = Literal["vmap", "loop", "whole model"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class SharedTrunk:
     """A classifier cut at the parameters of ``subset``."""
 
     subset: Subset
-    plan: str
+    plan: Plan
     """`vmap`: all members of a chunk at once; `loop`: the tail, member by member; `whole model`: not cut at all."""
     trunk: Callable[[Tensor], tuple[Any, ...]]
     tail: Callable[..., Tensor]
@@ -61,6 +66,10 @@ class SharedTrunk:
     """Members that run at once."""
     max_memory: int = MAX_MEMORY
     """Bytes that the tails of a chunk may take under vmap; one member's may take more."""
+    precision: torch.dtype = torch.float32
+    """Of all that is computed; logits come out as float32."""
+    compiled: Callable[..., Tensor] | None = None
+    """`chunk_of_tails` (under a loop, ``tail``), compiled; the trunk then is too."""
 
     def describe(self) -> str:
         return f"{self.plan}: {self.trunk_share:.0%} of operations once for all members, D = {self.subset.D}"
@@ -77,7 +86,7 @@ class SharedTrunk:
     @torch.no_grad()
     def chunks(self, theta_MD: Tensor, x: Tensor) -> Iterator[Tensor]:
         """`logits` of one chunk of members after another, so that those of all need not exist at once."""
-        with self.told(theta_MD, x):
+        with self.running(theta_MD, x):
             shared = self.trunk(x)
             for chunk_MD in theta_MD.split(self.at_once(len(x))):
                 yield self.members(chunk_MD, shared)
@@ -90,10 +99,15 @@ class SharedTrunk:
     def members(self, theta_MD: Tensor, shared: tuple[Any, ...]) -> Tensor:
         """``logits_MBK`` of all these members at once, from what ``trunk`` gave."""
         if self.plan == "vmap":
-            run = torch.func.vmap(self.tail, in_dims=(0, *[None] * len(shared)))
-            found: Tensor = run(self.subset.split(theta_MD), *shared)
-            return found
-        return torch.stack([self.tail(self.subset.split(theta_D), *shared) for theta_D in theta_MD])
+            run = self.compiled or self.chunk_of_tails
+            return run(self.subset.split(theta_MD), *shared).float()
+        run = self.compiled or self.tail
+        return torch.stack([run(self.subset.split(theta_D), *shared) for theta_D in theta_MD]).float()
+
+    def chunk_of_tails(self, theta: dict[str, Tensor], *shared: Any) -> Tensor:
+        """``logits_MBK``: ``tail`` with one more axis, of members, on each tensor of ``theta``."""
+        found: Tensor = torch.func.vmap(self.tail, in_dims=(0, *[None] * len(shared)))(theta, *shared)
+        return found
 
     def rows(self, shared: tuple[Any, ...], row_b: Tensor) -> tuple[Any, ...] | None:
         """What ``trunk`` gave, of these rows alone; None where it cannot be told apart by rows."""
@@ -107,8 +121,9 @@ class SharedTrunk:
         return tuple(change[kind](value) for kind, value in zip(self.kinds, shared, strict=True))
 
     @contextlib.contextmanager
-    def told(self, theta_MD: Tensor, x: Tensor) -> Iterator[None]:
-        """What goes wrong inside (run whole, the classifier is the user's code) is a ModelError: on what, and why."""
+    def running(self, theta_MD: Tensor, x: Tensor) -> Iterator[None]:
+        """Where ``trunk`` and ``members`` are called: what goes wrong inside (run whole, the classifier is the user's
+        code) is a ModelError that says on what, and why."""
         if theta_MD.ndim != 2 or len(theta_MD) == 0:
             raise ModelError(f"parameters of shape {tuple(theta_MD.shape)}; expected (members, {self.subset.D})")
         try:
@@ -121,16 +136,23 @@ class SharedTrunk:
             ) from error
 
 
-def split(module: nn.Module, subset: Subset, example_x: Tensor) -> SharedTrunk:
+def split(module: nn.Module, subset: Subset, example_x: Tensor, precision: torch.dtype = torch.float32) -> SharedTrunk:
     """Cut ``module`` (put in eval mode) at ``subset``; ``example_x`` (2 or more, C, H, W) shows what inputs look like.
 
-    A module that cannot be exported is run whole for every member, with one warning that says why.
+    A module that cannot be exported is run whole for every member, and one that fails in a reduced ``precision`` runs
+    in float32, with one warning that says why.
     """
     module.eval()
     # Where vmap has no rule for an operation it loops over it, and says so on stderr every time; plans are for that.
     torch._C._functorch._set_vmap_fallback_warning_enabled(False)  # type: ignore[attr-defined]
     try:
-        return _cut(module, subset, example_x)
+        graph = export(module, example_x)
+        if precision != torch.float32:
+            try:
+                return _cut(graph, module, subset, example_x, precision)
+            except ModelError as error:
+                warnings.warn(f"ensemble.precision: float32 is used instead of {precision}: {error}", stacklevel=2)
+        return _cut(graph, module, subset, example_x, torch.float32)
     except Exception as error:
         why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         warnings.warn(f"torch.export cannot cut this classifier, so every member runs it whole: {why}", stacklevel=2)
@@ -164,82 +186,60 @@ def _whole(module: nn.Module, subset: Subset) -> SharedTrunk:
     return SharedTrunk(subset, "whole model", lambda x: (x,), tail, 0.0, ("rows",), lambda rows: 0, statistics, observe)
 
 
-def _cut(module: nn.Module, subset: Subset, example_x: Tensor) -> SharedTrunk:
-    program = export(module, example_x)
-    graph = program.graph_module.graph
-    signature = program.graph_signature
-    lifted = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    aliases = aliases_of(module, subset)
-    generated = {f"module.{name}" for name in aliases}  # the graph may know a tied parameter by any of its names
-    fixed = {**program.state_dict, **program.constants}
-    tail_nodes = dependents(graph, {node for node, name in lifted.items() if name in generated})
-    nodes = {node.name: node for node in graph.nodes}
-
-    def value_of(node: fx.Node) -> Any | None:
-        if node.op == "get_attr":  # a branch of torch.cond
-            return operator.attrgetter(str(node.target))(program.graph_module)
-        target = lifted.get(node.name) or signature.inputs_to_lifted_tensor_constants.get(node.name)
-        return fixed.get(target)
-
-    constants = {name: value for name, node in nodes.items() if (value := value_of(node)) is not None}
-    (user_input,) = (name for name in signature.user_inputs if isinstance(name, str))
-    (output,) = (node for node in graph.nodes if node.op == "output")
-    (result,) = (nodes[name] for name in signature.user_outputs if isinstance(name, str))
+def _cut(graph: Graph, module: nn.Module, subset: Subset, example_x: Tensor, precision: torch.dtype) -> SharedTrunk:
+    aliases = aliases_of(module, subset)  # the graph may know a tied parameter by any of its names
+    given = {name: aliases[target] for name, target in graph.lifted.items() if target in aliases}
+    constants = {name: value for name, value in graph.constants.items() if name not in given}
+    tail_nodes = dependents(graph.nodes, set(given))
+    if graph.result not in tail_nodes:
+        raise ModelError("its logits do not depend on the chosen parameters")
     # What the tail reads of the trunk, without the constants: those both parts hold.
     border = [
         node
         for node in graph.nodes
         if node not in tail_nodes and node.name not in constants and any(user in tail_nodes for user in node.users)
     ]
-    border = [node for node in border if node is not output]
-    steps_trunk = [n for n in graph.nodes if n.op == "call_function" and n not in tail_nodes]
-    steps_tail = [n for n in graph.nodes if n.op == "call_function" and n in tail_nodes]
-    trunk_steps = steps_of(steps_trunk, {node.name for node in border})
-    tail_steps = steps_of(steps_tail, {result.name})
-    parameter_nodes = {name: lifted[name].removeprefix("module.") for name in lifted if lifted[name] in generated}
+    calls = [node for node in graph.nodes if node.op == "call_function" and node.target not in CHECKS]
+    calls_trunk, calls_tail = ([n for n in calls if (n in tail_nodes) == tail] for tail in (False, True))
+    run_trunk = as_function(calls_trunk, [*constants, graph.x.name], [node.name for node in border])
+    tail_inputs = [*constants, *given, *(node.name for node in border)]
+    run_tail = as_function(calls_tail, tail_inputs, [graph.result.name])
+
+    def rounded(value: Any) -> Any:
+        single = isinstance(value, Tensor) and value.dtype == torch.float32
+        return value.to(precision) if single else value
+
+    values, names = tuple(map(rounded, constants.values())), tuple(given.values())
 
     def trunk(x: Tensor) -> tuple[Any, ...]:
-        values = run_steps(trunk_steps, {**constants, user_input: x})
-        return tuple(values[node.name] for node in border)
-
-    def start(theta: dict[str, Tensor], shared: tuple[Any, ...]) -> dict[str, Any]:
-        given = {name: theta[aliases[parameter]] for name, parameter in parameter_nodes.items()}
-        return {**constants, **given, **{node.name: value for node, value in zip(border, shared, strict=True)}}
+        return run_trunk(*values, rounded(x))
 
     def tail(theta: dict[str, Tensor], *shared: Any) -> Tensor:
-        found: Tensor = run_steps(tail_steps, start(theta, shared))[result.name]
+        (found,) = run_tail(*values, *(rounded(theta[name]) for name in names), *shared)
         return found
 
     # A batch norm with a generated scale on the trunk's values sees the same batch whoever the member is.
-    fed = [node for node in steps_tail if node.args and node.args[0] in tail_nodes]
-    norms = batch_norms(fed, {name: target.removeprefix("module.") for name, target in lifted.items()})
+    norms = batch_norms([node for node in calls_tail if node.args and node.args[0] in tail_nodes], graph.lifted)
     statistics = tuple(dict.fromkeys(name for pair in norms.values() for name in pair))
 
     def observe(theta: dict[str, Tensor], *shared: Any) -> Tensor:
         seen: dict[str, list[Tensor]] = {name: [] for name in statistics}
+        watched = {node: observed_batch_norm(node, [seen[name] for name in pair]) for node, pair in norms.items()}
+        run = as_function(calls_tail, tail_inputs, [], watched)
+        run(*values, *(rounded(theta[name]) for name in names), *shared)
+        return torch.cat([torch.stack(found).mean(0) for found in seen.values()])
 
-        def into(mean_name: str, var_name: str, mean_C: Tensor, var_C: Tensor) -> None:
-            seen[mean_name].append(mean_C)
-            seen[var_name].append(var_C)
-
-        instead = {name: observed_batch_norm(nodes[name], partial(into, *pair)) for name, pair in norms.items()}
-        run_steps(tail_steps, start(theta, shared), instead)
-        return torch.cat([torch.stack(calls).mean(0) for calls in seen.values()])
-
-    if result not in tail_nodes:
-        raise ModelError("its logits do not depend on the chosen parameters")
-    steps = [n for n in steps_trunk + steps_tail if n.target is not operator.getitem]
-    share = sum(n not in tail_nodes for n in steps) / max(len(steps), 1)
-    heavy = any("conv" in str(node.target) for node in steps_tail)
+    counted = [node for node in calls if node.target is not operator.getitem]
+    share = sum(node not in tail_nodes for node in counted) / max(len(counted), 1)
     # Convolutions under vmap become grouped ones, slower on every CPU we tried than one member after another.
-    batch = nodes[user_input].meta["val"].shape[0]
-    kinds = tuple(kind_of(node.meta.get("val"), batch) for node in border)
+    heavy = any("conv" in str(node.target) for node in calls_tail)
+    kinds = tuple(kind_of(node.meta.get("val"), graph.batch) for node in border)
 
     def tail_bytes(rows: int) -> int:
-        return peak_bytes(tail_steps, batch, rows)
+        return peak_bytes(calls_tail, graph.batch, rows)
 
-    plan = "loop" if heavy else "vmap"
-    cut = SharedTrunk(subset, plan, trunk, tail, share, kinds, tail_bytes, statistics, observe)
+    plan: Plan = "loop" if heavy else "vmap"
+    cut = SharedTrunk(subset, plan, trunk, tail, share, kinds, tail_bytes, statistics, observe, precision=precision)
     return _tried(cut, subset.take(module).to(example_x.device).expand(2, -1), example_x)
 
 

@@ -20,8 +20,8 @@ from bend_ray.data import base as bases
 from bend_ray.data import training
 from bend_ray.data.classifiers import logits
 from bend_ray.data.datasets import Dataset, load_dataset
-from bend_ray.ensemble import recalibrate
 from bend_ray.ensemble.ensemble import Ensemble
+from bend_ray.ensemble.recalibrate import Recalibration
 from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
 from bend_ray.generator.nulls import null_generators
@@ -144,12 +144,15 @@ class _Evaluator:
         cluster.threads(config.sample.cpus_per_actor)
         self.device = cluster.device(config.sample.gpus_per_actor)
         self.dataset = load_dataset(config.data, config.seed)
-        self.ensemble = Ensemble.load(run / "ensemble", self.device)
+        self.ensemble = Ensemble.load(run / "ensemble", self.device, config.ensemble)
         self.generator = Generator.load(run / "generator")
         self.snapshots = parts.read(run / "snapshots", config.collect.chains)
         self.seen, self.held_out = self.snapshots.divide(config.collect.chains, config.collect.held_out)
-        base = bases.load(run / "base", self.ensemble.description)
-        base_theta_D, self.base_statistics_V = self.ensemble.subset.take(base).tensor_split((self.generator.subset.D,))
+        base = bases.load(run / "base", self.ensemble.description, self.device)
+        base_theta_D = self.generator.subset.take(base)
+        self.recalibration = None
+        if count := config.sample.recalibrate:
+            self.recalibration = Recalibration.of(base, self.generator.subset, self.dataset, count, config.seed)
         self.nulls = null_generators(
             config.evaluate.baselines, self.seen.theta_SD, base_theta_D, self.generator, config.evaluate
         )
@@ -186,17 +189,15 @@ class _Evaluator:
         single = name in ("base_model", "weight_average")
         ids = range(1 if single else self.config.sample.members)
         theta_MD = self.snapshots.theta_SD if name == "originals" else self.nulls[name](ids, self.config.seed)
-        statistics_MV = self.base_statistics_V.expand(len(theta_MD), -1)
-        wide_MD = torch.cat([theta_MD, statistics_MV], dim=1).to(self.device)
-        if name not in AS_TRAINED and statistics_MV.shape[1]:
-            inputs = recalibrate.batches(self.dataset, self.config.sample.recalibrate, self.config.seed, self.device)
-            wide_MD[:, theta_MD.shape[1] :] = recalibrate.statistics(self.ensemble.trunk, wide_MD, inputs)
-        return wide_MD
+        theta_MD = theta_MD.to(self.device)
+        if self.recalibration is None:
+            return theta_MD
+        return (self.recalibration.as_trained if name in AS_TRAINED else self.recalibration)(theta_MD)
 
     def _logits(self, theta_MD: Tensor, images: Tensor) -> Tensor:
-        trunk, preprocess = self.ensemble.trunk, self.ensemble.description.preprocess
-        chunks = [trunk.logits(theta_MD, preprocess(part.to(self.device))).cpu() for part in images.split(CHUNK)]
-        return torch.cat(chunks, dim=1)
+        preprocess = self.ensemble.description.preprocess
+        inputs = [preprocess(part.to(self.device)) for part in images.split(CHUNK)]
+        return torch.cat([self.ensemble.planned(x).logits(theta_MD, x).cpu() for x in inputs], dim=1)
 
     @torch.no_grad()
     def _rival_logits(self, name: str, images: Tensor) -> Tensor:

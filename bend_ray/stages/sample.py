@@ -12,16 +12,14 @@ from typing import Any
 import ray
 import torch
 from ray.util import ActorPool
-from torch import Tensor, nn
 
 from bend_ray import artifacts, cluster
 from bend_ray.artifacts import Manifest
 from bend_ray.config import Config
 from bend_ray.data import base as bases
 from bend_ray.data.datasets import Dataset, load_dataset
-from bend_ray.ensemble import recalibrate
-from bend_ray.ensemble.ensemble import MEMBERS, make_trunk
-from bend_ray.ensemble.trunk import SharedTrunk
+from bend_ray.ensemble.ensemble import MEMBERS
+from bend_ray.ensemble.recalibrate import Recalibration, of_base
 from bend_ray.errors import ArtifactError, TrainingError
 from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
@@ -47,7 +45,7 @@ def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
         if already:
             show.line(f"{already} of {len(blocks)} blocks are there already")
         _sample_all(config, run, recipe, todo, show)
-    return _publish(config, run, inputs, base, generator, len(blocks))
+    return _publish(config, run, dataset, inputs, base, generator, len(blocks))
 
 
 def _sample_all(config: Config, run: Folder, recipe: str, todo: list[int], show: Progress) -> None:
@@ -81,37 +79,25 @@ class _Sampler:
     def __init__(self, config_json: dict[str, Any], where: str, recipe: str) -> None:
         self.config, self.run, self.recipe = Config.model_validate(config_json), Folder(where), recipe
         cluster.threads(self.config.sample.cpus_per_actor)
-        device = cluster.device(self.config.sample.gpus_per_actor)
-        self.generator = Generator.load(self.run / "generator").to(device)
-        self.cut = None
+        self.device = cluster.device(self.config.sample.gpus_per_actor)
+        self.generator = Generator.load(self.run / "generator").to(self.device)
+        self.recalibration: Recalibration | None = None
         if self.config.sample.recalibrate:
-            self.dataset = load_dataset(self.config.data, self.config.seed)
-            self.cut = cut_base(self.run, self.generator.subset, device)[1]
+            dataset = load_dataset(self.config.data, self.config.seed)
+            self.recalibration = of_base(self.config, self.run, dataset, self.generator.subset, self.device)
 
     def sample(self, block: int) -> None:
         """Put the block's members, ``theta_MD``."""
         start, size = time.monotonic(), self.config.sample.block
         ids = range(block * size, (block + 1) * size)
         theta_MD = self.generator.sample(ids, self.config.seed, self.config.sample)
-        if self.cut is not None:
-            theta_MD = torch.cat([theta_MD, self._statistics(self.cut, theta_MD)], dim=1)
+        if self.recalibration is not None:
+            theta_MD = self.recalibration(theta_MD.to(self.device)).cpu()
         theta_MD = theta_MD[: self.config.sample.members - ids[0]]
         if not torch.isfinite(theta_MD).all():
             raise TrainingError(f"block {block} of members: not finite; raise sample.steps or lower diffusion.lr")
         artifacts.write_tensors(self.run / "ensemble", _block_name(block), {"theta_MD": theta_MD}, self.recipe)
         artifacts.note_seconds(self.run, f"block-{block:05d}", time.monotonic() - start)
-
-    def _statistics(self, cut: SharedTrunk, theta_MD: Tensor) -> Tensor:
-        count, seed, device = self.config.sample.recalibrate, self.config.seed, self.generator.span.mean_D.device
-        inputs = recalibrate.batches(self.dataset, count, seed, device)
-        return recalibrate.statistics(cut, theta_MD.to(device), inputs).cpu()
-
-
-def cut_base(run: Folder, subset: Subset, device: torch.device | str = "cpu") -> tuple[nn.Module, SharedTrunk]:
-    """The base classifier of ``run`` and its cut at ``subset``."""
-    description = bases.Description.from_json(artifacts.load(run / "base", "base").facts, f"{run / 'base'}/config.json")
-    module = bases.load(run / "base", description, device)
-    return module, make_trunk(module, subset, description)
 
 
 def _block_name(block: int) -> str:
@@ -130,7 +116,13 @@ def _is_done(folder: Folder, block: int, recipe: str) -> bool:
 
 
 def _publish(
-    config: Config, run: Folder, inputs: dict[str, str], base: Manifest, generator: Manifest, blocks: int
+    config: Config,
+    run: Folder,
+    dataset: Dataset,
+    inputs: dict[str, str],
+    base: Manifest,
+    generator: Manifest,
+    blocks: int,
 ) -> Manifest:
     folder = run / "ensemble"
     members = [artifacts.read_tensors(folder, _block_name(block))[0]["theta_MD"] for block in range(blocks)]
@@ -139,8 +131,8 @@ def _publish(
     facts = {key: base.facts[key] for key in ("classifier", "class_names", "preprocess", "dataset")}
     facts |= {"subset": generator.facts["subset"], "members": config.sample.members}
     if config.sample.recalibrate:
-        module, cut = cut_base(run, Subset.from_json(facts["subset"]))
-        facts["subset"] = recalibrate.widened(cut, module).to_json()
+        wide = of_base(config, run, dataset, Subset.from_json(facts["subset"]))
+        facts["subset"] = wide.subset.to_json()
     readme = (
         f"# The ensemble\n\n{config.sample.members} classifiers for {base.facts['dataset']}: one frozen base"
         " (`model.safetensors`) and as many sets of the subset's parameters (`members.safetensors`, theta_MD).\n\n"

@@ -1,13 +1,16 @@
 """show: a run in, words out: what is there, from what it was made, how good it is, how to go on."""
 
 import json
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from bend_ray import artifacts
 from bend_ray.artifacts import DEPENDS, Kind, Manifest
 from bend_ray.errors import ArtifactError, BendError
 from bend_ray.folders import Folder
 from bend_ray.report import words
+
+if TYPE_CHECKING:
+    from bend_ray.ensemble.trunk import SharedTrunk
 
 MAKES: dict[Kind, str] = {
     "base": "collect",
@@ -22,7 +25,7 @@ SHOWN = (1, 256)
 """Batch sizes whose plan is shown."""
 
 
-def run(where: str) -> None:
+def run(where: str, overrides: dict[str, str]) -> None:
     """Print what stands in the run at ``where``. Raises ArtifactError where there is nothing of ours."""
     run = Folder(where)
     manifests = {kind: artifacts.read_manifest(run / kind, kind) for kind in get_args(Kind)}
@@ -32,7 +35,7 @@ def run(where: str) -> None:
     for kind, manifest in manifests.items():
         print(f"  {kind:<10} {_line(run, kind, manifest)}")
     if manifests["ensemble"] is not None:
-        print(f"\n{_plan(run)}")
+        print(f"\n{_plan(run, overrides)}")
     missing = [kind for kind, manifest in manifests.items() if manifest is None]
     if missing:
         stages = " ".join(dict.fromkeys(MAKES[kind] for kind in missing))
@@ -50,24 +53,32 @@ def _line(run: Folder, kind: Kind, manifest: Manifest | None) -> str:
     return f"{manifest.digest[:8]}  {size / 1e6:8.2f} MB  from {inputs}{_facts(kind, manifest)}"
 
 
-def _plan(run: Folder) -> str:
-    """How members are run on batches of some sizes, measured here and now."""
+def _plan(run: Folder, overrides: dict[str, str]) -> str:
+    """How members are run on batches of some sizes, and what is the fastest way, measured here and now."""
     import torch  # a second that runs without an ensemble need not pay
 
+    from bend_ray.ensemble import plan
     from bend_ray.ensemble.ensemble import Ensemble
 
     try:
-        ensemble = Ensemble.load(run, measured=True)
+        ensemble = Ensemble.load(run, settings=artifacts.inference(run, overrides).ensemble)
     except BendError as error:
         return f"  {'plan':<10} none, the ensemble cannot be used: {error}"
     fit = ensemble.description.preprocess
     share = f"{ensemble.trunk.trunk_share:.0%} of operations run once for all members"
     lines = [f"  {'plan':<10} D = {ensemble.subset.D}, {share}"]
     for rows in SHOWN:
-        planned = ensemble.planned(torch.zeros(rows, fit.channels, fit.image_size, fit.image_size))
-        at_once = f", {planned.at_once(rows)} members at once" if planned.plan == "vmap" else ""
-        lines.append(f"  {'':<10} batch {rows}: {planned.plan}{at_once} (measured on the CPU)")
-    return "\n".join(lines)
+        x = torch.zeros(rows, fit.channels, fit.image_size, fit.image_size)
+        used, fastest = ensemble.planned(x), plan.measured(ensemble.trunk, ensemble.theta_MD, x)
+        lines.append(f"  {'':<10} batch {rows}: {_way(used, rows)}; the fastest here and now: {_way(fastest, rows)}")
+    return "\n".join([*lines, f"  {'':<10} to pin one: --ensemble.plan, --ensemble.chunk, --ensemble.max_memory"])
+
+
+def _way(cut: "SharedTrunk", rows: int) -> str:
+    at_once = f", {cut.at_once(rows)} members at once" if cut.plan == "vmap" else ""
+    compiled = ", compiled" if cut.compiled else ""
+    precision = "" if cut.precision.itemsize == 4 else f", {str(cut.precision).removeprefix('torch.')}"
+    return f"{cut.plan}{at_once}{precision}{compiled}"
 
 
 def _half_done(run: Folder, kind: Kind) -> str:
