@@ -1,8 +1,8 @@
 """M classifiers against one: shared trunk, a plain loop over M whole models, and the limit that FLOPs set.
 
 ResNet-18 (CIFAR stem), trained for one pass over the digits at 32x32 pixels; members are its parameters plus noise of
-0.2 of each tensor's spread. All sides are timed in turn, several times, in this one process, on one batch of test rows,
-and ratios are medians of those within a turn. The limit is that of the graph: FLOPs of the trunk once and of the tail M
+0.2 of each tensor's spread. All sides are timed in this one process on one batch of test rows, in small pieces in turn,
+and ratios are medians of several such rounds. The limit is that of the graph: FLOPs of the trunk once and of the tail M
 times, over those of one whole forward. Early stopping is exact for votes and errs on at most 1 % of rows for means.
 Peak memory is of a process of its own for each number of members. Writes benchmarks/ensemble.json.
 
@@ -15,8 +15,10 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +26,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bend_ray.config import Base, Classifier, Data
+from bend_ray import artifacts
+from bend_ray.config import Base, Classifier, Config, Data
+from bend_ray.data import base as bases
+from bend_ray.data.base import Description
 from bend_ray.data.classifiers import build
 from bend_ray.data.datasets import Preprocess, Split, load_dataset
 from bend_ray.data.training import train
 from bend_ray.ensemble import early
 from bend_ray.ensemble.aggregate import Prediction, aggregate
+from bend_ray.ensemble.ensemble import MEMBERS, Ensemble
 from bend_ray.ensemble.trunk import SharedTrunk, split
+from bend_ray.folders import Folder
 from bend_ray.weights.subset import Subset, choose
 
 SHAPE = (3, 32, 32)
 NOISE = 0.2
 LOOPED = 8
-"""Members that the plain loop is timed for: its time is theirs times M over them."""
+"""Members, at least, that the plain loop is timed for: its time is theirs times M over them."""
 
 
 def main() -> None:
@@ -45,15 +52,20 @@ def main() -> None:
     arguments.add_argument("--batch", type=int, default=128)
     arguments.add_argument("--turns", type=int, default=5)
     arguments.add_argument("--subsets", nargs="+", default=["head", "last_block", "norm+head"])
+    arguments.add_argument("--load", nargs=2, metavar=("SIDE", "FOLDER"), help=argparse.SUPPRESS)
     arguments.add_argument("--peak", nargs=2, metavar=("SUBSET", "MEMBERS"), help=argparse.SUPPRESS)
     asked = arguments.parse_args()
     if asked.peak:
         print(peak_mib(asked.peak[0], int(asked.peak[1]), asked.batch))
         return
+    if asked.load:
+        print(json.dumps(load(*asked.load)))
+        return
     result: dict[str, Any] = {"members": asked.members, "batch": asked.batch, "threads": torch.get_num_threads()}
     result["subsets"] = {spec: measure(spec, asked.members, asked.batch, asked.turns) for spec in asked.subsets}
     result["early_stop_last_block"] = measure_early("last_block", asked.members, asked.batch, asked.turns)
     result["head_peak_mib"] = {str(M): peak_apart(M, asked.batch) for M in (10, 1000)}
+    result["load"] = {spec: load_apart(spec, 1000) for spec in ("head", "norm+head")}
     Path("benchmarks/ensemble.json").write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
 
@@ -96,39 +108,52 @@ def measure(spec: str, M: int, batch: int, turns: int) -> dict[str, Any]:
     x = classifier()[1][:batch]
     base_D = subset.take(module)
 
-    def looped() -> Tensor:
+    def whole(theta_MD: Tensor) -> Tensor:
         found = []
-        for theta_D in theta_MD[:LOOPED]:
+        for theta_D in theta_MD:
             subset.put(module, theta_D)
             found.append(module(x))
-        subset.put(module, base_D)
         return torch.stack(found)
 
-    def one() -> Tensor:
-        return module(x)
-
-    def ours() -> Tensor:
-        return cut.logits(theta_MD, x)
-
     with FlopCounterMode(display=False) as counter:
-        logits_MBK = ours()
+        logits_MBK = cut.logits(theta_MD, x)
     flops_ours = counter.get_total_flops()
-    torch.testing.assert_close(logits_MBK[:LOOPED], looped(), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(logits_MBK[:LOOPED], whole(theta_MD[:LOOPED]), atol=1e-3, rtol=1e-3)
     with FlopCounterMode(display=False) as counter:
-        one()
+        module(x)
     limit = flops_ours / counter.get_total_flops()
-    turn = [[seconds(side) for side in (one, ours, looped)] for _ in range(turns)]
-    over_one = statistics.median(b / a for a, b, _ in turn)
+    turn = [interleaved(cut, theta_MD, x, whole) for _ in range(turns)]
+    subset.put(module, base_D)
+    over_one = statistics.median(ours / loop * M for ours, loop in turn)
     return {
         "D": subset.D,
         "plan": cut.describe(),
         "split_s": split_s,
-        "one_forward_s": statistics.median(a for a, _, _ in turn),
+        "one_forward_s": statistics.median(loop for _, loop in turn) / M,
         "over_one_forward": over_one,
         "flop_limit": limit,
         "over_flop_limit": over_one / limit,
-        "loop_over_ours": statistics.median(c * M / LOOPED / b for _, b, c in turn),
+        "loop_over_ours": statistics.median(loop / ours for ours, loop in turn),
+        "loop_over_ours_worst": min(loop / ours for ours, loop in turn),
     }
+
+
+def interleaved(
+    cut: SharedTrunk, theta_MD: Tensor, x: Tensor, whole: Callable[[Tensor], Tensor]
+) -> tuple[float, float]:
+    """Seconds of all members by the shared trunk and by the loop, in small pieces in turn: the machine's mood changes
+    within seconds."""
+    small = replace(cut, chunk=4) if cut.plan == "loop" else cut  # a loop does the same work in any pieces
+    chunks, ours, loop, looped = small.chunks(theta_MD, x), 0.0, 0.0, 0
+    while looped < LOOPED or chunks is not None:
+        if chunks is not None:
+            start = time.perf_counter()
+            over = next(chunks, None) is None
+            ours += time.perf_counter() - start
+            chunks = None if over else chunks
+        loop += seconds(lambda: whole(theta_MD[:1]))
+        looped += 1
+    return ours, loop / looped * len(theta_MD)
 
 
 @torch.no_grad()
@@ -164,15 +189,63 @@ def peak_mib(spec: str, M: int, batch: int) -> float:
     """Peak resident memory of this process after one batch, MiB."""
     _, _, cut, theta_MD, _ = make(spec, M, trained=False)  # training would be the peak
     cut.logits(theta_MD, classifier(trained=False)[1][:batch])
-    # Not getrusage: its peak counts that of the parent before the program was started.
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return float(line.split()[1]) / 1024
+    return status_mib("VmHWM")  # not getrusage: its peak counts that of the parent before the program was started
 
 
 def peak_apart(M: int, batch: int) -> float:
     """`peak_mib` of the head subset in a fresh process."""
     words = [sys.executable, __file__, "--peak", "head", str(M), "--batch", str(batch)]
     return float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+
+
+def load(side: str, where: str) -> dict[str, float]:
+    """Seconds, in a process that did nothing before: to load an ensemble and answer for one image (``ours``), or only
+    what it cannot do without, the base and its split (``base``)."""
+    folder = Folder(where) / "ensemble"
+    if side == "base":
+        manifest = artifacts.load(folder, "ensemble")
+        description = Description.from_json(manifest.facts, where)
+        start = time.perf_counter()
+        module = bases.load(folder, description)
+        base_s = time.perf_counter() - start
+        subset = Subset.from_json(manifest.facts["subset"])
+        return {"base_s": base_s, "split_s": seconds(lambda: split(module, subset, torch.zeros(2, *SHAPE)))}
+    images, start = torch.zeros(1, *SHAPE, dtype=torch.uint8), time.perf_counter()
+    ensemble = Ensemble.load(folder)
+    load_s = time.perf_counter() - start
+    first_s, later_s = (seconds(lambda: ensemble.predict(images)) for _ in range(2))
+    return {"load_s": load_s, "first_answer_s": first_s, "later_answer_s": later_s, "own_mib": status_mib("RssAnon")}
+
+
+def load_apart(spec: str, M: int) -> dict[str, float]:
+    """`load` of an ensemble of M members, in fresh processes; medians."""
+    module, subset, _, theta_MD, _ = make(spec, M, trained=False)
+    digits = load_dataset(Data(name="digits"), 0)
+    classifier = Classifier(name="resnet18")
+    preprocess = Preprocess(SHAPE[0], SHAPE[1], digits.preprocess.mean * 3, digits.preprocess.std * 3)
+    with tempfile.TemporaryDirectory() as where:
+        run = Folder(where)
+        bases.save(run / "ensemble", module)
+        artifacts.write_tensors(run / "ensemble", MEMBERS, {"theta_MD": theta_MD})
+        facts = Description(classifier, digits.class_names, preprocess).to_json() | {"subset": subset.to_json()}
+        config = Config(data=Data(name="digits"), classifier=classifier)
+        artifacts.publish(run, "ensemble", config, {}, facts, [MEMBERS, bases.FILE], "")
+        words = [sys.executable, __file__, "--load"]
+        runs = []
+        for _ in range(5):
+            sides = [
+                subprocess.run([*words, side, where], check=True, capture_output=True) for side in ("ours", "base")
+            ]
+            runs.append(json.loads(sides[0].stdout) | json.loads(sides[1].stdout))
+    found = {key: statistics.median(one[key] for one in runs) for key in runs[0]}
+    ratio = [(one["load_s"] + one["first_answer_s"]) / (2 * one["base_s"] + one["split_s"]) for one in runs]
+    return found | {"over_twice_base_and_split": statistics.median(ratio), "members_mib": theta_MD.nbytes / 2**20}
+
+
+def status_mib(key: str) -> float:
+    """A line of what Linux says of this process's memory."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return float(line.split()[1]) / 1024
 
 
 def table(result: dict[str, Any]) -> str:
@@ -191,7 +264,15 @@ def table(result: dict[str, Any]) -> str:
         asked, ratio = stop[f"members_asked_by_{kind}"], stop[f"all_over_{kind}"]
         lines.append(f"  {words:<20} {asked:.1f} members asked a row; all / early {ratio:.2f}")
     peaks = ", ".join(f"{M} members {mib:.0f} MiB" for M, mib in result["head_peak_mib"].items())
-    return "\n".join([*lines, "", f"peak memory, head subset: {peaks}"])
+    lines += ["", f"peak memory, head subset: {peaks}", ""]
+    for spec, one in result["load"].items():
+        lines.append(
+            f"1000 members, {spec} ({one['members_mib']:.0f} MiB): loaded in {one['load_s']:.2f} s, first answer"
+            f" {one['first_answer_s']:.2f} s, later {one['later_answer_s']:.2f} s; base alone {one['base_s']:.2f} s,"
+            f" split {one['split_s']:.2f} s: x (2 base + split) {one['over_twice_base_and_split']:.2f};"
+            f" {one['own_mib']:.0f} MiB of memory not shared with files"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
