@@ -201,17 +201,16 @@ def peak_apart(M: int, batch: int) -> float:
 def load(side: str, where: str) -> dict[str, float]:
     """Seconds, in a process that did nothing before: to load an ensemble and answer for one image (``ours``), or only
     what it cannot do without, the base and its split (``base``)."""
-    folder = Folder(where) / "ensemble"
+    run = Folder(where)
     if side == "base":
-        manifest = artifacts.load(folder, "ensemble")
-        description = Description.from_json(manifest.facts, where)
         start = time.perf_counter()
-        module = bases.load(folder, description)
+        facts = artifacts.load(run / "base", "base").facts  # checksums and all, as for an ensemble
+        module = bases.load(run / "base", Description.from_json(facts, where))
         base_s = time.perf_counter() - start
-        subset = Subset.from_json(manifest.facts["subset"])
+        subset = Subset.from_json(facts["subset"])
         return {"base_s": base_s, "split_s": seconds(lambda: split(module, subset, torch.zeros(2, *SHAPE)))}
     images, start = torch.zeros(1, *SHAPE, dtype=torch.uint8), time.perf_counter()
-    ensemble = Ensemble.load(folder)
+    ensemble = Ensemble.load(run)
     load_s = time.perf_counter() - start
     first_s, later_s = (seconds(lambda: ensemble.predict(images)) for _ in range(2))
     return {"load_s": load_s, "first_answer_s": first_s, "later_answer_s": later_s, "own_mib": status_mib("RssAnon")}
@@ -225,10 +224,12 @@ def load_apart(spec: str, M: int) -> dict[str, float]:
     preprocess = Preprocess(SHAPE[0], SHAPE[1], digits.preprocess.mean * 3, digits.preprocess.std * 3)
     with tempfile.TemporaryDirectory() as where:
         run = Folder(where)
-        bases.save(run / "ensemble", module)
+        for kind in ("base", "ensemble"):
+            bases.save(run / kind, module)
         artifacts.write_tensors(run / "ensemble", MEMBERS, {"theta_MD": theta_MD})
         facts = Description(classifier, digits.class_names, preprocess).to_json() | {"subset": subset.to_json()}
         config = Config(data=Data(name="digits"), classifier=classifier)
+        artifacts.publish(run, "base", config, {}, facts, [bases.FILE], "")
         artifacts.publish(run, "ensemble", config, {}, facts, [MEMBERS, bases.FILE], "")
         words = [sys.executable, __file__, "--load"]
         runs = []

@@ -230,9 +230,17 @@ def note_seconds(run: Folder, unit: str, seconds: float) -> None:
 
 
 def noted_seconds(run: Folder, prefix: str) -> float:
-    """The sum over all units whose name starts with ``prefix``."""
-    folder = run / "timings"
-    return sum(json.loads(folder.read(name))["seconds"] for name in folder.list() if name.startswith(prefix))
+    """The sum over all units whose name starts with ``prefix``. Raises ArtifactError for a broken note."""
+    folder, total = run / "timings", 0.0
+    for name in folder.list():
+        if name.startswith(prefix):
+            try:
+                total += float(json.loads(folder.read(name))["seconds"])
+            except (KeyError, TypeError, ValueError):
+                raise ArtifactError(
+                    f"{folder}/{name}: holds no seconds; delete it and run the same command again"
+                ) from None
+    return total
 
 
 def _facts(folder: Folder, name: str) -> FileFacts:

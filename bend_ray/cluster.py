@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util import ActorPool
 
 from bend_ray.config import Config
 from bend_ray.errors import ArtifactError, BendError, ResourceError
@@ -140,18 +141,30 @@ def device(gpus: float) -> Any:
     return torch.device("cuda")
 
 
+@contextlib.contextmanager
+def pool(kind: type, actors: int, cpus: float, gpus: float, *arguments: Any) -> Iterator[ActorPool]:
+    """Actors of class ``kind``, each made from ``arguments`` (paths, not tensors) again if it dies; Ray's exceptions
+    come out as ours."""
+    remote: Any = ray.remote(kind).options(num_cpus=cpus, num_gpus=gpus, max_restarts=RETRIES, max_task_retries=RETRIES)
+    handles = [remote.remote(*arguments) for _ in range(actors)]
+    try:
+        yield ActorPool(handles)
+    except ray.exceptions.RayError as error:
+        raise plainly(error) from error
+    finally:
+        for handle in handles:
+            ray.kill(handle)
+
+
 class _Board:
     """An actor where workers say how far they are and why they stopped; the driver reads it."""
 
     def __init__(self) -> None:
         self.done: dict[str, tuple[float, float]] = {}
-        self.lines: list[str] = []
         self.failure: BendError | None = None
 
-    def tell(self, unit: str, done: float, total: float, line: str = "") -> None:
+    def tell(self, unit: str, done: float, total: float) -> None:
         self.done[unit] = (done, total)
-        if line:
-            self.lines.append(line)
 
     def fail(self, error: BendError) -> None:
         self.failure = self.failure or error
@@ -159,9 +172,8 @@ class _Board:
     def failed(self) -> BendError | None:
         return self.failure
 
-    def read(self) -> tuple[dict[str, tuple[float, float]], list[str]]:
-        lines, self.lines = self.lines, []
-        return self.done, lines
+    def read(self) -> dict[str, tuple[float, float]]:
+        return self.done
 
 
 @contextlib.contextmanager
@@ -178,10 +190,7 @@ def board(show: Progress, units: Callable[[dict[str, tuple[float, float]]], int]
         while not last:
             last = stop.wait(0.2)
             with contextlib.suppress(ray.exceptions.RayError):
-                done, lines = ray.get(actor.read.remote(), timeout=5)
-                for line in lines:
-                    show.line(line)
-                show.update(units(done))
+                show.update(units(ray.get(actor.read.remote(), timeout=5)))
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()

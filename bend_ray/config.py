@@ -7,10 +7,10 @@ other threads or a GPU round otherwise): it is in no hash, so that a run begun o
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bend_ray.errors import ConfigError
 
@@ -28,6 +28,15 @@ BASELINES = (
 
 def _placement(default: Any, **limits: Any) -> Any:
     return Field(default, json_schema_extra={"placement": True}, **limits)
+
+
+def _one_or_whole(gpus: float) -> float:
+    if gpus > 1 and gpus != int(gpus):
+        raise ValueError(f"{gpus:g} GPUs: Ray gives a fraction of one, or whole ones")
+    return gpus
+
+
+Gpus = Annotated[float, AfterValidator(_one_or_whole)]
 
 
 class Section(BaseModel):
@@ -116,7 +125,7 @@ class Collect(Section):
     """Whole chains (the last ones) withheld from the generator, to measure novelty and reconstruction honestly."""
     cpus_per_worker: float = _placement(1.0, gt=0)
     """CPU cores of a worker, and (rounded down, at least 1) its threads."""
-    gpus_per_worker: float = _placement(0.0, ge=0)
+    gpus_per_worker: Gpus = _placement(0.0, ge=0)
     """GPUs of a worker, from 0 to 1 or a whole number."""
 
     @model_validator(mode="after")
@@ -163,7 +172,7 @@ class Diffusion(Section):
     """Learning rate (AdamW, cosine)."""
     ema: float = Field(0.995, ge=0, lt=1)
     """Decay of the weights' exponential moving average, which is what is saved and sampled."""
-    gpus: float = _placement(0.0, ge=0)
+    gpus: Gpus = _placement(0.0, ge=0)
     """GPUs that fitting the autoencoder and the diffusion model asks for."""
 
 
@@ -185,7 +194,7 @@ class Sample(Section):
     """Sampling actors."""
     cpus_per_actor: float = _placement(1.0, gt=0)
     """CPU cores of an actor, and (rounded down, at least 1) its threads."""
-    gpus_per_actor: float = _placement(0.0, ge=0)
+    gpus_per_actor: Gpus = _placement(0.0, ge=0)
     """GPUs of an actor; a fraction shares one."""
 
 

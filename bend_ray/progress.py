@@ -2,11 +2,26 @@
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
 EVERY_S = 5.0
+TOLD_S = 0.2
 WIDTH = 24
+
+
+def throttled(tell: Callable[[int, int], object]) -> Callable[[int, int], None]:
+    """``tell`` (done, total) a few times a second at most, and when all is done."""
+    told = 0.0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > TOLD_S or done == total:
+            told = time.monotonic()
+            tell(done, total)
+
+    return progress
 
 
 class Progress:

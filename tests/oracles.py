@@ -92,12 +92,13 @@ def brier(prob_BK: Rows, label_B: Sequence[int]) -> float:
     return total / len(label_B)
 
 
-def ece(prob_BK: Rows, label_B: Sequence[int], bins: int) -> float:
+def ece(prob_BK: Rows, label_B: Sequence[int], bins: int, predicted_B: Sequence[int] | None = None) -> float:
     """Over bins of equal width [low, high), the gap between accuracy and confidence, weighted by rows."""
+    predicted_B = predicted_B or [first_largest(prob_K) for prob_K in prob_BK]
     rows_in: dict[int, list[tuple[float, bool]]] = {}
-    for prob_K, label in zip(prob_BK, label_B, strict=True):
-        confidence = max(prob_K)
-        rows_in.setdefault(int(confidence * bins), []).append((confidence, first_largest(prob_K) == label))
+    for prob_K, label, predicted in zip(prob_BK, label_B, predicted_B, strict=True):
+        confidence = prob_K[predicted]
+        rows_in.setdefault(int(confidence * bins), []).append((confidence, predicted == label))
     total = 0.0
     for rows in rows_in.values():
         confidence = sum(c for c, _ in rows) / len(rows)

@@ -77,13 +77,25 @@ def test_calibration_error_by_hand() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(answers())
-def test_other_predictions_change_the_accuracy_alone(given_answers: tuple[Tensor, Tensor]) -> None:
+def test_other_predictions_change_accuracy_and_calibration(given_answers: tuple[Tensor, Tensor]) -> None:
     (logits_BK, *_), label_B = given_answers
     prob_BK = logits_BK.double().softmax(-1)
     plain = scores(prob_BK, label_B)
     assert scores(prob_BK, label_B, prob_BK.argmax(-1)) == plain
-    assert scores(prob_BK, label_B, label_B) == plain | {"accuracy": 1}
-    assert scores(prob_BK, label_B, (label_B + 1) % prob_BK.shape[1]) == plain | {"accuracy": 0}
+    K = prob_BK.shape[1]
+    for predicted_B, accuracy in ((label_B, 1), ((label_B + 1) % K, int(K == 1))):
+        found = scores(prob_BK, label_B, predicted_B)
+        ece = oracles.ece(prob_BK.tolist(), label_B.tolist(), ECE_BINS, predicted_B.tolist())
+        assert found["ece"] == pytest.approx(ece, abs=1e-5)
+        assert (found["nll"], found["brier"]) == (plain["nll"], plain["brier"])
+        assert found["accuracy"] == accuracy
+
+
+def test_votes_that_tie_are_calibrated_by_the_label_that_won() -> None:
+    vote_BK = torch.tensor([[0.5, 0.5], [0.5, 0.5]], dtype=torch.float64)
+    label_B = torch.tensor([1, 1])
+    assert scores(vote_BK, label_B, label_B)["ece"] == pytest.approx(0.5)
+    assert scores(vote_BK, label_B, label_B)["accuracy"] == 1
 
 
 def test_nll_of_a_row_is_finite_whatever_its_probability() -> None:

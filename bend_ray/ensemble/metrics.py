@@ -16,18 +16,19 @@ FLOOR = 1e-12
 def scores(prob_BK: Tensor, label_B: Tensor, predicted_B: Tensor | None = None) -> dict[str, float]:
     """accuracy, nll (nats), ece (15 bins, L1; Guo et al. 2017) and brier (sum over classes) of ``prob_BK``.
 
-    ``predicted_B``: the predictions to count where they are not the largest probability's.
+    ``predicted_B``: the predictions to count, with the confidence in them, where ties are broken otherwise.
     """
-    from torchmetrics.functional.classification import multiclass_calibration_error  # three seconds to import
+    from torchmetrics.functional.classification import binary_calibration_error  # three seconds to import
 
-    K = prob_BK.shape[1]
     predicted_B = prob_BK.argmax(-1) if predicted_B is None else predicted_B
-    ece = multiclass_calibration_error(prob_BK.float(), label_B, num_classes=K, n_bins=ECE_BINS, norm="l1")
+    right_B = predicted_B == label_B
+    confidence_B = prob_BK.float().gather(-1, predicted_B[:, None])[:, 0]
+    ece = binary_calibration_error(confidence_B, right_B.long(), n_bins=ECE_BINS, norm="l1")
     return {
-        "accuracy": (predicted_B == label_B).double().mean().item(),
+        "accuracy": right_B.double().mean().item(),
         "nll": nll(prob_BK, label_B).mean().item(),
         "ece": ece.item(),
-        "brier": (prob_BK.double() - F.one_hot(label_B, K)).square().sum(-1).mean().item(),
+        "brier": (prob_BK.double() - F.one_hot(label_B, prob_BK.shape[1])).square().sum(-1).mean().item(),
     }
 
 

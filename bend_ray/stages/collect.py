@@ -8,6 +8,7 @@ import hashlib
 import math
 import time
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from bend_ray.data import base as bases
 from bend_ray.data import classifiers, training
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.folders import Folder
-from bend_ray.progress import Progress
+from bend_ray.progress import Progress, throttled
 from bend_ray.weights import chains as chain_training
 from bend_ray.weights import snapshots as parts
 from bend_ray.weights import subset as subsets
@@ -116,8 +117,8 @@ def _work(job: dict[str, Any]) -> None:
             module = description.build(config.seed).to(device)
             seconds = _train_base(module, config, dataset, board)
             if get_context().get_world_rank() == 0:
-                _publish_base(module, config, run, dataset, job["inputs"])
                 artifacts.note_seconds(run, "base", seconds)
+                _publish_base(module, config, run, dataset, job["inputs"])
             barrier()
         _run_chains(config, run, dataset, job, device)
 
@@ -129,14 +130,9 @@ def _train_base(module: nn.Module, config: Config, dataset: Dataset, board: Any)
     if config.classifier.weights:
         classifiers.load_weights(module, config.classifier.weights)
         return 0.0
-    start, told = time.monotonic(), 0.0
-
-    def progress(done: int, total: int) -> None:
-        nonlocal told
-        if get_context().get_world_rank() == 0 and (time.monotonic() - told > 0.2 or done == total):
-            told = time.monotonic()
-            board.tell.remote("base", done, total)
-
+    start = time.monotonic()
+    first = get_context().get_world_rank() == 0
+    progress = throttled(partial(board.tell.remote, "base")) if first else None
     training.train(module, dataset.train, dataset.preprocess, config.base, config.seed, progress=progress)
     workers = min(get_context().get_world_size(), config.base.shards)
     return (time.monotonic() - start) * workers
@@ -166,21 +162,15 @@ def _run_chains(config: Config, run: Folder, dataset: Dataset, job: dict[str, An
     for chain in range(rank, config.collect.chains, world):
         if parts.part_is_done(run / "snapshots", chain, recipe):
             continue
-        start, told = time.monotonic(), 0.0
-
-        def progress(done: int, total: int, unit: str = f"chain {chain}") -> None:
-            nonlocal told
-            if time.monotonic() - told > 0.2 or done == total:
-                told = time.monotonic()
-                job["board"].tell.remote(unit, done, total)
-
+        start = time.monotonic()
+        progress = throttled(partial(job["board"].tell.remote, f"chain {chain}"))
         module = bases.load(run / "base", description, device)
         subset = subsets.choose(module, config.collect.subset)
         theta_SD, facts = chain_training.run_chain(
             module, subset, dataset, config.collect, config.seed, chain, progress
         )
-        parts.write_part(run / "snapshots", chain, subset, theta_SD, facts, recipe)
         artifacts.note_seconds(run, f"chain-{chain:05d}", time.monotonic() - start)
+        parts.write_part(run / "snapshots", chain, subset, theta_SD, facts, recipe)
 
 
 def _publish(config: Config, run: Folder, inputs: dict[str, str]) -> Manifest:

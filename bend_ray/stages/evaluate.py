@@ -10,7 +10,6 @@ from typing import Any
 
 import ray
 import torch
-from ray.util import ActorPool
 from torch import Tensor
 
 from bend_ray import artifacts, cluster, seeds
@@ -104,34 +103,25 @@ def _train_rival(config_json: dict[str, Any], where: str, recipe: str, kind: str
     module = module.to(cluster.device(config.collect.gpus_per_worker))
     bootstrap = kind == "bagging"
     training.train(module, dataset.train, dataset.preprocess, config.base, seed, name=name, bootstrap=bootstrap)
-    bases.save(run / "report", module, file, recipe)
     artifacts.note_seconds(run, file.removesuffix(".safetensors"), time.monotonic() - start)
+    bases.save(run / "report", module, file, recipe)
 
 
 def _score_all(
     config: Config, run: Folder, names: list[str], rivals: dict[str, list[str]]
 ) -> tuple[dict[str, Scored], dict[str, Any], dict[str, Tensor]]:
     """Predictions of every set of classifiers, novelty, and the points of the map."""
-    sample = config.sample
-    actor: Any = ray.remote(_Evaluator).options(
-        num_cpus=sample.cpus_per_actor,
-        num_gpus=sample.gpus_per_actor,
-        max_restarts=cluster.RETRIES,
-        max_task_retries=cluster.RETRIES,
-    )
-    actors = [actor.remote(config.model_dump(mode="json"), run.address, rivals) for _ in range(sample.actors)]
-    pool, scored = ActorPool(actors), {}
-    try:
-        with Progress("evaluate", "sets of classifiers", len(names)) as show:
-            for name, one in pool.map_unordered(lambda actor, name: actor.score.remote(name), names):
-                scored[name] = one
-                show.update(len(scored))
-            novelty, points = ray.get(actors[0].novelty.remote())
-    except ray.exceptions.RayError as error:
-        raise cluster.plainly(error) from error
-    finally:
-        for handle in actors:
-            ray.kill(handle)
+    sample, scored = config.sample, {}
+    arguments = (config.model_dump(mode="json"), run.address, rivals)
+    with (
+        cluster.pool(_Evaluator, sample.actors, sample.cpus_per_actor, sample.gpus_per_actor, *arguments) as pool,
+        Progress("evaluate", "sets of classifiers", len(names)) as show,
+    ):
+        for name, one in pool.map_unordered(lambda actor, name: actor.score.remote(name), names):
+            scored[name] = one
+            show.update(len(scored))
+        pool.submit(lambda actor, _: actor.novelty.remote(), None)
+        novelty, points = pool.get_next()
     return scored, novelty, points
 
 

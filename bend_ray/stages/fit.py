@@ -5,6 +5,7 @@ so a killed fit is begun again; the artifact appears when it is whole.
 """
 
 import time
+from functools import partial
 from typing import Any
 
 import ray
@@ -14,7 +15,7 @@ from bend_ray.artifacts import Manifest
 from bend_ray.config import Config
 from bend_ray.folders import Folder
 from bend_ray.generator.generator import FILE, Generator
-from bend_ray.progress import Progress
+from bend_ray.progress import Progress, throttled
 from bend_ray.weights import snapshots as parts
 
 
@@ -52,14 +53,7 @@ def _fit(config_json: dict[str, Any], where: str, board: Any) -> dict[str, Any]:
     with cluster.reporting(board):
         config, run = Config.model_validate(config_json), Folder(where)
         cluster.threads(1)
-        start, told = time.monotonic(), 0.0
-
-        def progress(done: int, total: int) -> None:
-            nonlocal told
-            if time.monotonic() - told > 0.2 or done == total:
-                told = time.monotonic()
-                board.tell.remote("fit", done, total)
-
+        start = time.monotonic()
         collect = config.collect
         snapshots = parts.read(run / "snapshots", collect.chains)
         seen, held_out = snapshots.divide(collect.chains, collect.held_out)
@@ -71,10 +65,10 @@ def _fit(config_json: dict[str, Any], where: str, board: Any) -> dict[str, Any]:
             config.diffusion,
             config.seed,
             cluster.device(config.diffusion.gpus),
-            progress,
+            throttled(partial(board.tell.remote, "fit")),
         )
-        artifacts.write_tensors(run / "generator", FILE, generator.state())
         artifacts.note_seconds(run, "fit", time.monotonic() - start)
+        artifacts.write_tensors(run / "generator", FILE, generator.state())
         return generator.facts
 
 

@@ -9,9 +9,7 @@ import math
 import time
 from typing import Any
 
-import ray
 import torch
-from ray.util import ActorPool
 
 from bend_ray import artifacts, cluster
 from bend_ray.artifacts import Manifest
@@ -51,26 +49,13 @@ def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
 def _sample_all(config: Config, run: Folder, recipe: str, todo: list[int], show: Progress) -> None:
     if not todo:
         return
-    sample = config.sample
-    actor: Any = ray.remote(_Sampler).options(
-        num_cpus=sample.cpus_per_actor,
-        num_gpus=sample.gpus_per_actor,
-        max_restarts=cluster.RETRIES,
-        max_task_retries=cluster.RETRIES,
-    )
-    actors = [
-        actor.remote(config.model_dump(mode="json"), run.address, recipe) for _ in range(min(sample.actors, len(todo)))
-    ]
-    pool, done = ActorPool(actors), show.done
-    try:
+    sample, done = config.sample, show.done
+    arguments = (config.model_dump(mode="json"), run.address, recipe)
+    actors = min(sample.actors, len(todo))
+    with cluster.pool(_Sampler, actors, sample.cpus_per_actor, sample.gpus_per_actor, *arguments) as pool:
         for _ in pool.map_unordered(lambda actor, block: actor.sample.remote(block), todo):
             done += 1
             show.update(done)
-    except ray.exceptions.RayError as error:
-        raise cluster.plainly(error) from error
-    finally:
-        for handle in actors:
-            ray.kill(handle)
 
 
 class _Sampler:
@@ -96,8 +81,8 @@ class _Sampler:
         theta_MD = theta_MD[: self.config.sample.members - ids[0]]
         if not torch.isfinite(theta_MD).all():
             raise TrainingError(f"block {block} of members: not finite; raise sample.steps or lower diffusion.lr")
-        artifacts.write_tensors(self.run / "ensemble", _block_name(block), {"theta_MD": theta_MD}, self.recipe)
         artifacts.note_seconds(self.run, f"block-{block:05d}", time.monotonic() - start)
+        artifacts.write_tensors(self.run / "ensemble", _block_name(block), {"theta_MD": theta_MD}, self.recipe)
 
 
 def _block_name(block: int) -> str:
