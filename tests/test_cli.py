@@ -53,7 +53,10 @@ def bend_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
         (["run", "CONFIG", "--run-dir", "s3//bucket", "--collect.subset", "heads"], "no parameter 'heads'"),
         (["run", "CONFIG", "--run-dir", "nosuch://bucket/run"], "nosuch://bucket/run/base: cannot be reached"),
         (["run", "CONFIG", "--run-dir"], "argument --run-dir: expected one argument; see --help"),
+        (["run", "CONFIG", "--sample.gpus_per_actor", "1.5"], "sample.gpus_per_actor: 1.5 GPUs: Ray gives a fraction"),
         (["predict", "no-run", "x.npy"], "no-run"),
+        (["predict", "no-run", "x.npy", "--ensemble.plan", "fast"], "ensemble.plan: Input should be 'graph'"),
+        (["predict", "no-run", "x.npy", "--ensemble.chunks", "4"], "did you mean --ensemble.chunk?"),
         (["show", "no-run"], "no-run: is no run"),
     ],
 )

@@ -56,6 +56,13 @@ def workers(title: str) -> list[psutil.Process]:
     return found
 
 
+def first_worker(title: str, moment: Callable[[], object], process: subprocess.Popen) -> psutil.Process:
+    """One of the processes ``title`` that are there when ``moment`` comes."""
+    found: list[psutil.Process] = []
+    wait_for(lambda: moment() and (found.extend(workers(title)) or found), process)
+    return found[0]
+
+
 def kill(victim: psutil.Process, process: subprocess.Popen) -> None:
     victim.send_signal(signal.SIGKILL)
     wait_for(lambda: not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE, process)
@@ -92,15 +99,13 @@ def test_killed_workers_of_collect(command: Callable, reference: Path, tmp_path:
 def test_killed_fit_samplers_and_evaluators(command: Callable, reference: Path, tmp_path: Path) -> None:
     run, process = tmp_path / "run", command()
     moments: list[tuple[str, Callable[[], object]]] = [
-        ("_fit", lambda: workers("_fit")),
-        ("_Sampler", lambda: workers("_Sampler")),
-        ("_Sampler", lambda: count(run, "ensemble/block-*") >= 1 and workers("_Sampler")),
-        ("_Evaluator", lambda: workers("_Evaluator")),
+        ("_fit", lambda: True),
+        ("_Sampler", lambda: True),
+        ("_Sampler", lambda: count(run, "ensemble/block-*") >= 1),
+        ("_Evaluator", lambda: True),
     ]
     for title, moment in moments:
-        wait_for(moment, process)
-        for victim in workers(title)[:1]:
-            kill(victim, process)
+        kill(first_worker(title, moment, process), process)
     ended_well(process)
     assert bits(run) == bits(reference)
 

@@ -148,6 +148,35 @@ def test_finished_blocks_are_kept(reference: Path, tmp_path: Path, capsys: pytes
     assert not list((run.path / "ensemble").glob("block-*"))
 
 
+def test_recalibrated_members_have_statistics_of_their_own(reference: Path, tmp_path: Path) -> None:
+    run, config = copy(reference, tmp_path, "ensemble", "report"), changed(sample={"recalibrate": 2})
+    pipeline.run(config, run)
+    plain, own = Ensemble.load(reference), Ensemble.load(run)
+    D = plain.subset.D
+    assert own.subset.names[: len(plain.subset.names)] == plain.subset.names
+    assert [name.split(".")[0] for name in own.subset.names[len(plain.subset.names) :]] == ["block2"] * 2 + [
+        "block3"
+    ] * 2
+    assert torch.equal(own.theta_MD[:, :D], plain.theta_MD)
+    assert all(own.theta_MD[:, D:].std(0) > 0)
+    alone = copy(run.path, tmp_path / "alone", "ensemble", "report")
+    pipeline.run(changed(sample={"recalibrate": 2, "actors": 1}), alone, ("sample",))
+    assert torch.equal(Ensemble.load(alone).theta_MD, own.theta_MD)
+    before, after = (json.loads((where / "report" / "metrics.json").read_text()) for where in (reference, run.path))
+    for kept in ("base_model", "random_originals"):  # as they were trained
+        assert after["baselines"][kept]["nll"] == pytest.approx(before["baselines"][kept]["nll"], abs=1e-6)
+    assert after["originals"] == pytest.approx(before["originals"]) and after["novelty"] == pytest.approx(
+        before["novelty"] | {"max_error_iou": after["novelty"]["max_error_iou"]}
+    )
+    for made_up in ("gaussian", "weight_average"):
+        assert after["baselines"][made_up]["nll"] != pytest.approx(before["baselines"][made_up]["nll"], abs=1e-6)
+    test = load_dataset(config.data, 0).test
+    accuracy = (own.predict(test.images).label_B == test.labels).double().mean().item()
+    assert accuracy == pytest.approx(after["abend"]["accuracy"])
+    with pytest.raises(ArtifactError, match=r"sample\.recalibrate: 2 there, 0 here"):
+        pipeline.run(changed(), run)
+
+
 def test_metrics_have_every_key_and_only_those(reference: Path) -> None:
     metrics = json.loads((reference / "report" / "metrics.json").read_text())
     jsonschema.validate(metrics, SCHEMA)
@@ -211,12 +240,30 @@ def test_predict_answers_for_images_and_arrays(
     assert all(sum(row["votes"].values()) == 7 for row in rows)
     cli.main(["predict", str(reference / "ensemble"), str(tmp_path / "digit.png"), "--strategy", "sbend"])
     assert "votes {" in capsys.readouterr().out
+    cli.main(["predict", str(reference), str(tmp_path / "digit.png"), "--json", "--ensemble.precision", "bfloat16"])
+    low = json.loads(capsys.readouterr().out)
+    assert low["label"] == rows[0]["label"] and low["probability"] != rows[0]["probability"]
+
+
+def test_a_run_says_how_its_ensemble_is_used(reference: Path, tmp_path: Path) -> None:
+    run = copy(reference, tmp_path)
+    text = (run.path / "config.yaml").read_text()
+    assert "ensemble:\n  plan: graph\n" in text
+    (run.path / "config.yaml").write_text(
+        text.replace("plan: graph", "plan: measured").replace("chunk: 16", "chunk: 8")
+    )
+    found = artifacts.inference(run, {"ensemble.chunk": "4"}).ensemble
+    assert (found.plan, found.chunk) == ("measured", 4)
+    assert artifacts.inference(run / "ensemble", {}).ensemble == Settings()
 
 
 def test_show_explains_a_run(reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["show", str(reference)])
     said = capsys.readouterr().out
     assert all(word in said for word in ("base", "snapshots", "generator", "ensemble", "aBEND", "bend-ray predict"))
+    assert "batch 256: loop; the fastest here and now: " in said
+    cli.main(["show", str(reference), "--ensemble.plan", "vmap", "--ensemble.chunk", "5"])
+    assert "batch 1: vmap, 5 members at once; the fastest" in capsys.readouterr().out
     run = copy(reference, tmp_path, "ensemble", "report")
     cli.main(["show", str(run)])
     assert "not there yet: ensemble, report" in capsys.readouterr().out
