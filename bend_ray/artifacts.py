@@ -19,19 +19,20 @@ from bend_ray.errors import ArtifactError
 from bend_ray.folders import Folder
 
 FORMAT = 1
-Kind = Literal["base", "snapshots", "generator", "ensemble", "report"]
+Kind = Literal["base", "snapshots", "search", "generator", "ensemble", "report"]
 
 # The sections of the configuration that an artifact depends on, apart from those of its inputs.
 DEPENDS: dict[Kind, tuple[str, ...]] = {
     "base": ("seed", "data", "classifier", "base"),
     "snapshots": ("seed", "collect"),
+    "search": ("seed", "autoencoder", "diffusion", "sample", "search"),
     "generator": ("seed", "autoencoder", "diffusion"),
     "ensemble": ("seed", "sample"),
     "report": ("seed", "ensemble", "evaluate"),
 }
 
 # Files of finished units of work, there before the artifact is.
-UNITS: dict[Kind, str] = {"snapshots": "chain-", "ensemble": "block-"}
+UNITS: dict[Kind, str] = {"snapshots": "chain-", "search": "trial-", "ensemble": "block-"}
 
 
 class FileFacts(BaseModel):
@@ -136,12 +137,22 @@ def _check_keys(folder: Folder, made: dict[str, Any], asked: dict[str, Any]) -> 
 def check_run(run: Folder, config: Config) -> None:
     """Raises ArtifactError if anything in ``run`` was made by another configuration, whole or begun."""
     for kind in DEPENDS:
+        if kind == "search" and not config.search.trials:
+            continue
+        asked = config if kind == "search" else tuned(run, config)
         manifest = read_manifest(run / kind, kind)
         if manifest is not None:
-            check_config(run, manifest, config)
+            check_config(run, manifest, asked)
         elif finished_units(run, kind) and run.exists("config.yaml"):
-            begun = loads(run.read("config.yaml").decode(errors="replace"), f"{run}/config.yaml").hashed(*DEPENDS[kind])
-            _check_keys(run / kind, begun, config.hashed(*DEPENDS[kind]))
+            begun = loads(run.read("config.yaml").decode(errors="replace"), f"{run}/config.yaml")
+            begun = begun if kind == "search" else tuned(run, begun)
+            _check_keys(run / kind, begun.hashed(*DEPENDS[kind]), asked.hashed(*DEPENDS[kind]))
+
+
+def tuned(run: Folder, config: Config) -> Config:
+    """``config`` with the best values that its search found in ``run``; as it is before there are any."""
+    found = read_manifest(run / "search", "search") if config.search.trials else None
+    return config if found is None else config.with_keys(found.facts["values"])
 
 
 def inference(folder: Folder, overrides: dict[str, str]) -> Inference:

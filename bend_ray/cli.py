@@ -15,10 +15,11 @@ from typing import NoReturn
 from bend_ray import __version__
 from bend_ray.errors import BendError, ConfigError
 
-STAGES = ("collect", "fit", "sample", "evaluate")
+STAGES = ("collect", "search", "fit", "sample", "evaluate")
 HELP = {
     "run": "all stages in order; what is there already is kept",
     "collect": "train the base classifier, then chains; keep snapshots of the subset",
+    "search": "search for a better autoencoder, diffusion model and sampler (search.trials)",
     "fit": "fit autoencoder and diffusion model to the snapshots",
     "sample": "sample the members of the ensemble",
     "evaluate": "write the report",
@@ -138,7 +139,9 @@ def _run_stages(arguments: argparse.Namespace, free: dict[str, str]) -> None:
     from bend_ray.folders import Folder
     from bend_ray.stages import pipeline
 
-    stages = STAGES if arguments.command == "run" else (arguments.command,)
+    stages: tuple[str, ...] = (arguments.command,)
+    if arguments.command == "run":
+        stages = tuple(stage for stage in STAGES if stage != "search" or config.search.trials)
     if arguments.dry_run:
         pipeline.dry_run(config, Folder(where), stages, arguments.verbose)
         return

@@ -29,6 +29,8 @@ def connect(verbose: bool) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon the end of a loop is seen
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray warns of a coming change otherwise
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # it prints a banner whatever it is told
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # a trial is our own file; others are asked for
     level = logging.INFO if verbose else logging.ERROR
     try:
         ray.init(log_to_driver=verbose, logging_level=level, include_dashboard=False, namespace="bend_ray")
@@ -39,7 +41,7 @@ def connect(verbose: bool) -> None:
             " is the address right, and RAY_AUTH_MODE=token set where the cluster asks for a token?"
         ) from None
     if not verbose:
-        for name in ("ray", "ray.train", "ray.data"):
+        for name in ("ray", "ray.train", "ray.tune", "ray.data"):
             logging.getLogger(name).setLevel(logging.ERROR)
 
 
@@ -50,6 +52,10 @@ def wants(config: Config, stages: tuple[str, ...]) -> list[tuple[str, str, int, 
         "collect": [
             ("collect.cpus_per_worker", "CPU", collect.workers, collect.cpus_per_worker),
             ("collect.gpus_per_worker", "GPU", collect.workers, collect.gpus_per_worker),
+        ],
+        "search": [  # fewer trials at once are no failure; not one at all is
+            ("search.cpus_per_trial", "CPU", 1, config.search.cpus_per_trial),
+            ("search.gpus_per_trial", "GPU", 1, config.search.gpus_per_trial),
         ],
         "fit": [("diffusion.gpus", "GPU", 1, config.diffusion.gpus)],
         "sample": [

@@ -1,6 +1,8 @@
 """The diffusion model (DDPM) on normalised latents: a small network that tells latent from noise at any mixture."""
 
+import copy
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -78,9 +80,17 @@ class Diffusion(nn.Module):
         return F.mse_loss(self.denoiser(noisy_BZ, t_B), wanted_BZ)
 
 
-def fit(z_SZ: Tensor, settings: Settings, seed: int, progress: Progress | None = None) -> Diffusion:
+def fit(
+    z_SZ: Tensor,
+    settings: Settings,
+    seed: int,
+    progress: Progress | None = None,
+    look: Callable[[Diffusion], object] | None = None,
+    looks: int = 1,
+) -> Diffusion:
     """Train a diffusion model on latents of snapshots (on their device); returned with its averaged (EMA) weights.
 
+    ``look`` is shown the model, with the averaged weights so far, after each of ``looks`` equal parts of the training.
     Raises TrainingError if the loss is not finite.
     """
     S, Z = z_SZ.shape
@@ -105,5 +115,12 @@ def fit(z_SZ: Tensor, settings: Settings, seed: int, progress: Progress | None =
             raise TrainingError(f"diffusion: the loss is not finite at step {step}; lower diffusion.lr")
         if progress is not None:
             progress(step + 1, settings.iterations)
-    model.denoiser.load_state_dict(average.module.state_dict())
-    return model.eval().requires_grad_(False)
+        if look is not None and (step + 1) * looks // settings.iterations > step * looks // settings.iterations:
+            look(_averaged(model, average))
+    return _averaged(model, average)
+
+
+def _averaged(model: Diffusion, average: AveragedModel) -> Diffusion:
+    found = copy.deepcopy(model)
+    found.denoiser.load_state_dict(average.module.state_dict())
+    return found.eval().requires_grad_(False)

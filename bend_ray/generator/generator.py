@@ -1,6 +1,6 @@
 """The generator: noise -> latents (diffusion) -> coordinates (autoencoder) -> parameters (span)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,17 +52,38 @@ class Generator:
 
         ``progress`` counts the iterations of both trainings. Raises TrainingError where they do not stay finite.
         """
+        span = spans.fit(blocks, autoencoder.explained)
+        theta_SD = torch.cat([theta_Sd for _, theta_Sd in blocks()], dim=1)
+        fitted = Generator.fit_in(subset, span, span.encode(theta_SD), autoencoder, diffusion, seed, device, progress)
+        unexplained = {"train": fitted.unexplained(theta_SD), "held_out": fitted.unexplained(held_out_theta_SD)}
+        fitted.facts.update({f"unexplained_{name}": share for name, share in unexplained.items()})
+        return fitted
+
+    @staticmethod
+    def fit_in(
+        subset: Subset,
+        span: Span,
+        c_SR: Tensor,
+        autoencoder: AutoencoderSettings,
+        diffusion: DiffusionSettings,
+        seed: int,
+        device: torch.device | str = "cpu",
+        progress: Progress | None = None,
+        look: Callable[["Generator"], object] | None = None,
+        looks: int = 1,
+    ) -> "Generator":
+        """`fit` where the span is known: autoencoder and diffusion model on the snapshots' coordinates ``c_SR`` in it.
+
+        ``look`` is shown the generator as it is after each of ``looks`` equal parts of the diffusion model's training.
+        """
         total = autoencoder.iterations + diffusion.iterations
 
         def later(done: int, _: int) -> None:
             if progress is not None:
                 progress(autoencoder.iterations + done, total)
 
-        span = spans.fit(blocks, autoencoder.explained)
-        theta_SD = torch.cat([theta_Sd for _, theta_Sd in blocks()], dim=1)
-        c_SR = span.encode(theta_SD).to(device)
+        c_SR, there = c_SR.to(device), span.to(device)
         coder = autoencoders.fit(c_SR, autoencoder, seed, progress and (lambda done, _: progress(done, total)))
-        model = diffusions.fit(coder.encode(c_SR), diffusion, seed, later)
         facts: dict[str, Any] = {
             "rank": span.R,
             "latent": min(autoencoder.latent, span.R),
@@ -72,10 +93,13 @@ class Generator:
             "schedule": diffusion.schedule,
             "steps": diffusion.steps,
         }
-        fitted = Generator(subset, span.to(device), coder, model, facts)
-        facts["unexplained_train"] = fitted.unexplained(theta_SD)
-        facts["unexplained_held_out"] = fitted.unexplained(held_out_theta_SD)
-        return fitted
+
+        def shown(model: Diffusion) -> None:
+            if look is not None:
+                look(Generator(subset, there, coder, model, facts))
+
+        model = diffusions.fit(coder.encode(c_SR), diffusion, seed, later, shown, looks)
+        return Generator(subset, there, coder, model, facts)
 
     @torch.no_grad()
     def sample(self, ids: Sequence[int], seed: int, sample: Sample) -> Tensor:
@@ -83,6 +107,11 @@ class Generator:
 
         Its bits depend on the number of ids too, by rounding: sample whole blocks where they must be the same.
         """
+        return self.span.decode(self.coordinates(ids, seed, sample)).cpu()
+
+    @torch.no_grad()
+    def coordinates(self, ids: Sequence[int], seed: int, sample: Sample) -> Tensor:
+        """``c_MR`` of the members ``ids`` in the span; see `sample`."""
         device = self.span.mean_D.device
         generators = [seeds.generator_for(seed, "member", i) for i in ids]
         Z = len(self.autoencoder.mean_Z)
@@ -92,8 +121,9 @@ class Generator:
         if eta > 0:
             noise_NMZ = torch.stack([torch.randn(sample.steps, Z, generator=g) for g in generators], dim=1).to(device)
         alpha_bar_T = self.diffusion.alpha_bar_T
-        z_MZ = samplers.ddim(self.diffusion.velocity, z_MZ, alpha_bar_T, sample.steps, eta, noise_NMZ)
-        return self.decode(z_MZ)
+        return self.autoencoder.decode(
+            samplers.ddim(self.diffusion.velocity, z_MZ, alpha_bar_T, sample.steps, eta, noise_NMZ)
+        )
 
     @torch.no_grad()
     def encode(self, theta_SD: Tensor) -> Tensor:

@@ -28,10 +28,16 @@ def draw(
         figure = Figure(figsize=(6.4, 4.2), dpi=120, layout="constrained")
         axes = figure.subplots()
         plot(axes)
-        axes.spines[["top", "right"]].set_visible(False)
-        with folder.staged(name) as path:
-            figure.savefig(path, format="png", metadata={"Software": None})  # the same numbers, the same bytes
+        save(folder, name, figure)
     return list(plots)
+
+
+def save(folder: Folder, name: str, figure: Figure) -> None:
+    """Put ``figure`` into ``folder`` as a PNG file."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    with folder.staged(name) as path:
+        figure.savefig(path, format="png", metadata={"Software": None})  # the same numbers, the same bytes
 
 
 def _curves(axes: Axes, metrics: dict[str, Any], scored: dict[str, Scored]) -> None:

@@ -97,11 +97,11 @@ def assemble(
 def cost(config: Config, seconds: dict[str, float], rivals: list[float]) -> dict[str, float | None]:
     """Seconds of work (summed over processes), and a member's share of all but the base over one training's."""
     per_model = sum(rivals) / len(rivals) if rivals else seconds["base"] or None
-    made = seconds["chain-"] + seconds["fit"] + seconds["block-"]
+    made = seconds["chain-"] + seconds["trial-"] + seconds["fit"] + seconds["block-"]
     return {
         "base_s": seconds["base"],
         "collect_s": seconds["chain-"],
-        "search_s": None,
+        "search_s": seconds["trial-"] or None,
         "fit_s": seconds["fit"],
         "sample_s": seconds["block-"],
         "evaluate_s": seconds["evaluate"],

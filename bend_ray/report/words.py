@@ -155,6 +155,7 @@ def _cost(cost: dict[str, Any], members: int) -> str:
         for key, label in (
             ("base_s", "base"),
             ("collect_s", "chains"),
+            ("search_s", "search"),
             ("fit_s", "fit"),
             ("sample_s", "sampling"),
             ("evaluate_s", "evaluation (wall)"),
@@ -164,8 +165,8 @@ def _cost(cost: dict[str, Any], members: int) -> str:
     lines = ["## Cost", "", f"Seconds of work, summed over processes: {', '.join(known)}."]
     if ratio is not None:
         lines.append(
-            f"Training one whole classifier: {per_model:.1f} s. A member's share of chains, fit and sampling (of"
-            f" {members}): {ratio:.3f} of that; one more member: {cost['sample_s_per_member'] * 1e3:.1f} ms."
+            f"Training one whole classifier: {per_model:.1f} s. A member's share (of {members}) of chains, search,"
+            f" fit and sampling: {ratio:.3f} of that; one more member: {cost['sample_s_per_member'] * 1e3:.1f} ms."
         )
     return "\n".join(lines)
 

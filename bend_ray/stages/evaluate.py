@@ -55,7 +55,7 @@ def _make(config: Config, run: Folder, dataset: Dataset, inputs: dict[str, str])
     scored, novelty, points = _score_all(config, run, names, rivals)
     D = Generator.load(run / "generator").subset.D
     metrics = numbers.assemble(config, dataset.name, dataset.test.labels, scored, novelty, D)
-    seconds = {unit: artifacts.noted_seconds(run, unit) for unit in ("base", "chain-", "fit", "block-")}
+    seconds = {unit: artifacts.noted_seconds(run, unit) for unit in ("base", "chain-", "trial-", "fit", "block-")}
     seconds["evaluate"] = time.monotonic() - start
     trained = [artifacts.noted_seconds(run, name.split(".")[0]) for names in rivals.values() for name in names]
     metrics["cost"] = numbers.cost(config, seconds, trained)

@@ -11,12 +11,13 @@ from bend_ray.data import classifiers
 from bend_ray.data.base import Description
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.folders import Folder
-from bend_ray.stages import collect, evaluate, fit, sample
+from bend_ray.stages import collect, evaluate, fit, sample, search
 from bend_ray.weights import subset as subsets
 from bend_ray.weights.subset import Subset
 
 STAGES: dict[str, Callable[[Config, Folder, Dataset], object]] = {
     "collect": collect.run,
+    "search": search.run,
     "fit": lambda config, run, dataset: fit.run(config, run),
     "sample": sample.run,
     "evaluate": evaluate.run,
@@ -36,7 +37,8 @@ def run(config: Config, run: Folder, stages: tuple[str, ...] = tuple(STAGES), ve
     if not run.exists("config.yaml") or run.read("config.yaml") != resolved:
         run.write("config.yaml", resolved)
     for stage in stages:
-        STAGES[stage](config, run, dataset)
+        # What follows a search uses what it found.
+        STAGES[stage](config if stage == "search" else artifacts.tuned(run, config), run, dataset)
 
 
 def dry_run(config: Config, run: Folder, stages: tuple[str, ...], verbose: bool = False) -> None:

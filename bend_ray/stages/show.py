@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 MAKES: dict[Kind, str] = {
     "base": "collect",
     "snapshots": "collect",
+    "search": "search",
     "generator": "fit",
     "ensemble": "sample",
     "report": "evaluate",
@@ -29,6 +30,8 @@ def run(where: str, overrides: dict[str, str]) -> None:
     """Print what stands in the run at ``where``. Raises ArtifactError where there is nothing of ours."""
     run = Folder(where)
     manifests = {kind: artifacts.read_manifest(run / kind, kind) for kind in get_args(Kind)}
+    if manifests["search"] is None and not artifacts.finished_units(run, "search"):
+        del manifests["search"]  # few runs have one
     if not any(manifests.values()) and not run.exists("config.yaml"):
         raise ArtifactError(f"{where}: is no run; give the folder that bend-ray run wrote (its --run-dir)")
     print(f"{where}\n")
@@ -92,6 +95,9 @@ def _facts(kind: Kind, manifest: Manifest) -> str:
         return f"; validation accuracy {facts['val_accuracy']:.4f} on {facts['dataset']}"
     if kind == "snapshots":
         return f"; {facts['count']} of D = {facts['subset_size']}, validation accuracy {facts['val_accuracy_mean']:.4f}"
+    if kind == "search":
+        name = facts["objective"][0]
+        return f"; best of {facts['trials']} trials: {name} {facts['found'][name]:.4f} on validation"
     if kind == "generator":
         return f"; rank {facts['rank']}, latent {facts['latent']}"
     return f"; {facts['members']} members" if kind == "ensemble" else ""

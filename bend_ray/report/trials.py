@@ -1,0 +1,161 @@
+"""A search for people: the table of its trials, figures, and a README."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bend_ray.config import Config
+from bend_ray.folders import Folder
+from bend_ray.report.figures import GENERATED, MUTED, ORIGINALS, save
+from bend_ray.search import study
+from bend_ray.search.study import Trial
+
+STYLES: dict[str, dict[str, Any]] = {
+    "stopped": {"color": MUTED, "marker": "x", "s": 22},
+    "done": {"color": GENERATED, "marker": "o", "s": 22},
+}
+
+
+def write_table(known: list[Trial], path: Path) -> None:
+    """One row a trial: number, status, reason, seconds, searched values, and what was measured last."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    metrics = sorted({name for trial in known for name in trial.metrics})
+    columns: dict[str, list[Any]] = {
+        "number": [trial.number for trial in known],
+        "status": [trial.status for trial in known],
+        "reason": [trial.reason for trial in known],
+        "seconds": [trial.seconds for trial in known],
+        "looks": [len(trial.looks) for trial in known],
+        **{key: [_plain(trial.values.get(key)) for trial in known] for key in known[0].values},
+        **{name: [trial.metrics.get(name) for trial in known] for name in metrics},
+    }
+    for name in known[0].values:  # a column has one type; choices may mix them
+        if len({type(value) for value in columns[name]}) > 1:
+            columns[name] = [str(value) for value in columns[name]]
+    pq.write_table(pa.table(columns), path)
+
+
+def draw(
+    folder: Folder, config: Config, known: list[Trial], front: list[int], importances: dict[str, float]
+) -> list[str]:
+    """The figures, into ``folder``: the objective over trials; what mattered; the trade-off. Returns their names."""
+    plots = {"objective.png": lambda axes: _objective(axes, config, known)}
+    if importances:
+        plots["importance.png"] = lambda axes: _importance(axes, config, importances)
+    plots["tradeoff.png"] = lambda axes: _tradeoff(axes, config, known, front)
+    for name, plot in plots.items():
+        figure = Figure(figsize=(6.4, 4.2), dpi=120, layout="constrained")
+        axes = figure.subplots()
+        plot(axes)
+        save(folder, name, figure)
+    return list(plots)
+
+
+def _objective(axes: Axes, config: Config, known: list[Trial]) -> None:
+    name = config.search.objective[0]
+    better = min if study.direction(name) == "minimize" else max
+    for status, color, marker in (("done", GENERATED, "o"), ("stopped", MUTED, "x")):
+        some = [trial for trial in known if trial.status == status]
+        axes.scatter(
+            [t.number for t in some], [t.metrics[name] for t in some], color=color, marker=marker, s=22, label=status
+        )
+    failed = [trial.number for trial in known if trial.status == "failed"]
+    if failed:
+        axes.scatter(
+            failed,
+            [0.02] * len(failed),
+            transform=axes.get_xaxis_transform(),
+            color="#c92a2a",
+            marker="v",
+            s=22,
+            label="failed",
+        )
+    best, numbers, line = None, [], []
+    for trial in known:
+        if trial.status == "done":
+            best = trial.metrics[name] if best is None else better(best, trial.metrics[name])
+        if best is not None:
+            numbers.append(trial.number)
+            line.append(best)
+    axes.step(numbers, line, where="post", color=GENERATED, lw=1.5, label="best so far")
+    if known[0].metrics:
+        axes.axhline(known[0].metrics[name], color=ORIGINALS, ls=":", lw=1.2, label="the configuration as it stands")
+    axes.set(xlabel="trial", ylabel=f"{_words(name)} (validation)", title="Objective over trials")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _importance(axes: Axes, config: Config, importances: dict[str, float]) -> None:
+    names = list(reversed(importances))
+    axes.barh(names, [importances[name] for name in names], color=GENERATED)
+    axes.set(xlabel=f"share of the variance of {_words(config.search.objective[0])} (fANOVA)", title="What mattered")
+
+
+def _tradeoff(axes: Axes, config: Config, known: list[Trial], front: list[int]) -> None:
+    objectives = config.search.objective
+    x, y = (objectives[1], objectives[0]) if len(objectives) > 1 else ("disagreement", objectives[0])
+    if x == y:
+        x = "member_accuracy"
+    for status, color, marker in (("stopped", MUTED, "x"), ("done", GENERATED, "o")):
+        some = [trial for trial in known if trial.status == status]
+        axes.scatter(
+            [t.metrics[x] for t in some], [t.metrics[y] for t in some], color=color, marker=marker, s=22, label=status
+        )
+    if len(objectives) > 1:
+        best = sorted((t.metrics[x], t.metrics[y]) for t in known if t.number in front)
+        axes.plot([a for a, _ in best], [b for _, b in best], color=ORIGINALS, lw=1.2, label="Pareto front")
+    if known[0].metrics:
+        axes.scatter(
+            [known[0].metrics[x]], [known[0].metrics[y]], color=ORIGINALS, marker="*", s=80, label="as it stands"
+        )
+    axes.set(xlabel=_words(x), ylabel=_words(y), title="Trade-off (validation)")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def readme(
+    config: Config, known: list[Trial], best: Trial, front: list[int], importances: dict[str, float], files: list[str]
+) -> str:
+    """What came out, first the gain over the configuration as it stands."""
+    name, default = config.search.objective[0], known[0]
+    gain = "trial 0, the configuration as it stands, did not come to its end"
+    if default.status == "done":
+        there = default.metrics[name]
+        gain = f"the configuration as it stands has {there:.4f}, a difference of {best.metrics[name] - there:+.4f}"
+    counts = {status: sum(trial.status == status for trial in known) for status in study.STATES}
+    lines = [
+        f"# Search: {len(known)} trials",
+        f"- Best is trial {best.number} with {_words(name)} {best.metrics[name]:.4f} on the validation split; {gain}."
+        " The best of many is partly luck: the report of the run says what is left of it on the test split.",
+        f"- {counts['done']} came to their end, {counts['stopped']} were stopped early, {counts['failed']} failed.",
+        "`best.yaml` is a whole configuration with the best values; `trials.parquet` holds all trials.",
+        "| key | as it stands | best | importance |\n|---|---:|---:|---:|\n"
+        + "\n".join(
+            f"| {key} | {_short(default.values[key])} | {_short(value)} | {_share(importances.get(key))} |"
+            for key, value in best.values.items()
+        ),
+    ]
+    if len(config.search.objective) > 1:
+        lines.append(f"Not beaten in all of {', '.join(map(_words, config.search.objective))} at once: trials {front}.")
+    if counts["failed"]:
+        lines.append("\n".join(f"- trial {t.number} failed: {t.reason}" for t in known if t.status == "failed"))
+    lines += [f"![{file.removesuffix('.png')}]({file})" for file in files if file.endswith(".png")]
+    return "\n\n".join(lines) + "\n"
+
+
+def _words(name: str) -> str:
+    return name.replace("abend", "aBEND's").replace("sbend", "sBEND's").replace("_", " ").replace("nll", "NLL")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, bool | int | float | str | None) else str(value)

@@ -1,0 +1,179 @@
+"""Which values to try next: a pure function of the seed, the trial's number and what is known of other trials.
+
+Optuna's samplers keep a random state of their own, so a search that was killed would go on differently. Here each trial
+has a seed of its own, and the study is made anew from the table of trials.
+"""
+
+import types
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from bend_ray import seeds
+from bend_ray.config import Config, Domain, Search
+
+Status = Literal["done", "stopped", "failed"]
+STATES: dict[Status, TrialState] = {
+    "done": TrialState.COMPLETE,
+    "stopped": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
+LOOKS = 4
+"""Times that a trial is measured: after each quarter of the diffusion model's training."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is known of one finished trial."""
+
+    number: int
+    values: dict[str, Any]
+    """Of the searched keys; number 0 has the configuration's own."""
+    status: Status
+    looks: list[dict[str, float]] = field(default_factory=list)
+    """What was measured at each look; the last is what counts."""
+    seconds: float = 0.0
+    reason: str = ""
+    """Why it failed."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Of the last look; empty where there was none."""
+        return self.looks[-1] if self.looks else {}
+
+
+def direction(objective: str) -> Literal["minimize", "maximize"]:
+    """Optuna's word for what is sought of an objective."""
+    return "minimize" if objective.endswith("nll") else "maximize"
+
+
+def own_values(config: Config) -> dict[str, Any]:
+    """The configuration's own values of the searched keys."""
+    pairs = (key.split(".") for key in config.search.space)
+    return {f"{section}.{name}": getattr(getattr(config, section), name) for section, name in pairs}
+
+
+def suggest(config: Config, number: int, known: list[Trial], running: list[dict[str, Any]]) -> dict[str, Any]:
+    """Values of trial ``number``, given finished trials and the values of those that are running."""
+    if number == 0:
+        return own_values(config)
+    search = config.search
+    seed = seeds.seed_for(config.seed, "search", number) % 2**32
+    sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed)
+    if search.method == "tpe":
+        sampler = optuna.samplers.TPESampler(
+            seed=seed, n_startup_trials=search.startup, multivariate=True, constant_liar=True
+        )
+    study = study_of(config, known, sampler)
+    distributions = distributions_of(search)
+    for values in running:
+        if _inside(values, distributions):
+            study.add_trial(optuna.create_trial(state=TrialState.RUNNING, params=values, distributions=distributions))
+    return dict(study.ask(distributions).params)
+
+
+def study_of(config: Config, known: list[Trial], sampler: optuna.samplers.BaseSampler | None = None) -> optuna.Study:
+    """Optuna's study of the finished trials that lie in the space."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    objectives = config.search.objective
+    study = optuna.create_study(sampler=sampler, directions=[direction(name) for name in objectives])
+    distributions = distributions_of(config.search)
+    for trial in sorted(known, key=lambda trial: trial.number):
+        if _inside(trial.values, distributions):
+            study.add_trial(_frozen(trial, objectives, distributions))
+    return study
+
+
+def _frozen(trial: Trial, objectives: tuple[str, ...], distributions: dict[str, BaseDistribution]) -> FrozenTrial:
+    # Several objectives know no stopping early, and a trial that was stopped has values that count for less.
+    seen = {look: metrics[objectives[0]] for look, metrics in enumerate(trial.looks)} if len(objectives) == 1 else {}
+    return optuna.create_trial(
+        state=STATES[trial.status],
+        params=trial.values,
+        distributions=distributions,
+        values=[trial.metrics[name] for name in objectives] if trial.status == "done" else None,
+        intermediate_values=seen,
+    )
+
+
+def best_of(config: Config, known: list[Trial]) -> Trial | None:
+    """The finished trial that is best by the first objective (where equal, the lower number); None without any."""
+    objective = config.search.objective[0]
+    sign = 1 if direction(objective) == "minimize" else -1
+    done = [trial for trial in known if trial.status == "done"]
+    return min(done, key=lambda trial: (sign * trial.metrics[objective], trial.number), default=None)
+
+
+def front_of(config: Config, known: list[Trial]) -> list[int]:
+    """Numbers of the finished trials that no other beats in all objectives at once (the Pareto front), ordered."""
+    objectives = config.search.objective
+    signs = [1 if direction(name) == "minimize" else -1 for name in objectives]
+    done = {
+        t.number: [s * t.metrics[n] for s, n in zip(signs, objectives, strict=True)]
+        for t in known
+        if t.status == "done"
+    }
+
+    def beaten(mine: list[float]) -> bool:
+        return any(
+            all(theirs <= own for theirs, own in zip(other, mine, strict=True)) and other != mine
+            for other in done.values()
+        )
+
+    return sorted(number for number, mine in done.items() if not beaten(mine))
+
+
+def importances_of(config: Config, known: list[Trial]) -> dict[str, float]:
+    """Share of the first objective's variance that each key explains (fANOVA: Hutter et al. 2014), largest first.
+
+    Empty where fewer than four trials finished or all are equally good.
+    """
+    done = [trial for trial in known if trial.status == "done"]
+    objective = config.search.objective[0]
+    if len(done) < 4 or len({trial.metrics[objective] for trial in done}) < 2:
+        return {}
+    study = study_of(config, done)
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=seeds.seed_for(config.seed, "importance") % 2**32)
+    try:
+        found = optuna.importance.get_param_importances(
+            study, evaluator=evaluator, target=lambda trial: trial.values[0], params=list(config.search.space)
+        )
+    except (ValueError, RuntimeError):  # no key took two values
+        return {}
+    return dict(found)
+
+
+def distributions_of(search: Search) -> dict[str, BaseDistribution]:
+    """Optuna's words for the space."""
+    return {key: _distribution(key, domain) for key, domain in search.space.items()}
+
+
+def _distribution(key: str, domain: Domain) -> BaseDistribution:
+    if domain.choice is not None:
+        return CategoricalDistribution(domain.choice)
+    low, high = domain.uniform or domain.loguniform or (0.0, 0.0)
+    log = domain.loguniform is not None
+    if _is_whole(key):
+        return IntDistribution(int(low), int(high), log=log)
+    return FloatDistribution(low, high, log=log)
+
+
+def _is_whole(key: str) -> bool:
+    section, name = key.split(".")
+    model = Config.model_fields[section].annotation
+    assert model is not None
+    annotation = model.model_fields[name].annotation
+    kinds = get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    return int in kinds and float not in kinds
+
+
+def _inside(values: dict[str, Any], distributions: dict[str, BaseDistribution]) -> bool:
+    """The configuration's own values need not lie in the space."""
+    try:
+        optuna.create_trial(state=TrialState.RUNNING, params=values, distributions=distributions)
+    except ValueError:
+        return False
+    return True
