@@ -139,14 +139,12 @@ def _run_stages(arguments: argparse.Namespace, free: dict[str, str]) -> None:
     from bend_ray.folders import Folder
     from bend_ray.stages import pipeline
 
-    stages: tuple[str, ...] = (arguments.command,)
-    if arguments.command == "run":
-        stages = tuple(stage for stage in STAGES if stage != "search" or config.search.trials)
+    stages = () if arguments.command == "run" else (arguments.command,)
     if arguments.dry_run:
         pipeline.dry_run(config, Folder(where), stages, arguments.verbose)
         return
     pipeline.run(config, Folder(where), stages, arguments.verbose)
-    if "evaluate" in stages:
+    if arguments.command in ("run", "evaluate"):
         print(f"\nreport:   {where}/report/README.md\nnext:     bend-ray show {where}")
         print(f"          bend-ray predict {where} IMAGE_OR_NPY...")
     else:

@@ -237,10 +237,11 @@ def plainly(error: Exception) -> BendError:
     """Ray's exception as one of ours: the BendError inside it, or a sentence that says what Ray said."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, BendError):
+        # The innermost: Ray's own wrapper is of our class as well, and says the whole traceback.
+        inner = getattr(cause, "cause", None) or cause.__cause__
+        if isinstance(cause, BendError) and not isinstance(cause, ray.exceptions.RayError):
             return cause
-        inner = getattr(cause, "cause", None)
-        cause = inner if isinstance(inner, BaseException) else cause.__cause__
+        cause = inner if isinstance(inner, BaseException) else None
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         return ResourceError(f"a Ray process ran out of memory ({str(error).splitlines()[0]}); use fewer at once")
     if isinstance(error, ray.exceptions.OutOfDiskError):

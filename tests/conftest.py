@@ -1,14 +1,17 @@
 """A Ray cluster for the whole session, and toy configurations that go through every real part in seconds."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -67,10 +70,19 @@ def reference(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real cluster of one node with 2 CPUs in processes of its own, joined by RAY_ADDRESS; drivers may die on it."""
-    ray = [sys.executable, "-m", "ray.scripts.scripts"]
     environment = os.environ | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
-    start = ["start", "--head", "--num-cpus=2", "--port=0", "--include-dashboard=false", "--disable-usage-stats"]
-    said = subprocess.run([*ray, *start], env=environment, capture_output=True, text=True, check=True).stdout
+    words = ["--head", "--block", "--num-cpus=2", "--port=0", "--include-dashboard=false", "--disable-usage-stats"]
+    head = subprocess.Popen(
+        [sys.executable, "-m", "ray.scripts.scripts", "start", *words],
+        env=environment | {"PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert head.stdout is not None
+    said = next(line for line in head.stdout if "--address='" in line)
+    drain = threading.Thread(target=head.stdout.read, daemon=True)  # a full pipe would stop it
+    drain.start()
     address = said.split("--address='")[1].split("'")[0]
     os.environ["RAY_ADDRESS"] = address
     yield address
@@ -78,7 +90,12 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     ray_module.shutdown()
     del os.environ["RAY_ADDRESS"]
-    subprocess.run([*ray, "stop", "--force"], capture_output=True, check=True)
+    for process in [*psutil.Process(head.pid).children(recursive=True), head]:  # no other cluster's
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    head.wait()
+    drain.join()
+    head.stdout.close()
 
 
 def bits(run: Path) -> dict[str, Any]:

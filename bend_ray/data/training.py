@@ -5,6 +5,7 @@ its pieces, all pieces are exchanged, and every worker sums them in the same ord
 DistributedDataParallel does, would add the same numbers in an order that depends on how many workers there are.
 """
 
+import time
 from collections.abc import Callable, Iterator
 
 import torch
@@ -29,8 +30,9 @@ def train(
     name: str = "base",
     bootstrap: bool = False,
     progress: Progress | None = None,
-) -> None:
-    """Train all parameters of ``module`` in place: AdamW, one-cycle learning rate, cross-entropy.
+) -> float:
+    """Train all parameters of ``module`` in place: AdamW, one-cycle learning rate, cross-entropy. Returns the seconds
+    that one process would take for it: waiting for other ranks does not count, and their shards count as its own.
 
     With a ``torch.distributed`` process group the shards of each step are shared out over its ranks (further ranks
     than shards idle), without one this process computes all of them: the bits are the same. All randomness follows
@@ -48,8 +50,9 @@ def train(
     optimizer = torch.optim.AdamW(module.parameters(), lr=base.lr, weight_decay=base.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, base.lr, total_steps=steps + 1)
     module.train()
+    seconds, own = 0.0, len(range(rank, base.shards, world))
     for step, index in zip(range(steps), batches(pool, batch_size, generator), strict=False):
-        start = _buffers(module)
+        began, start = time.perf_counter(), _buffers(module)
         size = 1 + sum(p.numel() for p in module.parameters()) + start.numel()
         pieces = torch.zeros(base.shards, size, device=device)
         for shard, part in enumerate(index.tensor_split(base.shards)):
@@ -63,15 +66,19 @@ def train(
             loss = F.cross_entropy(output, y, label_smoothing=base.label_smoothing, reduction="sum") / batch_size
             loss.backward()
             pieces[shard] = torch.cat([loss.detach().reshape(1), _gradients(module), _buffers(module)])
+        seconds += (time.perf_counter() - began) * base.shards / max(own, 1)
         if world > 1:
             torch.distributed.all_reduce(pieces)  # one worker's numbers and zeros: exact in any order
+        began = time.perf_counter()
         _apply(module, pieces, optimizer)
         schedule.step()
         if not torch.isfinite(pieces[:, 0]).all():
             raise TrainingError(f"training the {name} classifier: the loss is not finite at step {step}; lower base.lr")
         if progress is not None:
             progress(step + 1, steps)
+        seconds += time.perf_counter() - began
     module.eval()
+    return seconds
 
 
 def batches(pool: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:

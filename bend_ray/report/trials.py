@@ -58,22 +58,12 @@ def draw(
 def _objective(axes: Axes, config: Config, known: list[Trial]) -> None:
     name = config.search.objective[0]
     better = min if study.direction(name) == "minimize" else max
-    for status, color, marker in (("done", GENERATED, "o"), ("stopped", MUTED, "x")):
+    for status, style in STYLES.items():
         some = [trial for trial in known if trial.status == status]
-        axes.scatter(
-            [t.number for t in some], [t.metrics[name] for t in some], color=color, marker=marker, s=22, label=status
-        )
-    failed = [trial.number for trial in known if trial.status == "failed"]
-    if failed:
-        axes.scatter(
-            failed,
-            [0.02] * len(failed),
-            transform=axes.get_xaxis_transform(),
-            color="#c92a2a",
-            marker="v",
-            s=22,
-            label="failed",
-        )
+        axes.scatter([trial.number for trial in some], [trial.metrics[name] for trial in some], label=status, **style)
+    if failed := [trial.number for trial in known if trial.status == "failed"]:
+        low = axes.get_xaxis_transform()
+        axes.scatter(failed, [0.02] * len(failed), transform=low, color="#c92a2a", marker="v", s=22, label="failed")
     best, numbers, line = None, [], []
     for trial in known:
         if trial.status == "done":
@@ -96,21 +86,18 @@ def _importance(axes: Axes, config: Config, importances: dict[str, float]) -> No
 
 def _tradeoff(axes: Axes, config: Config, known: list[Trial], front: list[int]) -> None:
     objectives = config.search.objective
-    x, y = (objectives[1], objectives[0]) if len(objectives) > 1 else ("disagreement", objectives[0])
+    y: str = objectives[0]
+    x: str = objectives[1] if len(objectives) > 1 else "disagreement"
     if x == y:
         x = "member_accuracy"
-    for status, color, marker in (("stopped", MUTED, "x"), ("done", GENERATED, "o")):
-        some = [trial for trial in known if trial.status == status]
-        axes.scatter(
-            [t.metrics[x] for t in some], [t.metrics[y] for t in some], color=color, marker=marker, s=22, label=status
-        )
+    for status, style in STYLES.items():
+        some = [trial.metrics for trial in known if trial.status == status]
+        axes.scatter([metrics[x] for metrics in some], [metrics[y] for metrics in some], label=status, **style)
     if len(objectives) > 1:
         best = sorted((t.metrics[x], t.metrics[y]) for t in known if t.number in front)
         axes.plot([a for a, _ in best], [b for _, b in best], color=ORIGINALS, lw=1.2, label="Pareto front")
-    if known[0].metrics:
-        axes.scatter(
-            [known[0].metrics[x]], [known[0].metrics[y]], color=ORIGINALS, marker="*", s=80, label="as it stands"
-        )
+    if default := known[0].metrics:
+        axes.scatter([default[x]], [default[y]], color=ORIGINALS, marker="*", s=80, label="as it stands")
     axes.set(xlabel=_words(x), ylabel=_words(y), title="Trade-off (validation)")
     axes.legend(frameon=False, fontsize=8)
 

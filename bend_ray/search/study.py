@@ -100,30 +100,31 @@ def _frozen(trial: Trial, objectives: tuple[str, ...], distributions: dict[str, 
 
 
 def best_of(config: Config, known: list[Trial]) -> Trial | None:
-    """The finished trial that is best by the first objective (where equal, the lower number); None without any."""
-    objective = config.search.objective[0]
-    sign = 1 if direction(objective) == "minimize" else -1
-    done = [trial for trial in known if trial.status == "done"]
-    return min(done, key=lambda trial: (sign * trial.metrics[objective], trial.number), default=None)
+    """The finished trial that is best by the first objective; where equal by the next, then the lower number. None
+    where none finished."""
+    ranked = sorted(_costs(config, known).items(), key=lambda item: (item[1], item[0]))
+    by_number = {trial.number: trial for trial in known}
+    return by_number[ranked[0][0]] if ranked else None
 
 
 def front_of(config: Config, known: list[Trial]) -> list[int]:
     """Numbers of the finished trials that no other beats in all objectives at once (the Pareto front), ordered."""
-    objectives = config.search.objective
-    signs = [1 if direction(name) == "minimize" else -1 for name in objectives]
-    done = {
-        t.number: [s * t.metrics[n] for s, n in zip(signs, objectives, strict=True)]
-        for t in known
-        if t.status == "done"
-    }
+    costs = _costs(config, known)
 
     def beaten(mine: list[float]) -> bool:
         return any(
             all(theirs <= own for theirs, own in zip(other, mine, strict=True)) and other != mine
-            for other in done.values()
+            for other in costs.values()
         )
 
-    return sorted(number for number, mine in done.items() if not beaten(mine))
+    return sorted(number for number, mine in costs.items() if not beaten(mine))
+
+
+def _costs(config: Config, known: list[Trial]) -> dict[int, list[float]]:
+    """What finished trials come to in each objective, lower being better, by number."""
+    signs = {name: 1 if direction(name) == "minimize" else -1 for name in config.search.objective}
+    done = [trial for trial in known if trial.status == "done"]
+    return {trial.number: [sign * trial.metrics[name] for name, sign in signs.items()] for trial in done}
 
 
 def importances_of(config: Config, known: list[Trial]) -> dict[str, float]:

@@ -124,18 +124,15 @@ def _work(job: dict[str, Any]) -> None:
 
 
 def _train_base(module: nn.Module, config: Config, dataset: Dataset, board: Any) -> float:
-    """Train, or take the user's weights. Returns the seconds of work, over all workers."""
+    """Train, or take the user's weights. Returns the seconds that one process would take."""
     from ray.train import get_context
 
     if config.classifier.weights:
         classifiers.load_weights(module, config.classifier.weights)
         return 0.0
-    start = time.monotonic()
     first = get_context().get_world_rank() == 0
     progress = throttled(partial(board.tell.remote, "base")) if first else None
-    training.train(module, dataset.train, dataset.preprocess, config.base, config.seed, progress=progress)
-    workers = min(get_context().get_world_size(), config.base.shards)
-    return (time.monotonic() - start) * workers
+    return training.train(module, dataset.train, dataset.preprocess, config.base, config.seed, progress=progress)
 
 
 def _publish_base(module: nn.Module, config: Config, run: Folder, dataset: Dataset, inputs: dict[str, str]) -> None:

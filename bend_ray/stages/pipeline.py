@@ -24,8 +24,12 @@ STAGES: dict[str, Callable[[Config, Folder, Dataset], object]] = {
 }
 
 
-def run(config: Config, run: Folder, stages: tuple[str, ...] = tuple(STAGES), verbose: bool = False) -> None:
-    """Run ``stages`` in order; what is there already is kept. All that can be checked is checked before any starts."""
+def run(config: Config, run: Folder, stages: tuple[str, ...] = (), verbose: bool = False) -> None:
+    """Run ``stages`` (none given: all that are asked for) in order; what is there already is kept.
+
+    All that can be checked is checked before any starts.
+    """
+    stages = stages or _every(config)
     artifacts.check_run(run, config)
     dataset = load_dataset(config.data, config.seed)
     if "collect" in stages:
@@ -43,6 +47,7 @@ def run(config: Config, run: Folder, stages: tuple[str, ...] = tuple(STAGES), ve
 
 def dry_run(config: Config, run: Folder, stages: tuple[str, ...], verbose: bool = False) -> None:
     """Print the resolved configuration, the subset, what will be asked for and what there is; write nothing."""
+    stages = stages or _every(config)
     dataset = load_dataset(config.data, config.seed)
     module, subset = _classifier(config, dataset)
     total = sum(parameter.numel() for parameter in module.parameters())
@@ -59,6 +64,10 @@ def dry_run(config: Config, run: Folder, stages: tuple[str, ...], verbose: bool 
     print(f"run:       {run}")
     artifacts.check_run(run, config)
     cluster.check_resources(config, stages)
+
+
+def _every(config: Config) -> tuple[str, ...]:
+    return tuple(stage for stage in STAGES if stage != "search" or config.search.trials)
 
 
 def _classifier(config: Config, dataset: Dataset) -> tuple[nn.Module, Subset]:

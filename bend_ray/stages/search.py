@@ -5,12 +5,14 @@ there. A finished trial is a file: whatever is killed, the same command goes on 
 configuration as it stands.
 """
 
+import importlib.util
 import json
 import math
 import time
 import uuid
 from dataclasses import asdict
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -126,21 +128,18 @@ def _loggers(config: Config, run: Folder) -> list[Callback]:
     """Ray's own integrations, each where the user asked for it."""
     found: list[Callback] = []
     for name in config.search.loggers:
-        try:
-            if name == "tensorboard":
-                found.append(tune.logger.TBXLoggerCallback())
-            elif name == "mlflow":
-                from ray.air.integrations.mlflow import MLflowLoggerCallback
+        if name != "tensorboard" and importlib.util.find_spec(name) is None:
+            raise ConfigError(f"search.loggers: {name} is not installed; pip install bend-ray[{name}]")
+        if name == "tensorboard":
+            found.append(tune.logger.TBXLoggerCallback())
+        elif name == "mlflow":
+            from ray.air.integrations.mlflow import MLflowLoggerCallback
 
-                found.append(MLflowLoggerCallback(experiment_name="bend_ray"))
-            else:
-                from ray.air.integrations.wandb import WandbLoggerCallback
+            found.append(MLflowLoggerCallback(experiment_name="bend_ray"))
+        else:
+            from ray.air.integrations.wandb import WandbLoggerCallback
 
-                found.append(WandbLoggerCallback(project="bend_ray"))
-        except (ImportError, RuntimeError) as error:
-            raise ConfigError(
-                f"search.loggers: {name} cannot be used ({error}); pip install bend-ray[{name}]"
-            ) from None
+            found.append(WandbLoggerCallback(project="bend_ray"))
     return found
 
 
@@ -211,6 +210,10 @@ class _Table(Callback):
         self.looks: dict[str, list[dict[str, float]]] = {}
         self.started: dict[str, float] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune keeps a copy of its callbacks, which nobody reads: the files are what is gone on from."""
+        return {key: value for key, value in vars(self).items() if key != "show"}
+
     def on_trial_start(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
         self.started[trial.trial_id] = time.monotonic()
 
@@ -224,8 +227,7 @@ class _Table(Callback):
         self._end(trial, "done" if len(self.looks.get(trial.trial_id, [])) == LOOKS else "stopped")
 
     def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        error = trial.get_pickled_error()
-        self._end(trial, "failed", _why(error) if isinstance(error, Exception) else "it ended without a word")
+        self._end(trial, "failed", _why(trial))
 
     def _end(self, trial: RayTrial, status: study.Status, reason: str = "") -> None:
         values = dict(self.running.pop(trial.trial_id))
@@ -242,10 +244,14 @@ class _Table(Callback):
             self.show.update(len(self.known))
 
 
-def _why(error: Exception) -> str:
-    plain = cluster.plainly(error)
-    died = isinstance(error, ray.exceptions.RayActorError)
-    return "its process died" if died else " ".join(str(plain).split())
+def _why(trial: RayTrial) -> str:
+    """What Ray noted of the trial's end, in a file of the driver's own."""
+    if trial.pickled_error_file is None:
+        return "it ended without a word"
+    error = ray.cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+    if isinstance(error, ray.exceptions.RayActorError):
+        return "its process died"
+    return " ".join(str(cluster.plainly(error)).split())
 
 
 def _read(folder: Folder, name: str, recipe: str) -> Trial:

@@ -1,0 +1,247 @@
+"""A real search: what is measured is what the pipeline would measure, a failure is one trial, a kill costs nothing."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from bend_ray import artifacts, cli
+from bend_ray.config import Config, load
+from bend_ray.data.datasets import load_dataset
+from bend_ray.ensemble import metrics
+from bend_ray.ensemble.ensemble import Ensemble
+from bend_ray.errors import ConfigError, ResourceError
+from bend_ray.folders import Folder
+from bend_ray.generator.generator import Generator
+from bend_ray.report import numbers
+from bend_ray.search import objective, study
+from bend_ray.search.objective import Prepared
+from bend_ray.stages import pipeline, search
+from bend_ray.weights import snapshots as parts
+from conftest import BEND_RAY, TOY, changed
+from test_faults import ended_well, first_worker, kill, wait_for
+
+pytestmark = pytest.mark.ray
+
+SPACE = {
+    "autoencoder.latent": {"choice": [2, 4]},
+    "diffusion.lr": {"choice": [1e30, 1e-3, 2e-3]},
+    "sample.steps": {"uniform": [2, 5]},
+}
+SEARCH: dict[str, Any] = {"trials": 5, "space": SPACE, "concurrent": 1, "method": "random", "early_stop": False}
+
+
+def begun(reference: Path, where: Path) -> Folder:
+    """A run with base and snapshots alone."""
+    for name in ("base", "snapshots"):
+        shutil.copytree(reference / name, where / name)
+    return Folder(where)
+
+
+def asked(**more: Any) -> Config:
+    return changed(search=SEARCH | more)
+
+
+def stamps(run: Path) -> dict[Path, int]:
+    """When each file of a run's artifacts was written."""
+    return {path: path.stat().st_mtime_ns for path in run.glob("*/*") if path.is_file()}
+
+
+def table(run: Path) -> list[dict[str, Any]]:
+    """All that must be the same whenever it is made."""
+    rows = pq.read_table(run / "search" / "trials.parquet").to_pylist()
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def searched(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed search, and the run that follows from it."""
+    run = begun(reference, tmp_path_factory.mktemp("search") / "run")
+    pipeline.run(asked(), run, ("search", "fit", "sample", "evaluate"))
+    return run.path
+
+
+def test_a_trial_is_what_the_pipeline_would_measure(reference: Path) -> None:
+    """Trial 0 is the reference run: its generator's members, on the validation split, by the plain road."""
+    config, run = changed(sample={"members": 9, "block": 4}), Folder(reference)
+    dataset = load_dataset(config.data, config.seed)
+    snapshots = parts.read(run / "snapshots", config.collect.chains)
+    seen, held_out = snapshots.divide(config.collect.chains, config.collect.held_out)
+    cut, _ = search._classifier(run.address, config.model_dump_json(), seen.subset, "cpu")
+    blind = dataclasses.replace(dataset, test=None)  # type: ignore[arg-type]
+    prepared = Prepared.of(cut, seen, held_out, blind, 1.0)
+    span, c_SR = prepared.coordinates(config.autoencoder.explained)
+    shown: list[dict[str, float]] = []
+    fitted = Generator.fit_in(
+        prepared.subset,
+        span,
+        c_SR,
+        config.autoencoder,
+        config.diffusion,
+        config.seed,
+        look=lambda generator: shown.append(objective.measure(generator, prepared, cut, config)),
+        looks=3,
+    )
+    found = objective.measure(fitted, prepared, cut, config)
+    assert shown[-1] == found and shown[0] != found and len(shown) == 3 and tuple(found) == objective.METRICS
+    generator = Generator.load(run / "generator")
+    blocks = [generator.sample(range(start, start + 4), config.seed, config.sample) for start in (0, 4, 8)]
+    theta_MD = torch.cat(blocks)[:9]
+    ensemble = dataclasses.replace(Ensemble.load(run), theta_MD=theta_MD)
+    images, label_B = dataset.val.images, dataset.val.labels
+    answers = {kind: ensemble.predict(images, kind) for kind in ("abend", "sbend")}  # type: ignore[arg-type]
+    logits_MBK = ensemble.logits(images)
+    novelty = numbers.novelty(generator, theta_MD, theta_MD, seen, held_out)
+    accuracy_M, nll_M = metrics.member_scores(logits_MBK, label_B)
+    expected = {
+        "abend_nll": metrics.nll(answers["abend"].prob_BK, label_B).mean().item(),
+        "abend_accuracy": (answers["abend"].label_B == label_B).double().mean().item(),
+        "sbend_accuracy": (answers["sbend"].label_B == label_B).double().mean().item(),
+        "member_nll": nll_M.mean().item(),
+        "member_accuracy": accuracy_M.mean().item(),
+        "disagreement": metrics.diversity(logits_MBK.argmax(-1), label_B)["disagreement"],
+        "novelty": novelty["generated_to_nearest_original"] / novelty["held_out_to_nearest_original"],
+        "variance_ratio": novelty["variance_ratio"],
+    }
+    assert found == pytest.approx(expected, rel=2e-3, abs=1e-4)
+
+
+def test_a_diverging_trial_is_one_failure_with_its_reason(searched: Path) -> None:
+    rows = table(searched)
+    assert [row["number"] for row in rows] == list(range(5))
+    assert rows[0]["autoencoder.latent"] == 4 and rows[0]["status"] == "done"  # as it stands, whatever others do
+    diverging = [row for row in rows if row["diffusion.lr"] == 1e30]
+    assert diverging and all(row["status"] == "failed" and "not finite" in row["reason"] for row in diverging)
+    assert all(row["status"] in ("done", "stopped") and row["abend_nll"] > 0 for row in rows if row not in diverging)
+
+
+def test_the_best_is_taken_by_the_stages_that_follow(searched: Path) -> None:
+    manifest = artifacts.load(Folder(searched) / "search", "search")
+    rows = [row for row in table(searched) if row["status"] == "done"]
+    best = min(rows, key=lambda row: (row["abend_nll"], row["number"]))
+    assert manifest.facts["best"] == best["number"]
+    assert manifest.facts["default"]["abend_nll"] >= manifest.facts["found"]["abend_nll"] == best["abend_nll"]
+    config = load(searched / "search" / "best.yaml")
+    assert config.search.trials == 0
+    assert all(config.hashed("autoencoder", "diffusion", "sample")[key] == best[key] for key in SPACE)
+    generator = artifacts.load(Folder(searched) / "generator", "generator")
+    artifacts.check_config(Folder(searched), generator, config)
+    report = json.loads((searched / "report" / "metrics.json").read_text())
+    assert report["cost"]["search_s"] > 0
+    before = stamps(searched)
+    pipeline.run(asked(), Folder(searched), ("collect", "search", "fit", "sample", "evaluate"))
+    pipeline.run(config, Folder(searched), ("collect", "fit", "sample", "evaluate"))  # best.yaml is that run's, too
+    after = {
+        path: path.stat().st_mtime_ns for path in searched.rglob("*") if path.name != "config.yaml" and path.is_file()
+    }
+    assert after == {path: stamp for path, stamp in before.items() if path.name != "config.yaml"}
+
+
+def test_the_search_is_explained(searched: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (searched / "search" / "README.md").read_text()
+    assert "the configuration as it stands has" in text and "failed: " in text
+    figures = sorted(path.name for path in (searched / "search").glob("*.png"))
+    assert {"objective.png", "tradeoff.png"} <= set(figures) and all(f"]({name})" in text for name in figures)
+    for name in figures:
+        with Image.open(searched / "search" / name) as image:
+            assert image.size == (768, 504)
+    cli.main(["show", str(searched)])
+    assert "best of 5 trials: abend_nll" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_killed_drivers_and_trials(searched: Path, reference: Path, tmp_path: Path) -> None:
+    """A killed driver's command goes on with the trials that are missing; a killed trial is one failure. All others are
+    those of an undisturbed search."""
+    run = begun(reference, tmp_path / "run").path
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(TOY | {"search": SEARCH}))
+    words = [BEND_RAY, "search", str(tmp_path / "toy.yaml"), "--run-dir", str(run)]
+
+    def start() -> subprocess.Popen:
+        return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
+
+    process = start()
+    wait_for(lambda: (run / "search" / "trial-00000.json").exists(), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    kept = {path.name: path.stat().st_mtime_ns for path in (run / "search").glob("trial-*.json")}
+    process = start()
+    wait_for(lambda: len(list((run / "search").glob("trial-*.json"))) > len(kept), process)
+    now = {path.name: path.stat().st_mtime_ns for path in (run / "search").glob("trial-*.json")}
+    kill(first_worker("ImplicitFunc", lambda: True, process), process)
+    said = ended_well(process)
+    assert f"{len(kept)} of 5 trials are there already" in said
+    assert {name: now[name] for name in kept} == kept
+    rows, undisturbed = table(run), table(searched)
+    died = [row["number"] for row in rows if row["reason"] == "its process died"]
+    assert len(died) == 1 and f"trial {died[0]} failed: its process died" in said
+    assert [row for row in rows if row["number"] not in died] == [
+        row for row in undisturbed if row["number"] not in died
+    ]
+
+
+def test_trials_that_are_behind_are_stopped_but_for_the_first() -> None:
+    """Successive halving by hand: at each look the worse half of what was seen there ends, in a second run too."""
+
+    class Recorded:
+        def __init__(self, *nlls: float) -> None:
+            self.known = [study.Trial(i, {}, "done", [{"abend_nll": nll}] * 2) for i, nll in enumerate(nlls)]
+
+    def decisions(table: Recorded, number: int, *nlls: float) -> list[str]:
+        scheduler = search._scheduler(asked(early_stop=True), table)  # type: ignore[arg-type]
+        trial: Any = search._Earlier(number)
+        scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
+        return [
+            scheduler.on_trial_result(None, trial, {"training_iteration": look + 1, "abend_nll": nll})  # type: ignore[arg-type]
+            for look, nll in enumerate(nlls)
+        ]
+
+    before = Recorded(0.5, 0.4, 0.3)
+    assert decisions(before, 7, 0.2, 0.2, 0.2, 0.2) == ["CONTINUE", "CONTINUE", "CONTINUE", "STOP"]  # the end
+    assert decisions(before, 7, 0.45) == ["STOP"]
+    assert decisions(before, 7, 0.35, 0.45) == ["CONTINUE", "STOP"]
+    assert decisions(before, 0, 0.9, 0.9) == ["CONTINUE", "CONTINUE"]
+    assert decisions(Recorded(), 7, 0.9) == ["CONTINUE"]
+
+
+def test_a_trial_that_takes_too_long_has_failed(reference: Path, tmp_path: Path) -> None:
+    run = begun(reference, tmp_path)
+    config = asked(trials=2, timeout=1e-3)
+    with pytest.raises(
+        search.TrainingError, match=r"no trial of 2 came to its end \(not done after 0\.001 s \(search\.timeout\)"
+    ):
+        pipeline.run(config, run, ("search",))
+
+
+def test_what_cannot_be_searched_is_said_at_once(reference: Path, tmp_path: Path) -> None:
+    run = begun(reference, tmp_path)
+    with pytest.raises(ConfigError, match=r"search\.trials: is 0"):
+        pipeline.run(changed(), run, ("search",))
+    with pytest.raises(ConfigError, match=r"search\.loggers: wandb is not installed; pip install bend-ray\[wandb\]"):
+        pipeline.run(asked(loggers=["wandb"]), run, ("search",))
+    if not torch.cuda.is_available():
+        with pytest.raises(ResourceError, match=r"search\.gpus_per_trial: 1 x 0\.5 GPU asked for"):
+            pipeline.run(asked(gpus_per_trial=0.5), run, ("search",))
+
+
+def test_several_objectives_and_recalibrated_members(reference: Path, tmp_path: Path) -> None:
+    run = begun(reference, tmp_path)
+    space = {"sample.recalibrate": {"choice": [2]}, "autoencoder.explained": {"uniform": [0.5, 0.999]}}
+    config = asked(
+        trials=4, objective=["abend_accuracy", "disagreement"], space=space, concurrent=2, loggers=["tensorboard"]
+    )
+    pipeline.run(config, run, ("search",))
+    rows, facts = table(tmp_path), artifacts.load(run / "search", "search").facts
+    assert all(row["status"] == "done" and row["looks"] == 4 for row in rows)
+    assert facts["best"] in facts["front"] and [row["sample.recalibrate"] for row in rows] == [0, 2, 2, 2]
+    assert list((tmp_path / "tensorboard").rglob("events.out.tfevents.*"))
