@@ -19,6 +19,7 @@ check: $(VENV)/.installed-dev ## format, lint, types
 bench: $(VENV)/.installed-dev ## side-by-side measurements
 	$(BIN)/python benchmarks/digits.py
 	$(BIN)/python benchmarks/ensemble.py
+	$(BIN)/python benchmarks/search.py
 
 docs: $(VENV)/.installed-dev ## the generated pages (a test compares them)
 	$(BIN)/python -m bend_ray.reference > docs/config.md

@@ -3,8 +3,10 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
@@ -70,8 +72,11 @@ def reference(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real cluster of one node with 2 CPUs in processes of its own, joined by RAY_ADDRESS; drivers may die on it."""
+    # A folder of its own: what looks for a cluster of this machine must not find this one. Sockets want a short path.
+    scratch = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     environment = os.environ | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
     words = ["--head", "--block", "--num-cpus=2", "--port=0", "--include-dashboard=false", "--disable-usage-stats"]
+    words.append(f"--temp-dir={scratch}")
     head = subprocess.Popen(
         [sys.executable, "-m", "ray.scripts.scripts", "start", *words],
         env=environment | {"PYTHONUNBUFFERED": "1"},
@@ -96,6 +101,7 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     head.wait()
     drain.join()
     head.stdout.close()
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def bits(run: Path) -> dict[str, Any]:

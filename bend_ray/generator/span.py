@@ -46,7 +46,7 @@ class Span:
 
     def decode(self, c_SR: Tensor) -> Tensor:
         """``theta_SD``: the parameters at coordinates ``c_SR``."""
-        return self.mean_D + self.scale_D * (c_SR @ self.basis_RD)
+        return torch.addcmul(self.mean_D, self.scale_D, c_SR @ self.basis_RD)
 
     def residual(self, theta_SD: Tensor) -> Tensor:
         """Distance of each row to the span, standardised: 0 inside."""

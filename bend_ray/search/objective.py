@@ -35,6 +35,8 @@ METRICS = (
 )
 ROWS = 512
 """Validation rows that are run at once."""
+DECODED = 1 << 22
+"""Bytes of parameters that exist at once, but for a single member that is larger: trials share all but these."""
 
 
 @dataclass(frozen=True)
@@ -113,23 +115,25 @@ def measure(
 
     ``abend_nll`` and ``member_nll`` (nats), ``abend_accuracy``, ``sbend_accuracy`` and ``member_accuracy``,
     ``disagreement`` (see `metrics.diversity`), ``novelty`` (members' distance to the nearest snapshot over that of
-    withheld ones) and ``variance_ratio``. Members are decoded and run in blocks: those of one block are there at once.
+    withheld ones) and ``variance_ratio``. Members are decoded and run a few at a time.
     """
     device, M, size = generator.span.mean_D.device, config.sample.members, config.sample.block
     features = [tuple(_on(as_tensor(value), device) for value in batch) for batch in prepared.features]
     label_B = as_tensor(prepared.labels)
-    coordinates, blocks = [], []
-    for start in range(0, M, size):
-        c_MR = generator.coordinates(range(start, start + size), config.seed, config.sample)
-        theta_MD = generator.span.decode(c_MR)
-        theta_MD = (recalibration(theta_MD) if recalibration else theta_MD)[: M - start]
-        coordinates.append(c_MR[: M - start])
+    blocks = [
+        generator.coordinates(range(start, start + size), config.seed, config.sample) for start in range(0, M, size)
+    ]
+    c_MR = torch.cat(blocks)[:M]
+    found = []
+    for c_mR in c_MR.split(max(1, DECODED // (4 * generator.subset.D))):
+        theta_mD = generator.span.decode(c_mR)
+        theta_mD = recalibration(theta_mD) if recalibration else theta_mD
         logits = [
-            torch.cat([cut.members(part_MD, shared) for part_MD in theta_MD.split(cut.at_once(rows))])
+            torch.cat([cut.members(part_mD, shared) for part_mD in theta_mD.split(cut.at_once(rows))])
             for shared, rows in zip(features, _rows(len(label_B)), strict=True)
         ]
-        blocks.append(torch.cat(logits, dim=1).cpu())
-    logits_MBK, c_MR = torch.cat(blocks), torch.cat(coordinates).cpu()
+        found.append(torch.cat(logits, dim=1).cpu())
+    logits_MBK, c_MR = torch.cat(found), c_MR.cpu()
     aggregate.check(logits_MBK)
     accuracy_M, nll_M = metrics.member_scores(logits_MBK, label_B)
     prob_BK, c_SR = aggregate.abend(logits_MBK), as_tensor(prepared.c_SR)

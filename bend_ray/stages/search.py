@@ -208,20 +208,19 @@ class _Table(Callback):
         self.running: dict[str, dict[str, Any]] = {}
         """Values by Tune's name of the trial, its number among them."""
         self.looks: dict[str, list[dict[str, float]]] = {}
-        self.started: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
+        """Of work, as the trial itself counts them."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune keeps a copy of its callbacks, which nobody reads: the files are what is gone on from."""
         return {key: value for key, value in vars(self).items() if key != "show"}
 
-    def on_trial_start(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        self.started[trial.trial_id] = time.monotonic()
-
     def on_trial_result(
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, result: dict, **info: Any
     ) -> None:
-        names = objective.METRICS
-        self.looks.setdefault(trial.trial_id, []).append({name: float(result[name]) for name in names})
+        self.seconds[trial.trial_id] = result["seconds"]
+        found = {name: float(result[name]) for name in objective.METRICS}
+        self.looks.setdefault(trial.trial_id, []).append(found)
 
     def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
         self._end(trial, "done" if len(self.looks.get(trial.trial_id, [])) == LOOKS else "stopped")
@@ -231,7 +230,7 @@ class _Table(Callback):
 
     def _end(self, trial: RayTrial, status: study.Status, reason: str = "") -> None:
         values = dict(self.running.pop(trial.trial_id))
-        seconds = time.monotonic() - self.started.get(trial.trial_id, time.monotonic())
+        seconds = self.seconds.get(trial.trial_id, 0.0)
         number, looks = values.pop("number"), self.looks.get(trial.trial_id, [])
         ended = Trial(number, values, status, looks, seconds, reason)
         unit = f"trial-{number:05d}"
