@@ -150,7 +150,7 @@ def table(result: dict[str, Any]) -> str:
     """The result for people."""
     over, memory = result["overhead"], result["memory"]
     return (
-        f"a trial of {over['trial_s']:.2f} s takes {over['beside_s']:.2f} s more (median; worst {over['worst_s']:.2f} s);"
+        f"a trial of {over['trial_s']:.2f} s takes {over['beside_s']:.2f} s more (worst {over['worst_s']:.2f} s);"
         f" limit 0.5\nmemory of the snapshots: one trial {memory['of_snapshots_one_mib']:.0f} MiB, eight at once"
         f" {memory['of_snapshots_all_mib']:.0f} MiB, ratio {memory['ratio']:.2f}; limit 1.3"
     )

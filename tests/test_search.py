@@ -1,7 +1,6 @@
 """A real search: what is measured is what the pipeline would measure, a failure is one trial, a kill costs nothing."""
 
 import dataclasses
-import json
 import os
 import shutil
 import signal
@@ -20,9 +19,10 @@ from bend_ray.config import Config, load
 from bend_ray.data.datasets import load_dataset
 from bend_ray.ensemble import metrics
 from bend_ray.ensemble.ensemble import Ensemble
-from bend_ray.errors import ConfigError, ResourceError
+from bend_ray.errors import ConfigError, ResourceError, TrainingError
 from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
+from bend_ray.progress import Progress
 from bend_ray.report import numbers
 from bend_ray.search import objective, study
 from bend_ray.search.objective import Prepared
@@ -67,7 +67,7 @@ def table(run: Path) -> list[dict[str, Any]]:
 def searched(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed search, and the run that follows from it."""
     run = begun(reference, tmp_path_factory.mktemp("search") / "run")
-    pipeline.run(asked(), run, ("search", "fit", "sample", "evaluate"))
+    pipeline.run(asked(), run, ("search", "fit", "sample"))
     return run.path
 
 
@@ -136,11 +136,10 @@ def test_the_best_is_taken_by_the_stages_that_follow(searched: Path) -> None:
     assert all(config.hashed("autoencoder", "diffusion", "sample")[key] == best[key] for key in SPACE)
     generator = artifacts.load(Folder(searched) / "generator", "generator")
     artifacts.check_config(Folder(searched), generator, config)
-    report = json.loads((searched / "report" / "metrics.json").read_text())
-    assert report["cost"]["search_s"] > 0
+    assert artifacts.noted_seconds(Folder(searched), "trial-") > 0
     before = stamps(searched)
-    pipeline.run(asked(), Folder(searched), ("collect", "search", "fit", "sample", "evaluate"))
-    pipeline.run(config, Folder(searched), ("collect", "fit", "sample", "evaluate"))  # best.yaml is that run's, too
+    pipeline.run(asked(), Folder(searched), ("collect", "search", "fit", "sample"))
+    pipeline.run(config, Folder(searched), ("collect", "fit", "sample"))  # best.yaml is that run's, too
     after = {
         path: path.stat().st_mtime_ns for path in searched.rglob("*") if path.name != "config.yaml" and path.is_file()
     }
@@ -214,13 +213,18 @@ def test_trials_that_are_behind_are_stopped_but_for_the_first() -> None:
     assert decisions(Recorded(), 7, 0.9) == ["CONTINUE"]
 
 
-def test_a_trial_that_takes_too_long_has_failed(reference: Path, tmp_path: Path) -> None:
-    run = begun(reference, tmp_path)
-    config = asked(trials=2, timeout=1e-3)
-    with pytest.raises(
-        search.TrainingError, match=r"no trial of 2 came to its end \(not done after 0\.001 s \(search\.timeout\)"
-    ):
-        pipeline.run(config, run, ("search",))
+def test_a_trial_that_takes_too_long_has_failed(reference: Path) -> None:
+    config = asked(timeout=1e-3)
+    prepared = search._prepare(config, Folder(reference), load_dataset(config.data, config.seed))
+    job = {"config": config.model_dump(mode="json"), "run": str(reference)}
+    with pytest.raises(TrainingError, match=r"not done after 0\.001 s \(search\.timeout\), at step 1 of 90"):
+        search._trial({"number": 0}, job, prepared)
+
+
+def test_a_search_without_a_finished_trial_says_why(tmp_path: Path) -> None:
+    known = [study.Trial(0, {}, "failed", reason="NaN"), study.Trial(1, {}, "failed", reason="its process died")]
+    with pytest.raises(TrainingError, match=r"no trial of 2 came to its end \(NaN; its process died\)"):
+        search._publish(asked(), Folder(tmp_path), {}, known, Progress("search", "trials", 2))
 
 
 def test_what_cannot_be_searched_is_said_at_once(reference: Path, tmp_path: Path) -> None:

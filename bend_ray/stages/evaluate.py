@@ -25,7 +25,7 @@ from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
 from bend_ray.generator.nulls import null_generators
 from bend_ray.progress import Progress
-from bend_ray.report import figures, numbers, words
+from bend_ray.report import numbers, words
 from bend_ray.report.numbers import RIVALS, Scored
 from bend_ray.weights import snapshots as parts
 
@@ -49,6 +49,8 @@ def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
 
 
 def _make(config: Config, run: Folder, dataset: Dataset, inputs: dict[str, str]) -> Manifest:
+    from bend_ray.report import figures  # matplotlib: workers need not load it
+
     start = time.monotonic()
     rivals = _train_rivals(config, run, artifacts.recipe("report", config, inputs))
     names = ["originals", "generated", *config.evaluate.baselines, *(name for name in RIVALS if rivals[name])]

@@ -1,6 +1,8 @@
 """pipeline: every stage in order, in one run."""
 
+import importlib
 from collections.abc import Callable
+from typing import Any
 
 import ray
 from torch import nn
@@ -11,17 +13,22 @@ from bend_ray.data import classifiers
 from bend_ray.data.base import Description
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.folders import Folder
-from bend_ray.stages import collect, evaluate, fit, sample, search
+from bend_ray.stages import collect, fit, sample
 from bend_ray.weights import subset as subsets
 from bend_ray.weights.subset import Subset
 
 STAGES: dict[str, Callable[[Config, Folder, Dataset], object]] = {
     "collect": collect.run,
-    "search": search.run,
+    "search": lambda *arguments: _late("search").run(*arguments),
     "fit": lambda config, run, dataset: fit.run(config, run),
     "sample": sample.run,
-    "evaluate": evaluate.run,
+    "evaluate": lambda *arguments: _late("evaluate").run(*arguments),
 }
+
+
+def _late(stage: str) -> Any:
+    """A stage whose libraries take a second to load: when it runs."""
+    return importlib.import_module(f"bend_ray.stages.{stage}")
 
 
 def run(config: Config, run: Folder, stages: tuple[str, ...] = (), verbose: bool = False) -> None:

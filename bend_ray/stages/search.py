@@ -313,7 +313,10 @@ def _publish(config: Config, run: Folder, inputs: dict[str, str], known: list[Tr
     best = study.best_of(config, known)
     if best is None:
         reasons = {trial.reason for trial in known}
-        raise TrainingError(f"search: no trial of {len(known)} came to its end ({'; '.join(sorted(reasons))[:500]})")
+        raise TrainingError(
+            f"search: no trial of {len(known)} came to its end ({'; '.join(sorted(reasons))[:500]});"
+            f" to try them again, delete {folder}"
+        )
     show.line(f"best: {_line(config, best)}")
     folder.write("best.yaml", dump(config.with_keys(best.values | {"search.trials": 0})).encode())
     with folder.staged("trials.parquet") as path:
