@@ -166,6 +166,15 @@ def finished_units(run: Folder, kind: Kind) -> list[str]:
     return [name for name in (run / kind).list() if kind in UNITS and name.startswith(UNITS[kind])]
 
 
+def check_recipe(folder: Folder, name: str, made_by: str, recipe: str) -> None:
+    """Raises ArtifactError if the file ``name`` of a finished unit is not of this ``recipe``."""
+    if made_by != recipe:
+        raise ArtifactError(
+            f"{folder}/{name}: was made by another configuration or from other inputs;"
+            f" use another --run-dir, or delete {folder} to make it anew"
+        )
+
+
 def read_manifest(folder: Folder, kind: Kind) -> Manifest | None:
     """The manifest in ``folder``; None where there is none. Raises ArtifactError if it is not one of this ``kind``."""
     name = manifest_name(kind)

@@ -30,6 +30,7 @@ def connect(verbose: bool) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray warns of a coming change otherwise
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # it prints a banner whatever it is told
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Control-C ends the command, not the search alone
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # a trial is our own file; others are asked for
     level = logging.INFO if verbose else logging.ERROR
     try:

@@ -18,7 +18,7 @@ from bend_ray.data import base as bases
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.ensemble.ensemble import MEMBERS
 from bend_ray.ensemble.recalibrate import Recalibration, of_base
-from bend_ray.errors import ArtifactError, TrainingError
+from bend_ray.errors import TrainingError
 from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
 from bend_ray.progress import Progress
@@ -92,11 +92,7 @@ def _block_name(block: int) -> str:
 def _is_done(folder: Folder, block: int, recipe: str) -> bool:
     if not folder.exists(_block_name(block)):
         return False
-    if artifacts.read_tensors(folder, _block_name(block))[1] != recipe:
-        raise ArtifactError(
-            f"{folder}/{_block_name(block)}: was made by another configuration or generator;"
-            f" use another --run-dir, or delete {folder} to make it anew"
-        )
+    artifacts.check_recipe(folder, _block_name(block), artifacts.read_tensors(folder, _block_name(block))[1], recipe)
     return True
 
 

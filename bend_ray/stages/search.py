@@ -31,7 +31,7 @@ from bend_ray.ensemble import plan
 from bend_ray.ensemble.ensemble import make_trunk
 from bend_ray.ensemble.recalibrate import Recalibration
 from bend_ray.ensemble.trunk import SharedTrunk
-from bend_ray.errors import ArtifactError, ConfigError, TrainingError
+from bend_ray.errors import ArtifactError, ConfigError, ResourceError, TrainingError
 from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
 from bend_ray.progress import Progress
@@ -91,6 +91,8 @@ def _tune(config: Config, run: Folder, dataset: Dataset, table: "_Table") -> Non
         raise cluster.plainly(error) from error
     finally:
         run.delete_folder(".ray")
+    if left := search.trials - len(table.known):
+        raise ResourceError(f"search: Ray Tune ended with {left} trials to go; run the same command again")
 
 
 def _scheduler(config: Config, table: "_Table") -> tune.schedulers.TrialScheduler:
@@ -175,6 +177,10 @@ def _trial(values: dict[str, Any], job: dict[str, Any], prepared: Prepared) -> N
         config = base.with_keys({key: value for key, value in values.items() if key != "number"})
     except ValueError as error:
         raise ConfigError(f"these values do not go together ({' '.join(str(error).split())})") from None
+    if config.diffusion.iterations < LOOKS:
+        raise ConfigError(
+            f"diffusion.iterations: {config.diffusion.iterations} is less than the {LOOKS} looks at a trial"
+        )
     cluster.threads(config.search.cpus_per_trial)
     device = cluster.device(config.search.gpus_per_trial)
     kept = base.with_keys({"sample.recalibrate": config.sample.recalibrate})
@@ -262,11 +268,7 @@ def _read(folder: Folder, name: str, recipe: str) -> Trial:
         raise ArtifactError(
             f"{folder}/{name}: is no finished trial; delete it and run the same command again"
         ) from None
-    if made_by != recipe:
-        raise ArtifactError(
-            f"{folder}/{name}: was made by another configuration, base or data;"
-            f" use another --run-dir, or delete {folder} to make it anew"
-        )
+    artifacts.check_recipe(folder, name, made_by, recipe)
     return trial
 
 

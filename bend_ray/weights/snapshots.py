@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bend_ray import artifacts
 from bend_ray.errors import ArtifactError
 from bend_ray.folders import Folder
 from bend_ray.weights.subset import Subset
@@ -81,11 +82,7 @@ def part_is_done(folder: Folder, chain: int, recipe: str) -> bool:
     """Whether this chain's part is there. Raises ArtifactError if another recipe made it or it cannot be read."""
     if not folder.exists(part_name(chain)):
         return False
-    if _read_part(folder, chain)[1] != recipe:
-        raise ArtifactError(
-            f"{folder}/{part_name(chain)}: was made by another configuration, base or data;"
-            f" use another --run-dir, or delete {folder} to make it anew"
-        )
+    artifacts.check_recipe(folder, part_name(chain), _read_part(folder, chain)[1], recipe)
     return True
 
 
