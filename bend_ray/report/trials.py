@@ -5,6 +5,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from bend_ray.config import Config
 from bend_ray.folders import Folder
@@ -74,6 +75,7 @@ def _objective(axes: Axes, config: Config, known: list[Trial]) -> None:
     axes.step(numbers, line, where="post", color=GENERATED, lw=1.5, label="best so far")
     if known[0].metrics:
         axes.axhline(known[0].metrics[name], color=ORIGINALS, ls=":", lw=1.2, label="the configuration as it stands")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="trial", ylabel=f"{_words(name)} (validation)", title="Objective over trials")
     axes.legend(frameon=False, fontsize=8)
 
