@@ -118,6 +118,14 @@ def find(run: Folder, kind: Kind, config: Config, inputs: Mapping[str, str]) -> 
     return manifest
 
 
+def there(run: Folder, kind: Kind, config: Config, inputs: Mapping[str, str]) -> Manifest | None:
+    """`find`, and every file of it is whole. Raises ArtifactError where one is not."""
+    manifest = find(run, kind, config, inputs)
+    if manifest is not None:
+        verify(run / kind, manifest)
+    return manifest
+
+
 def check_config(run: Folder, manifest: Manifest, config: Config) -> None:
     """Raises ArtifactError where ``manifest`` was made by another configuration, naming the first key that differs."""
     _check_keys(run / manifest.kind, manifest.config, config.hashed(*DEPENDS[manifest.kind]))

@@ -92,8 +92,9 @@ def check_resources(config: Config, stages: tuple[str, ...]) -> None:
     has = ray.cluster_resources()
     nodes = [node for node in ray.nodes() if node["Alive"]]
     for key, resource, processes, each in wants(config, stages):
-        largest = max(node["Resources"].get(resource, 0.0) for node in nodes)
-        if processes * each > has.get(resource, 0.0) or each > largest:
+        amounts = [node["Resources"].get(resource, 0.0) for node in nodes]
+        largest = max(amounts)
+        if sum(int(amount / each + 1e-9) for amount in amounts) < processes:  # no process spreads over two nodes
             raise ResourceError(
                 f"{key}: {processes} x {each:g} {resource} asked for, but the cluster has"
                 f" {has.get(resource, 0.0):g} (at most {largest:g} on one node); {_less(key)}"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bend_ray import artifacts, cli
+from bend_ray import artifacts, cli, cluster
 from bend_ray.config import BASELINES
 from bend_ray.config import Ensemble as Settings
 from bend_ray.data import base as bases
@@ -109,6 +109,22 @@ def test_same_command_again_touches_nothing(reference: Path, tmp_path: Path) -> 
     before = stamps(run.path)
     pipeline.run(changed(), run)
     assert stamps(run.path) == before
+
+
+def test_a_finished_run_needs_no_cluster(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copy(reference, tmp_path)
+
+    def connect(verbose: bool) -> None:
+        raise AssertionError("there is nothing to do")
+
+    monkeypatch.setattr(cluster, "connect", connect)
+    pipeline.run(changed(), run)
+    assert "aBEND" in capsys.readouterr().out
+    (run.path / "report" / "config.json").unlink()
+    with pytest.raises(AssertionError):
+        pipeline.run(changed(), run)
 
 
 def test_finished_chains_and_blocks_are_kept(

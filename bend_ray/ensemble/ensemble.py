@@ -82,7 +82,7 @@ class Ensemble:
         if how not in ("best", "greedy"):
             raise ConfigError(f"how: {how!r} is unknown; use best (single members) or greedy (as an ensemble)")
         choose = select.best if how == "best" else select.greedy
-        chosen = choose(self._logits(images), label_B.to(self.theta_MD.device), k)
+        chosen = choose(self._logits(images) / self.temperature, label_B.to(self.theta_MD.device), k)
         return replace(self, theta_MD=self.theta_MD[chosen], _plans={})
 
     def calibrate(self, images: Tensor, label_B: Tensor) -> "Ensemble":

@@ -30,16 +30,13 @@ from bend_ray.weights import subset as subsets
 
 def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
     """Make the snapshots of ``config`` in ``run``, or find them there whole. Returns their manifest."""
+    if (whole := found(config, run, dataset)) is not None:
+        return whole
     base_inputs = inputs_of_base(config, dataset)
-    base = artifacts.find(run, "base", config, base_inputs)
+    base = artifacts.there(run, "base", config, base_inputs)
     done = 0
     if base is not None:
-        artifacts.verify(run / "base", base)
-        inputs = {"base": base.digest, **base_inputs}
-        if (found := artifacts.find(run, "snapshots", config, inputs)) is not None:
-            artifacts.verify(run / "snapshots", found)
-            return found
-        recipe = artifacts.recipe("snapshots", config, inputs)
+        recipe = artifacts.recipe("snapshots", config, {"base": base.digest, **base_inputs})
         done = sum(parts.part_is_done(run / "snapshots", c, recipe) for c in range(config.collect.chains))
     base_steps, chain_steps = _steps(config, dataset)
     total = base_steps + config.collect.chains * chain_steps
@@ -50,6 +47,13 @@ def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
         _train(config, run, base_inputs, show, already)
     base = artifacts.load(run / "base", "base")
     return _publish(config, run, {"base": base.digest, **base_inputs})
+
+
+def found(config: Config, run: Folder, dataset: Dataset) -> Manifest | None:
+    """The snapshots, if they and their base are there whole."""
+    inputs = inputs_of_base(config, dataset)
+    base = artifacts.there(run, "base", config, inputs)
+    return base and artifacts.there(run, "snapshots", config, {"base": base.digest, **inputs})
 
 
 def inputs_of_base(config: Config, dataset: Dataset) -> dict[str, str]:

@@ -37,15 +37,19 @@ AS_TRAINED = ("base_model", "originals", "random_originals")
 
 def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
     """Make the report of ``config`` in ``run``, or find it there whole. Prints its table. Returns its manifest."""
-    kinds: tuple[artifacts.Kind, ...] = ("base", "snapshots", "generator", "ensemble")
-    inputs = {kind: artifacts.load(run / kind, kind).digest for kind in kinds} | {"data": dataset.digest()}
-    found = artifacts.find(run, "report", config, inputs)
-    if found is not None:
-        artifacts.verify(run / "report", found)
-    else:
-        found = _make(config, run, dataset, inputs)
+    manifest = found(config, run, dataset) or _make(config, run, dataset, _inputs(run, dataset))
     print(words.table(json.loads((run / "report").read("metrics.json"))))
-    return found
+    return manifest
+
+
+def found(config: Config, run: Folder, dataset: Dataset) -> Manifest | None:
+    """The report, if it is there whole."""
+    return artifacts.there(run, "report", config, _inputs(run, dataset))
+
+
+def _inputs(run: Folder, dataset: Dataset) -> dict[str, str]:
+    kinds: tuple[artifacts.Kind, ...] = ("base", "snapshots", "generator", "ensemble")
+    return {kind: artifacts.load(run / kind, kind).digest for kind in kinds} | {"data": dataset.digest()}
 
 
 def _make(config: Config, run: Folder, dataset: Dataset, inputs: dict[str, str]) -> Manifest:

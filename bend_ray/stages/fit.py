@@ -13,19 +13,18 @@ import ray
 from bend_ray import artifacts, cluster
 from bend_ray.artifacts import Manifest
 from bend_ray.config import Config
+from bend_ray.data.datasets import Dataset
 from bend_ray.folders import Folder
 from bend_ray.generator.generator import FILE, Generator
 from bend_ray.progress import Progress, throttled
 from bend_ray.weights import snapshots as parts
 
 
-def run(config: Config, run: Folder) -> Manifest:
+def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
     """Make the generator of ``config`` in ``run``, or find it there whole. Returns its manifest."""
+    if (whole := found(config, run, dataset)) is not None:
+        return whole
     snapshots = artifacts.load(run / "snapshots", "snapshots")
-    inputs = {"snapshots": snapshots.digest}
-    if (found := artifacts.find(run, "generator", config, inputs)) is not None:
-        artifacts.verify(run / "generator", found)
-        return found
     total = config.autoencoder.iterations + config.diffusion.iterations
     with Progress("fit", "iterations", total) as show:
         facts = _fit_remotely(config, run, show)
@@ -34,7 +33,15 @@ def run(config: Config, run: Folder) -> Manifest:
             f" the snapshots fitted, {facts['unexplained_held_out']:.2f} of the chains withheld"
         )
     facts |= {"subset": snapshots.facts["subset"]}
+    inputs = {"snapshots": snapshots.digest}
     return artifacts.publish(run, "generator", config, inputs, facts, [FILE], _readme(config, facts))
+
+
+def found(config: Config, run: Folder, dataset: Dataset) -> Manifest | None:
+    """The generator, if it is there whole."""
+    return artifacts.there(
+        run, "generator", config, {"snapshots": artifacts.load(run / "snapshots", "snapshots").digest}
+    )
 
 
 def _fit_remotely(config: Config, run: Folder, show: Progress) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """pipeline: every stage in order, in one run."""
 
 import importlib
-from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -12,23 +11,12 @@ from bend_ray.config import Config, dump
 from bend_ray.data import classifiers
 from bend_ray.data.base import Description
 from bend_ray.data.datasets import Dataset, load_dataset
+from bend_ray.errors import ArtifactError
 from bend_ray.folders import Folder
-from bend_ray.stages import collect, fit, sample
 from bend_ray.weights import subset as subsets
 from bend_ray.weights.subset import Subset
 
-STAGES: dict[str, Callable[[Config, Folder, Dataset], object]] = {
-    "collect": collect.run,
-    "search": lambda *arguments: _late("search").run(*arguments),
-    "fit": lambda config, run, dataset: fit.run(config, run),
-    "sample": sample.run,
-    "evaluate": lambda *arguments: _late("evaluate").run(*arguments),
-}
-
-
-def _late(stage: str) -> Any:
-    """A stage whose libraries take a second to load: when it runs."""
-    return importlib.import_module(f"bend_ray.stages.{stage}")
+STAGES = ("collect", "search", "fit", "sample", "evaluate")
 
 
 def run(config: Config, run: Folder, stages: tuple[str, ...] = (), verbose: bool = False) -> None:
@@ -41,15 +29,33 @@ def run(config: Config, run: Folder, stages: tuple[str, ...] = (), verbose: bool
     dataset = load_dataset(config.data, config.seed)
     if "collect" in stages:
         _classifier(config, dataset)
-    cluster.connect(verbose)
-    cluster.preflight(config, run, stages)
+    if not _all_there(config, run, dataset, stages):
+        cluster.connect(verbose)
+        cluster.preflight(config, run, stages)
     run.sweep()
     resolved = dump(config).encode()
     if not run.exists("config.yaml") or run.read("config.yaml") != resolved:
         run.write("config.yaml", resolved)
     for stage in stages:
-        # What follows a search uses what it found.
-        STAGES[stage](config if stage == "search" else artifacts.tuned(run, config), run, dataset)
+        _stage(stage).run(_config_for(stage, config, run), run, dataset)
+
+
+def _stage(name: str) -> Any:
+    """The stage's module: it loads when it is needed, for some take a second."""
+    return importlib.import_module(f"bend_ray.stages.{name}")
+
+
+def _config_for(stage: str, config: Config, run: Folder) -> Config:
+    """What follows a search uses what it found."""
+    return config if stage == "search" else artifacts.tuned(run, config)
+
+
+def _all_there(config: Config, run: Folder, dataset: Dataset, stages: tuple[str, ...]) -> bool:
+    """Whether nothing is left to do, so that no cluster is needed."""
+    try:
+        return all(_stage(stage).found(_config_for(stage, config, run), run, dataset) for stage in stages)
+    except ArtifactError:  # an input is not there, or something is broken: the stages say so
+        return False
 
 
 def dry_run(config: Config, run: Folder, stages: tuple[str, ...], verbose: bool = False) -> None:

@@ -27,14 +27,9 @@ from bend_ray.weights.subset import Subset
 
 def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
     """Make the ensemble of ``config`` in ``run``, or find it there whole. Returns its manifest."""
-    generator = artifacts.load(run / "generator", "generator")
-    base = artifacts.load(run / "base", "base")
-    inputs = {"generator": generator.digest, "base": base.digest}
-    if config.sample.recalibrate:
-        inputs["data"] = dataset.digest()
-    if (found := artifacts.find(run, "ensemble", config, inputs)) is not None:
-        artifacts.verify(run / "ensemble", found)
-        return found
+    if (whole := found(config, run, dataset)) is not None:
+        return whole
+    inputs = _inputs(config, run, dataset)
     recipe = artifacts.recipe("ensemble", config, inputs)
     blocks = range(math.ceil(config.sample.members / config.sample.block))
     todo = [block for block in blocks if not _is_done(run / "ensemble", block, recipe)]
@@ -43,7 +38,18 @@ def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
         if already:
             show.line(f"{already} of {len(blocks)} blocks are there already")
         _sample_all(config, run, recipe, todo, show)
-    return _publish(config, run, dataset, inputs, base, generator, len(blocks))
+    return _publish(config, run, dataset, inputs, len(blocks))
+
+
+def found(config: Config, run: Folder, dataset: Dataset) -> Manifest | None:
+    """The ensemble, if it is there whole."""
+    return artifacts.there(run, "ensemble", config, _inputs(config, run, dataset))
+
+
+def _inputs(config: Config, run: Folder, dataset: Dataset) -> dict[str, str]:
+    kinds: tuple[artifacts.Kind, ...] = ("generator", "base")
+    inputs = {kind: artifacts.load(run / kind, kind).digest for kind in kinds}
+    return inputs | ({"data": dataset.digest()} if config.sample.recalibrate else {})
 
 
 def _sample_all(config: Config, run: Folder, recipe: str, todo: list[int], show: Progress) -> None:
@@ -96,15 +102,8 @@ def _is_done(folder: Folder, block: int, recipe: str) -> bool:
     return True
 
 
-def _publish(
-    config: Config,
-    run: Folder,
-    dataset: Dataset,
-    inputs: dict[str, str],
-    base: Manifest,
-    generator: Manifest,
-    blocks: int,
-) -> Manifest:
+def _publish(config: Config, run: Folder, dataset: Dataset, inputs: dict[str, str], blocks: int) -> Manifest:
+    base, generator = artifacts.load(run / "base", "base"), artifacts.load(run / "generator", "generator")
     folder = run / "ensemble"
     members = [artifacts.read_tensors(folder, _block_name(block))[0]["theta_MD"] for block in range(blocks)]
     artifacts.write_tensors(folder, MEMBERS, {"theta_MD": torch.cat(members)})

@@ -47,11 +47,9 @@ def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
     """Make the search of ``config`` in ``run``, or find it there whole. Returns its manifest."""
     if not config.search.trials:
         raise ConfigError("search.trials: is 0, so there is nothing to search; give 2 or more (20 is a start)")
-    kinds: tuple[artifacts.Kind, ...] = ("base", "snapshots")
-    inputs = {kind: artifacts.load(run / kind, kind).digest for kind in kinds} | {"data": dataset.digest()}
-    if (found := artifacts.find(run, "search", config, inputs)) is not None:
-        artifacts.verify(run / "search", found)
-        return found
+    if (whole := found(config, run, dataset)) is not None:
+        return whole
+    inputs = _inputs(run, dataset)
     table = _Table(config, run, artifacts.recipe("search", config, inputs))
     with Progress("search", "trials", config.search.trials, len(table.known)) as show:
         if table.known:
@@ -60,6 +58,16 @@ def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
             table.show = show
             _tune(config, run, dataset, table)
         return _publish(config, run, inputs, table.known, show)
+
+
+def found(config: Config, run: Folder, dataset: Dataset) -> Manifest | None:
+    """The search, if it is there whole."""
+    return artifacts.there(run, "search", config, _inputs(run, dataset))
+
+
+def _inputs(run: Folder, dataset: Dataset) -> dict[str, str]:
+    kinds: tuple[artifacts.Kind, ...] = ("base", "snapshots")
+    return {kind: artifacts.load(run / kind, kind).digest for kind in kinds} | {"data": dataset.digest()}
 
 
 def _tune(config: Config, run: Folder, dataset: Dataset, table: "_Table") -> None:
