@@ -322,17 +322,19 @@ class Config(Section):
         if self.search.trials:
             for key, domain in self.search.space.items():
                 for value in domain.values:
-                    self._check_value(key, value)
+                    self.as_value(key, value)
         return self
 
-    def _check_value(self, key: str, value: Any) -> None:
+    def as_value(self, key: str, value: Any) -> Any:
+        """``value`` in the type of the searched ``key``, for YAML reads 1e-4 as a word. Raises ValueError."""
         section, _, name = key.partition(".")
         if section not in SEARCHED or name not in Config.model_fields[section].annotation.model_fields:  # type: ignore[union-attr]
             near = difflib.get_close_matches(key, [k for k in keys() if k.split(".")[0] in SEARCHED], n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"search.space: {key} is no key of {', '.join(SEARCHED)}{hint}")
         try:
-            type(getattr(self, section)).model_validate(getattr(self, section).model_dump() | {name: value})
+            changed = type(getattr(self, section)).model_validate(getattr(self, section).model_dump() | {name: value})
+            return getattr(changed, name)
         except ValidationError as error:
             raise ValueError(f"search.space.{key}: {value!r}: {error.errors()[0]['msg']}") from None
 

@@ -57,6 +57,12 @@ def test_labels_are_those_of_the_full_vote(logits_MBK: Tensor, strategy: Strateg
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
+def test_no_rows_are_no_error(strategy: Strategy) -> None:
+    stopped = early.predict(*told(torch.zeros(5, 0, 3)), strategy)
+    assert stopped.label_B.shape == (0,) and stopped.prob_BK.shape == (0, 3)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_rows_are_of_the_members_they_counted(strategy: Strategy) -> None:
     logits_MBK = 4 * torch.randn(32, 20, 3, generator=torch.Generator().manual_seed(0))
     logits_MBK[:, :10, 1] += 20  # decided early; the others late or never

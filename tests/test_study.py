@@ -157,7 +157,8 @@ def test_a_space_that_cannot_be_searched(space: dict[str, Any], said: str) -> No
 
 
 def test_every_kind_of_choice_keeps_its_type() -> None:
-    choices = {"diffusion.schedule": {"choice": ["linear", "cosine"]}, "diffusion.lr": {"choice": [1e-3, 1]}}
+    # YAML reads 1e-3 as a word.
+    choices = {"diffusion.schedule": {"choice": ["linear", "cosine"]}, "diffusion.lr": {"choice": ["1e-3", 1]}}
     asked = changed(search={"trials": 2, "space": choices})
     found = [study.suggest(asked, number, [], []) for number in range(1, 12)]
     pairs = {(values["diffusion.schedule"], values["diffusion.lr"]) for values in found}

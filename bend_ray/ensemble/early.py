@@ -61,7 +61,7 @@ def predict(
             open_b, tally, shared = open_b[~done_b], tally.rows(~done_b), rest
             if not len(open_b):
                 break
-    return joined(found)
+    return joined(found or [(open_b, tally.prediction(strategy))])  # no rows, nothing to decide
 
 
 def decided(so_far: Prediction, members: int, M: int, error: float) -> Tensor:

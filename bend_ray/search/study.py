@@ -13,7 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from bend_ray import seeds
-from bend_ray.config import Config, Domain, Search
+from bend_ray.config import Config, Domain
 
 Status = Literal["done", "stopped", "failed"]
 STATES: dict[Status, TrialState] = {
@@ -68,7 +68,7 @@ def suggest(config: Config, number: int, known: list[Trial], running: list[dict[
             seed=seed, n_startup_trials=search.startup, multivariate=True, constant_liar=True
         )
     study = study_of(config, known, sampler)
-    distributions = distributions_of(search)
+    distributions = distributions_of(config)
     for values in running:
         if _inside(values, distributions):
             study.add_trial(optuna.create_trial(state=TrialState.RUNNING, params=values, distributions=distributions))
@@ -80,7 +80,7 @@ def study_of(config: Config, known: list[Trial], sampler: optuna.samplers.BaseSa
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     objectives = config.search.objective
     study = optuna.create_study(sampler=sampler, directions=[direction(name) for name in objectives])
-    distributions = distributions_of(config.search)
+    distributions = distributions_of(config)
     for trial in sorted(known, key=lambda trial: trial.number):
         if _inside(trial.values, distributions):
             study.add_trial(_frozen(trial, objectives, distributions))
@@ -147,14 +147,14 @@ def importances_of(config: Config, known: list[Trial]) -> dict[str, float]:
     return dict(found)
 
 
-def distributions_of(search: Search) -> dict[str, BaseDistribution]:
+def distributions_of(config: Config) -> dict[str, BaseDistribution]:
     """Optuna's words for the space."""
-    return {key: _distribution(key, domain) for key, domain in search.space.items()}
+    return {key: _distribution(config, key, domain) for key, domain in config.search.space.items()}
 
 
-def _distribution(key: str, domain: Domain) -> BaseDistribution:
+def _distribution(config: Config, key: str, domain: Domain) -> BaseDistribution:
     if domain.choice is not None:
-        return CategoricalDistribution(domain.choice)
+        return CategoricalDistribution([config.as_value(key, value) for value in domain.choice])
     low, high = domain.uniform or domain.loguniform or (0.0, 0.0)
     log = domain.loguniform is not None
     if _is_whole(key):
