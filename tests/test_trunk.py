@@ -288,7 +288,7 @@ def test_logits_are_those_of_whole_models(model: str, spec: str) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
 
-@pytest.mark.parametrize(("model", "spec"), CASES)
+@pytest.mark.parametrize(("model", "spec"), [case for case in CASES if case[1] in ("norm+head", MIDDLE[case[0]])])
 def test_reduced_precision(model: str, spec: str) -> None:
     module, subset, _ = cut(model, spec)
     low = split(module, subset, torch.zeros(2, *IMAGE), torch.bfloat16)
