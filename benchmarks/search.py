@@ -3,10 +3,11 @@
 Overhead: trials one after another on the digits; of each, the time since the one before ended, minus the trial's own
 seconds of fitting and measuring. Memory: S snapshots of an MLP's parameters, 500 MB of them; the most that all
 processes of a search take (proportional set sizes, so that a shared page counts once) with one trial and with eight at
-once, each less what the same search takes on few parameters: interpreters and libraries are no snapshots. All in one
-run. Writes benchmarks/search.json.
+once, each less what the same search takes on few parameters: interpreters and libraries are no snapshots. Gain: on the
+same snapshots of the digits, the configuration as it stands against the best of jobs/digits_search.yaml, on the
+validation and on the test split, for several seeds; runs are kept in runs/. Writes benchmarks/search.json.
 
-    python benchmarks/search.py [--trials 8] [--megabytes 500]
+    python benchmarks/search.py [--trials 8] [--megabytes 500] [--seeds 3]
 """
 
 import argparse
@@ -42,8 +43,10 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--trials", type=int, default=8)
     arguments.add_argument("--megabytes", type=int, default=500)
+    arguments.add_argument("--seeds", type=int, default=3)
     asked = arguments.parse_args()
     result: dict[str, Any] = {"overhead": overhead(asked.trials), "memory": memory(asked.trials, asked.megabytes)}
+    result["gain"] = gain(asked.seeds)
     Path("benchmarks/search.json").write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
 
@@ -146,14 +149,50 @@ def peak_mib(process: subprocess.Popen) -> float:
     return peak
 
 
+def gain(seeds: int) -> dict[str, Any]:
+    """As it stands and best, for each seed; mean and standard deviation of the changes."""
+    rows = []
+    for seed in range(seeds):
+        plain, searched = Path(f"runs/seeds/digits-{seed}"), Path(f"runs/seeds/digits-search-{seed}")
+        bend_ray("run", "jobs/digits.yaml", "--run-dir", str(plain), "--seed", str(seed))
+        for kept in ("base", "snapshots"):
+            if not (searched / kept).exists():
+                shutil.copytree(plain / kept, searched / kept)
+        bend_ray("run", "jobs/digits_search.yaml", "--run-dir", str(searched), "--seed", str(seed))
+        facts = json.loads((searched / "search" / "config.json").read_text())["facts"]
+        before, after = (json.loads((run / "report" / "metrics.json").read_text()) for run in (plain, searched))
+        rows.append(
+            {
+                "validation_nll": [facts["default"]["abend_nll"], facts["found"]["abend_nll"]],
+                "test_nll": [one["abend"]["nll"] for one in (before, after)],
+                "test_accuracy": [one["abend"]["accuracy"] for one in (before, after)],
+                "variance_ratio": [one["novelty"]["variance_ratio"] for one in (before, after)],
+                "values": facts["values"],
+            }
+        )
+    change = {key: [row[key][1] - row[key][0] for row in rows] for key in rows[0] if key != "values"}
+    spread = {key: {"mean": statistics.mean(by), "sd": statistics.stdev(by)} for key, by in change.items()}
+    return {"seeds": rows, "change": spread}
+
+
+def bend_ray(*words: str) -> None:
+    subprocess.run([sys.executable, "-m", "bend_ray.cli", *words], check=True, stdout=subprocess.DEVNULL)
+
+
 def table(result: dict[str, Any]) -> str:
     """The result for people."""
-    over, memory = result["overhead"], result["memory"]
-    return (
+    over, memory, gain = result["overhead"], result["memory"], result["gain"]
+    lines = [
         f"a trial of {over['trial_s']:.2f} s takes {over['beside_s']:.2f} s more (worst {over['worst_s']:.2f} s);"
-        f" limit 0.5\nmemory of the snapshots: one trial {memory['of_snapshots_one_mib']:.0f} MiB, eight at once"
-        f" {memory['of_snapshots_all_mib']:.0f} MiB, ratio {memory['ratio']:.2f}; limit 1.3"
-    )
+        " limit 0.5",
+        f"memory of the snapshots: one trial {memory['of_snapshots_one_mib']:.0f} MiB, eight at once"
+        f" {memory['of_snapshots_all_mib']:.0f} MiB, ratio {memory['ratio']:.2f}; limit 1.3",
+    ]
+    for seed, row in enumerate(gain["seeds"]):
+        pairs = ", ".join(f"{key} {row[key][0]:.4f} -> {row[key][1]:.4f}" for key in gain["change"])
+        lines.append(f"seed {seed}: {pairs}")
+    changes = ", ".join(f"{key} {by['mean']:+.4f} +- {by['sd']:.4f}" for key, by in gain["change"].items())
+    return "\n".join([*lines, f"change: {changes}"])
 
 
 if __name__ == "__main__":

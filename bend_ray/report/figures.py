@@ -1,5 +1,6 @@
 """The report's figures, as PNG files."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,26 +19,25 @@ def draw(
     folder: Folder, metrics: dict[str, Any], scored: dict[str, Scored], label_B: Tensor, points: dict[str, Tensor]
 ) -> list[str]:
     """Draw all figures into ``folder``. Returns their file names."""
-    plots = {
+    plots: dict[str, Callable[[Axes], None]] = {
         "accuracy_against_size.png": lambda axes: _curves(axes, metrics, scored),
         "member_accuracy.png": lambda axes: _histograms(axes, metrics, scored),
         "reliability.png": lambda axes: _reliability(axes, scored, label_B),
         "parameter_map.png": lambda axes: _map(axes, points),
     }
+    return save(folder, plots)
+
+
+def save(folder: Folder, plots: dict[str, Callable[[Axes], None]]) -> list[str]:
+    """Put a PNG file for each of ``plots``, by name. Returns the names."""
     for name, plot in plots.items():
         figure = Figure(figsize=(6.4, 4.2), dpi=120, layout="constrained")
         axes = figure.subplots()
         plot(axes)
-        save(folder, name, figure)
-    return list(plots)
-
-
-def save(folder: Folder, name: str, figure: Figure) -> None:
-    """Put ``figure`` into ``folder`` as a PNG file."""
-    for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
-    with folder.staged(name) as path:
-        figure.savefig(path, format="png", metadata={"Software": None})  # the same numbers, the same bytes
+        with folder.staged(name) as path:
+            figure.savefig(path, format="png", metadata={"Software": None})  # the same numbers, the same bytes
+    return list(plots)
 
 
 def _curves(axes: Axes, metrics: dict[str, Any], scored: dict[str, Scored]) -> None:

@@ -1,10 +1,10 @@
 """A search for people: the table of its trials, figures, and a README."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bend_ray.config import Config
@@ -44,16 +44,11 @@ def draw(
     folder: Folder, config: Config, known: list[Trial], front: list[int], importances: dict[str, float]
 ) -> list[str]:
     """The figures, into ``folder``: the objective over trials; what mattered; the trade-off. Returns their names."""
-    plots = {"objective.png": lambda axes: _objective(axes, config, known)}
+    plots: dict[str, Callable[[Axes], None]] = {"objective.png": lambda axes: _objective(axes, config, known)}
     if importances:
         plots["importance.png"] = lambda axes: _importance(axes, config, importances)
     plots["tradeoff.png"] = lambda axes: _tradeoff(axes, config, known, front)
-    for name, plot in plots.items():
-        figure = Figure(figsize=(6.4, 4.2), dpi=120, layout="constrained")
-        axes = figure.subplots()
-        plot(axes)
-        save(folder, name, figure)
-    return list(plots)
+    return save(folder, plots)
 
 
 def _objective(axes: Axes, config: Config, known: list[Trial]) -> None:
@@ -117,7 +112,7 @@ def readme(
     lines = [
         f"# Search: {len(known)} trials",
         f"- Best is trial {best.number} with {_words(name)} {best.metrics[name]:.4f} on the validation split; {gain}."
-        " The best of many is partly luck: the report of the run says what is left of it on the test split.",
+        " The best of many is partly luck: what counts is the test split, in the run's report.",
         f"- {counts['done']} came to their end, {counts['stopped']} were stopped early, {counts['failed']} failed.",
         "`best.yaml` is a whole configuration with the best values; `trials.parquet` holds all trials.",
         "| key | as it stands | best | importance |\n|---|---:|---:|---:|\n"
