@@ -11,7 +11,7 @@ from bend_ray.config import Config, dump
 from bend_ray.data import classifiers
 from bend_ray.data.base import Description
 from bend_ray.data.datasets import Dataset, load_dataset
-from bend_ray.errors import ArtifactError
+from bend_ray.errors import ArtifactError, ConfigError
 from bend_ray.folders import Folder
 from bend_ray.weights import subset as subsets
 from bend_ray.weights.subset import Subset
@@ -25,6 +25,8 @@ def run(config: Config, run: Folder, stages: tuple[str, ...] = (), verbose: bool
     All that can be checked is checked before any starts.
     """
     stages = stages or _every(config)
+    if "search" in stages and not config.search.trials:
+        raise ConfigError("search.trials: is 0, so there is nothing to search; give 2 or more (20 is a start)")
     artifacts.check_run(run, config)
     dataset = load_dataset(config.data, config.seed)
     if "collect" in stages:

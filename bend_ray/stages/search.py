@@ -45,8 +45,6 @@ from bend_ray.weights.subset import Subset
 
 def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
     """Make the search of ``config`` in ``run``, or find it there whole. Returns its manifest."""
-    if not config.search.trials:
-        raise ConfigError("search.trials: is 0, so there is nothing to search; give 2 or more (20 is a start)")
     if (whole := found(config, run, dataset)) is not None:
         return whole
     inputs = _inputs(run, dataset)
