@@ -1,4 +1,4 @@
-"""A search for people: the table of its trials, figures, and a README."""
+"""A search for people: a line a trial, the table of all, figures, and a README."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +17,17 @@ STYLES: dict[str, dict[str, Any]] = {
     "stopped": {"color": MUTED, "marker": "x", "s": 22},
     "done": {"color": GENERATED, "marker": "o", "s": 22},
 }
+
+
+def line(config: Config, trial: Trial) -> str:
+    """A finished trial in a line."""
+    values = ", ".join(f"{key.split('.')[1]} {_short(value, 3)}" for key, value in trial.values.items())
+    what = "the configuration as it stands" if trial.number == 0 else values
+    if trial.status == "failed":
+        return f"trial {trial.number} failed: {trial.reason} ({what})"
+    found = ", ".join(f"{name} {trial.metrics[name]:.4f}" for name in config.search.objective)
+    stopped = f" (stopped at {len(trial.looks)}/{study.LOOKS})" if trial.status == "stopped" else ""
+    return f"trial {trial.number}: {found}{stopped}, {trial.seconds:.1f} s; {what}"
 
 
 def write_table(known: list[Trial], path: Path) -> None:
@@ -60,14 +71,14 @@ def _objective(axes: Axes, config: Config, known: list[Trial]) -> None:
     if failed := [trial.number for trial in known if trial.status == "failed"]:
         low = axes.get_xaxis_transform()
         axes.scatter(failed, [0.02] * len(failed), transform=low, color="#c92a2a", marker="v", s=22, label="failed")
-    best, numbers, line = None, [], []
+    best, numbers, heights = None, [], []
     for trial in known:
         if trial.status == "done":
             best = trial.metrics[name] if best is None else better(best, trial.metrics[name])
         if best is not None:
             numbers.append(trial.number)
-            line.append(best)
-    axes.step(numbers, line, where="post", color=GENERATED, lw=1.5, label="best so far")
+            heights.append(best)
+    axes.step(numbers, heights, where="post", color=GENERATED, lw=1.5, label="best so far")
     if known[0].metrics:
         axes.axhline(known[0].metrics[name], color=ORIGINALS, ls=":", lw=1.2, label="the configuration as it stands")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -133,8 +144,8 @@ def _words(name: str) -> str:
     return name.replace("abend", "aBEND's").replace("sbend", "sBEND's").replace("_", " ").replace("nll", "NLL")
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _short(value: Any, digits: int = 4) -> str:
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
 def _share(value: float | None) -> str:

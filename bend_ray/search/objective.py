@@ -59,10 +59,8 @@ class Prepared:
     def of(cut: SharedTrunk, seen: Snapshots, held_out: Snapshots, dataset: Dataset, explained: float) -> "Prepared":
         """``explained``: the largest that any trial will ask for."""
         span = spans.fit(seen.blocks, explained)
-        c_SR = span.encode(seen.theta_SD)
-        theta_HD = span.standardise(held_out.theta_SD)
+        c_SR, c_HR = span.encode(seen.theta_SD), span.encode(held_out.theta_SD)
         # In an orthonormal basis the distance to a point of the span is that of coordinates and the rest outside.
-        c_HR = theta_HD @ span.basis_RD.T
         outside_H = span.residual(held_out.theta_SD)
         withheld_H = (torch.cdist(c_HR, c_SR).amin(1).square() + outside_H.square()).sqrt()
         variance_R = c_SR.double().square().sum(0)

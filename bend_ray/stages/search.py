@@ -87,7 +87,7 @@ def _tune(config: Config, run: Folder, dataset: Dataset, table: "_Table") -> Non
         run_config=tune.RunConfig(
             name=uuid.uuid4().hex,
             storage_path=(run / ("tensorboard" if kept else ".ray")).address,
-            callbacks=[table, *_loggers(config, run)],
+            callbacks=[table, *_loggers(config)],
             verbose=0,
         ),
     )
@@ -132,7 +132,7 @@ class _Earlier:
         self.trial_id, self.config = f"earlier-{number}", {"number": number}
 
 
-def _loggers(config: Config, run: Folder) -> list[Callback]:
+def _loggers(config: Config) -> list[Callback]:
     """Ray's own integrations, each where the user asked for it."""
     found: list[Callback] = []
     for name in config.search.loggers:
@@ -251,7 +251,7 @@ class _Table(Callback):
         (self.run / "search").write(f"{unit}.json", text.encode())
         self.known.append(ended)
         if self.show is not None:
-            self.show.line(_line(self.config, ended))
+            self.show.line(pictures.line(self.config, ended))
             self.show.update(len(self.known))
 
 
@@ -276,21 +276,6 @@ def _read(folder: Folder, name: str, recipe: str) -> Trial:
         ) from None
     artifacts.check_recipe(folder, name, made_by, recipe)
     return trial
-
-
-def _line(config: Config, trial: Trial) -> str:
-    """A finished trial in a line."""
-    values = ", ".join(f"{key.split('.')[1]} {_short(value)}" for key, value in trial.values.items())
-    what = "the configuration as it stands" if trial.number == 0 else values
-    if trial.status == "failed":
-        return f"trial {trial.number} failed: {trial.reason} ({what})"
-    found = ", ".join(f"{name} {trial.metrics[name]:.4f}" for name in config.search.objective)
-    stopped = f" (stopped at {len(trial.looks)}/{LOOKS})" if trial.status == "stopped" else ""
-    return f"trial {trial.number}: {found}{stopped}, {trial.seconds:.1f} s; {what}"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 class _Suggest(Searcher):
@@ -325,7 +310,7 @@ def _publish(config: Config, run: Folder, inputs: dict[str, str], known: list[Tr
             f"search: no trial of {len(known)} came to its end ({'; '.join(sorted(reasons))[:500]});"
             f" to try them again, delete {folder}"
         )
-    show.line(f"best: {_line(config, best)}")
+    show.line(f"best: {pictures.line(config, best)}")
     folder.write("best.yaml", dump(config.with_keys(best.values | {"search.trials": 0})).encode())
     with folder.staged("trials.parquet") as path:
         pictures.write_table(known, path)
