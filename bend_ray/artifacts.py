@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bend_ray import __version__
 from bend_ray import config as configs
-from bend_ray.config import Config, Inference, loads
+from bend_ray.config import Config, Settings, loads
 from bend_ray.errors import ArtifactError
 from bend_ray.folders import Folder
 
@@ -163,10 +163,10 @@ def tuned(run: Folder, config: Config) -> Config:
     return config if found is None else config.with_keys(found.facts["values"])
 
 
-def inference(folder: Folder, overrides: dict[str, str]) -> Inference:
+def inference(model: type[Settings], folder: Folder, overrides: dict[str, Any]) -> Settings:
     """How to use the ensemble at ``folder``: as its run's configuration says, with dotted ``overrides`` laid over."""
     text = folder.read("config.yaml").decode(errors="replace") if folder.exists("config.yaml") else ""
-    return configs.inference(overrides, text, f"{folder}/config.yaml")
+    return configs.inference(model, overrides, text, f"{folder}/config.yaml")
 
 
 def finished_units(run: Folder, kind: Kind) -> list[str]:

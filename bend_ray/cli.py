@@ -23,6 +23,7 @@ HELP = {
     "fit": "fit autoencoder and diffusion model to the snapshots",
     "sample": "sample the members of the ensemble",
     "evaluate": "write the report",
+    "serve": "answer over HTTP; the same command with another run rolls over to it",
     "predict": "answer for images or .npy files",
     "show": "what is in a run, from what, how good, how to go on",
 }
@@ -74,6 +75,12 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--strategy", choices=("abend", "sbend"), default="abend", help="mean probability, or votes")
     predict.add_argument("--json", action="store_true", help="one JSON object a row")
     _add_keys(predict, "Inference")
+    serve = commands.add_parser("serve", help=HELP["serve"], description=HELP["serve"], allow_abbrev=False)
+    serve.add_argument("run", metavar="RUN_OR_ENSEMBLE", help="folder or URI of a run or an ensemble")
+    serve.add_argument("--host", dest="serve.host", default=argparse.SUPPRESS, help="short for --serve.host")
+    serve.add_argument("--port", dest="serve.port", default=argparse.SUPPRESS, help="short for --serve.port")
+    serve.add_argument("--verbose", action="store_true", help="let Ray speak")
+    _add_keys(serve, "Serving")
     show = commands.add_parser("show", help=HELP["show"], description=HELP["show"], allow_abbrev=False)
     show.add_argument("run", metavar="RUN", help="folder or URI of a run")
     _add_keys(show, "Inference")
@@ -105,6 +112,10 @@ def _run(argv: list[str]) -> None:
         from bend_ray.stages import predict
 
         predict.run(arguments.run, arguments.inputs, arguments.strategy, arguments.json, _overrides(arguments))
+    elif arguments.command == "serve":
+        from bend_ray.stages import serve
+
+        serve.run(arguments.run, _overrides(arguments), arguments.verbose)
     elif arguments.command == "show":
         from bend_ray.stages import show
 

@@ -22,8 +22,8 @@ RETRIES = 3
 """How often a killed worker, actor or task is started again."""
 
 
-def connect(verbose: bool) -> None:
-    """Join the cluster that RAY_ADDRESS (or `ray start`) names, or start one on this machine."""
+def connect(verbose: bool, address: str | None = None) -> None:
+    """Join the cluster at ``address``, or the one that RAY_ADDRESS (or `ray start`) names, or start one here."""
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon the end of a loop is seen
@@ -34,9 +34,9 @@ def connect(verbose: bool) -> None:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # a trial is our own file; others are asked for
     level = logging.INFO if verbose else logging.ERROR
     try:
-        ray.init(log_to_driver=verbose, logging_level=level, include_dashboard=False, namespace="bend_ray")
+        ray.init(address, log_to_driver=verbose, logging_level=level, include_dashboard=False, namespace="bend_ray")
     except (ConnectionError, RuntimeError, ValueError) as error:
-        address = os.environ.get("RAY_ADDRESS", "this machine")
+        address = address or os.environ.get("RAY_ADDRESS", "this machine")
         raise ResourceError(
             f"RAY_ADDRESS: no Ray cluster can be joined or started at {address} ({' '.join(str(error).split())[:300]});"
             " is the address right, and RAY_AUTH_MODE=token set where the cluster asks for a token?"
@@ -48,8 +48,12 @@ def connect(verbose: bool) -> None:
             logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def wants(config: Config, stages: tuple[str, ...]) -> list[tuple[str, str, int, float]]:
-    """What the stages ask for: (key of the count, resource, processes, amount for each)."""
+Want = tuple[str, str, int, float]
+"""Key of the amount, resource, processes, amount for each."""
+
+
+def wants(config: Config, stages: tuple[str, ...]) -> list[Want]:
+    """What the stages ask for."""
     collect, sample = config.collect, config.sample
     asked = {
         "collect": [
@@ -74,7 +78,7 @@ def wants(config: Config, stages: tuple[str, ...]) -> list[tuple[str, str, int, 
 
 def preflight(config: Config, run: Folder, stages: tuple[str, ...]) -> None:
     """Raises ResourceError or ArtifactError in one sentence for what would otherwise wait for ever or fail late."""
-    check_resources(config, stages)
+    check_resources(wants(config, stages))
     if run.remote:
         return
     try:
@@ -87,14 +91,21 @@ def preflight(config: Config, run: Folder, stages: tuple[str, ...]) -> None:
         raise ResourceError(f"--run-dir: only {free >> 20} MiB are free at {run.path}; at least 256 MiB are needed")
 
 
-def check_resources(config: Config, stages: tuple[str, ...]) -> None:
+def room(resource: str, each: float) -> int:
+    """How many processes that take ``each`` of a resource the cluster has room for; none spreads over two nodes."""
+    return sum(int(amount / each + 1e-9) for amount in _amounts(resource))
+
+
+def _amounts(resource: str) -> list[float]:
+    return [node["Resources"].get(resource, 0.0) for node in ray.nodes() if node["Alive"]]
+
+
+def check_resources(wanted: list[Want]) -> None:
     """Raises ResourceError where more is asked for than the cluster has: Ray would wait for it for ever."""
     has = ray.cluster_resources()
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    for key, resource, processes, each in wants(config, stages):
-        amounts = [node["Resources"].get(resource, 0.0) for node in nodes]
-        largest = max(amounts)
-        if sum(int(amount / each + 1e-9) for amount in amounts) < processes:  # no process spreads over two nodes
+    for key, resource, processes, each in wanted:
+        largest = max(_amounts(resource))
+        if room(resource, each) < processes:
             raise ResourceError(
                 f"{key}: {processes} x {each:g} {resource} asked for, but the cluster has"
                 f" {has.get(resource, 0.0):g} (at most {largest:g} on one node); {_less(key)}"
@@ -102,7 +113,8 @@ def check_resources(config: Config, stages: tuple[str, ...]) -> None:
 
 
 def _less(key: str) -> str:
-    count = {"collect": "collect.workers", "sample": "sample.actors"}.get(key.split(".")[0])
+    counts = {"collect": "collect.workers", "sample": "sample.actors", "serve": "serve.replicas"}
+    count = counts.get(key.split(".")[0])
     return f"lower {key}" + (f" or {count}" if count else "")
 
 

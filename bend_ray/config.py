@@ -205,7 +205,8 @@ class Sample(Section):
 class Ensemble(Section):
     plan: Literal["graph", "measured", "vmap", "loop"] = "graph"
     """How members run behind what they share: `vmap`, a chunk at once; `loop`, one by one; `graph`, the one that the
-    classifier's graph suggests; `measured`, the fastest on the first batch of about a size."""
+    classifier's graph suggests (`bend-ray serve` measures instead); `measured`, the fastest on the first batch of about
+    a size."""
     chunk: int = Field(16, ge=1)
     """Members at once under vmap; a measured plan chooses its own."""
     max_memory: float = Field(1.0, gt=0)
@@ -297,6 +298,39 @@ class Evaluate(Section):
     """Whole classifiers trained on all rows from different seeds; 0: not asked for."""
 
 
+class Serve(Section):
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0: all of this machine's (set BEND_SERVE_TOKEN, too)."""
+    port: int = Field(8000, ge=1, le=65535)
+    """Port to listen at."""
+    replicas: int = Field(1, ge=1)
+    """Processes that each hold the ensemble and answer."""
+    max_replicas: int | None = Field(None, ge=1)
+    """Replicas at most, where more are started under load (Ray Serve's autoscaling); None: always `replicas`."""
+    target: float = Field(32.0, gt=0)
+    """Requests at once in a replica that autoscaling aims at."""
+    cpus_per_replica: float = Field(1.0, gt=0)
+    """CPU cores of a replica, and (rounded down, at least 1) its threads."""
+    gpus_per_replica: Gpus = Field(0.0, ge=0)
+    """GPUs of a replica; a fraction shares one."""
+    batch: int = Field(64, ge=1)
+    """Rows that are answered at once: those which came while the batch before was answered, at most so many."""
+    queue: int = Field(256, ge=1)
+    """Requests at once in a replica; more are told to come again (503)."""
+    timeout: float = Field(30.0, gt=0)
+    """Seconds after which a request is given up (503)."""
+    max_rows: int = Field(1024, ge=1)
+    """Images in one request."""
+    max_body: float = Field(8.0, gt=0)
+    """MiB of one request."""
+
+    @model_validator(mode="after")
+    def _enough_replicas(self) -> "Serve":
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(f"serve.max_replicas: {self.max_replicas} is less than serve.replicas: {self.replicas}")
+        return self
+
+
 class Config(Section):
     seed: int = Field(0, ge=0)
     """Every random number follows from it."""
@@ -310,6 +344,7 @@ class Config(Section):
     sample: Sample = Sample()
     ensemble: Ensemble = Ensemble()
     evaluate: Evaluate = Evaluate()
+    serve: Serve = Serve()
 
     @model_validator(mode="after")
     def _steps_fit(self) -> "Config":
@@ -415,13 +450,23 @@ class Inference(Section):
     ensemble: Ensemble = Ensemble()
 
 
-def inference(overrides: dict[str, str], text: str = "", where: str = "") -> Inference:
-    """That part of the configuration in YAML ``text``, which stands at ``where``, with ``overrides`` as in `load`."""
+class Serving(Inference):
+    """What matters to an ensemble that is served."""
+
+    serve: Serve = Serve()
+
+
+Settings = TypeVar("Settings", bound=Inference)
+
+
+def inference(model: type[Settings], overrides: dict[str, Any], text: str = "", where: str = "") -> Settings:
+    """``model``'s part of the configuration in YAML ``text``, which stands at ``where``, with ``overrides`` of dotted
+    keys (words are read as YAML) laid over."""
     raw = _yaml(text, where)
-    mine = {name: raw[name] for name in Inference.model_fields if name in raw} if isinstance(raw, dict) else {}
+    mine = {name: raw[name] for name in model.model_fields if name in raw} if isinstance(raw, dict) else {}
     for key, value in overrides.items():
-        _set(mine, key, _yaml(value, f"--{key}"))
-    return parse(Inference, mine, where or "command line")
+        _set(mine, key, _yaml(value, f"--{key}") if isinstance(value, str) else value)
+    return parse(model, mine, where or "command line")
 
 
 def parse(model: type[Parsed], raw: dict[str, Any], where: str) -> Parsed:

@@ -29,5 +29,9 @@ class ArtifactError(BendError, OSError):
     """Something on disk is missing, truncated, altered, or made by another configuration or version."""
 
 
+class EndpointError(BendError, ConnectionError):
+    """A served ensemble cannot be reached, is too busy, or refuses a request."""
+
+
 class ResourceError(BendError, RuntimeError):
     """The cluster lacks what the configuration asks for."""

@@ -5,7 +5,7 @@ import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from bend_ray.config import Data
 from bend_ray.errors import DataError
 
 SPLITS = ("train", "val", "test")
+MAX_PIXELS = 89_478_485
+"""Of an image in a file, as Pillow's own limit against decompression bombs."""
 NPZ_KEYS = {f"{kind}_{split}" for kind in "xy" for split in SPLITS}
 
 
@@ -66,18 +68,37 @@ class Preprocess:
         if Path(path).suffix.lower() == ".npy":
             return self._array(Path(path))
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), Path(path).open("rb") as file:
                 warnings.simplefilter("ignore")  # odd metadata
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(path) as image:
-                    fitted = Image.fromarray(pixels(image, colour=self.channels == 3))
+                return self.decode(file, str(path))
         except FileNotFoundError:
             raise DataError(f"{path}: no such file") from None
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+    def decode(self, file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> Tensor:
+        """An encoded image as uint8 (1, C, H, W), its sides made ``image_size``.
+
+        Raises DataError, which begins with ``name``, where it cannot be read or has more than ``max_pixels``.
+        """
+        try:
+            with Image.open(file) as image:
+                if image.width * image.height > max_pixels:  # before anything is unpacked
+                    size = f"{image.width}x{image.height}"
+                    raise ValueError(f"a decompression bomb? It has {size} pixels, at most {max_pixels} are read")
+                fitted = Image.fromarray(pixels(image, colour=self.channels == 3))
         except Exception as error:  # decoders raise nearly anything on broken bytes
-            raise DataError(f"{path}: is no image that can be read ({error}); give PNG, JPEG or .npy") from None
+            raise DataError(f"{name}: is no image that can be read ({error}); give PNG, JPEG or .npy") from None
         if fitted.size != (self.image_size, self.image_size):
             fitted = fitted.resize((self.image_size, self.image_size), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(fitted)).reshape(1, self.image_size, self.image_size, -1).permute(0, 3, 1, 2)
+
+    def fit(self, array: np.ndarray, name: str) -> Tensor:
+        """Numbers as images, uint8 (N, C, H, W): whole ones from 0 to 255, fractions from 0 to 1; axes as they come.
+
+        Raises DataError, which begins with ``name``, for anything else.
+        """
+        return _images(array, name, (self.channels, self.image_size))
 
     def _array(self, path: Path) -> Tensor:
         try:
@@ -90,7 +111,7 @@ class Preprocess:
             raise DataError(f"{path}: no such file") from None
         except Exception as error:  # a broken header is parsed as Python and fails in as many ways
             raise DataError(f"{path}: is no .npy array of numbers ({error})") from None
-        return _images(array, str(path), (self.channels, self.image_size))
+        return self.fit(array, str(path))
 
     def to_json(self) -> dict[str, Any]:
         return {

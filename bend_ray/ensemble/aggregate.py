@@ -5,8 +5,8 @@ mean probability, then the lower index. aBEND ("averaged"): the largest mean of 
 names are the paper's (arXiv 2403.15766); the definitions are our reading of "in a stable or probabilistic way".
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -35,6 +35,11 @@ class Prediction:
     """Share of members that do not vote for ``label_B``."""
     members_B: Tensor
     """Members counted: all, but for rows that stopped early."""
+
+    def rows(self, rows: slice) -> "Prediction":
+        """The answer for these rows only."""
+        tensors: Any = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)
 
 
 def abend(logits_MBK: Tensor) -> Tensor:
@@ -76,13 +81,16 @@ class Tally:
         self._prob_BK: Tensor | float = 0.0
         self._count_BK: Tensor | int = 0
         self._entropy_B: Tensor | float = 0.0
+        self._label_mB: list[Tensor] = []
 
     def add(self, logits_MBK: Tensor) -> None:
         """Count these members in. Raises ModelError, which names the member, for logits that are not finite."""
         check(logits_MBK, self.members)
         prob_MBK = logits_MBK.double().softmax(-1)
         self._prob_BK = self._prob_BK + prob_MBK.sum(0)
-        self._count_BK = self._count_BK + F.one_hot(logits_MBK.argmax(-1), logits_MBK.shape[-1]).sum(0)
+        label_MB = logits_MBK.argmax(-1)
+        self._label_mB.append(label_MB.to(torch.int32))
+        self._count_BK = self._count_BK + F.one_hot(label_MB, logits_MBK.shape[-1]).sum(0)
         self._entropy_B = self._entropy_B + torch.special.entr(prob_MBK).sum((0, -1))
         self.members += len(logits_MBK)
 
@@ -105,12 +113,18 @@ class Tally:
             members_B=torch.full_like(label_B, self.members),
         )
 
+    @property
+    def label_MB(self) -> Tensor:
+        """The vote of each member, int32."""
+        return torch.cat(self._label_mB)
+
     def rows(self, keep_B: Tensor) -> "Tally":
         """What was counted of these rows."""
         kept = Tally()
         kept.members = self.members
         kept._prob_BK, kept._count_BK = self._prob_BK[keep_B], self._count_BK[keep_B]  # type: ignore[index]
         kept._entropy_B = self._entropy_B[keep_B]  # type: ignore[index]
+        kept._label_mB = [label_MB[:, keep_B] for label_MB in self._label_mB]
         return kept
 
 

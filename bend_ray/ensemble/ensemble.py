@@ -1,5 +1,6 @@
 """The ensemble: one frozen classifier, M sets of the subset's parameters, and one answer."""
 
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -102,6 +103,21 @@ class Ensemble:
             self._plans[size] = plan.chosen(self.trunk, self.settings, self.theta_MD, x)
         return self._plans[size]
 
+    def warm(self, rows: int, seconds: float) -> None:
+        """Answer blank batches of all sizes up to ``rows``, so that plans are measured before anybody waits for them.
+
+        After ``seconds`` the larger sizes take the plan of the largest that was measured.
+        """
+        fit, start = self.description.preprocess, time.monotonic()
+        size = 1
+        while size <= plan.bucket(rows):
+            if time.monotonic() - start > seconds and self._plans:
+                self._plans[size] = self._plans[size // 2]
+            else:
+                blank = torch.zeros(min(size, rows), fit.channels, fit.image_size, fit.image_size, dtype=torch.uint8)
+                self.tally(blank)
+            size *= 2
+
     def predict(
         self, images: Tensor, strategy: Strategy = "abend", stop_early: bool = False, error: float = 0.0
     ) -> Prediction:
@@ -109,13 +125,18 @@ class Ensemble:
 
         ``stop_early``: rows whose label is decided ask no further members, ``error`` as in `early.predict`.
         """
-        x = self._inputs(images)
         if stop_early:
+            x = self._inputs(images)
             return early.predict(self.planned(x), self.theta_MD, x, strategy, error, self.temperature)
+        return self.tally(images).prediction(strategy)
+
+    def tally(self, images: Tensor) -> Tally:
+        """What all members say of uint8 images (B, C, H, W), for answers by any strategy."""
+        x = self._inputs(images)
         tally = Tally()
         for logits_MBK in self.planned(x).chunks(self.theta_MD, x):
             tally.add(logits_MBK / self.temperature)
-        return tally.prediction(strategy)
+        return tally
 
     def _inputs(self, images: Tensor) -> Tensor:
         return self.description.preprocess(images.to(self.theta_MD.device))

@@ -78,7 +78,7 @@ def dry_run(config: Config, run: Folder, stages: tuple[str, ...], verbose: bool 
         print(f"asks for:  {processes} x {each:g} {resource} ({key}); the cluster has {has.get(resource, 0.0):g}")
     print(f"run:       {run}")
     artifacts.check_run(run, config)
-    cluster.check_resources(config, stages)
+    cluster.check_resources(cluster.wants(config, stages))
 
 
 def _every(config: Config) -> tuple[str, ...]:

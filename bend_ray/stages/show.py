@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, get_args
 
 from bend_ray import artifacts
 from bend_ray.artifacts import DEPENDS, Kind, Manifest
+from bend_ray.config import Inference
 from bend_ray.errors import ArtifactError, BendError
 from bend_ray.folders import Folder
 from bend_ray.report import words
@@ -64,7 +65,7 @@ def _plan(run: Folder, overrides: dict[str, str]) -> str:
     from bend_ray.ensemble.ensemble import Ensemble
 
     try:
-        ensemble = Ensemble.load(run, settings=artifacts.inference(run, overrides).ensemble)
+        ensemble = Ensemble.load(run, settings=artifacts.inference(Inference, run, overrides).ensemble)
     except BendError as error:
         return f"  {'plan':<10} none, the ensemble cannot be used: {error}"
     fit = ensemble.description.preprocess

@@ -1,0 +1,269 @@
+"""The routes: bytes in, an ensemble's answers out. Ray is not needed: whoever can `answer` can be served.
+
+* the Open Inference Protocol v2 under ``/v2`` (see `oip`),
+* ``POST /predict`` for people and scripts: an image, JSON, .npy or Arrow IPC in, JSON out,
+* ``GET /ensemble``: what is served; ``GET /``: a page to draw on; ``GET /docs``: the routes with examples.
+"""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import swagger_ui_bundle
+import torch
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.staticfiles import StaticFiles
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.responses import FileResponse, JSONResponse, Response
+from torch import Tensor
+
+from bend_ray import __version__
+from bend_ray.config import Serve
+from bend_ray.data.datasets import Preprocess
+from bend_ray.ensemble.aggregate import Prediction, Strategy
+from bend_ray.errors import DataError
+from bend_ray.serving import answers, guard, inputs, oip, schemas
+from bend_ray.serving.guard import Guard
+
+PAGE = Path(__file__).parent / "page"
+MODEL = "bend"
+"""The model's name in the Open Inference Protocol."""
+POLICY = "default-src 'self'; img-src 'self' data: blob:"
+INLINE = 4096
+"""Bytes of JSON or numbers up to which a body is read at once; larger ones, and images, in a thread."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """What the routes need of an ensemble."""
+
+    answer: Callable[[Tensor, Strategy], Awaitable[tuple[Prediction, Tensor]]]
+    """Prediction and ``label_MB`` for uint8 images (B, C, H, W)."""
+    fit: Preprocess
+    class_names: tuple[str, ...]
+    facts: dict[str, Any]
+    """What ``GET /ensemble`` says."""
+    limits: Serve
+    token_digest: str | None = None
+    seen: Callable[[dict[str, Any]], None] = field(default=lambda facts: None)
+    """Told of every request: method, path, status, latency_ms, and rows and strategy where it had any."""
+
+    @property
+    def version(self) -> str:
+        """The model's version in the protocol: the beginning of the ensemble's digest."""
+        return str(self.facts["digest"])[:12]
+
+
+def make_app(served: Served) -> FastAPI:
+    """The application that answers for ``served``."""
+    app = FastAPI(title="bend_ray", version=__version__, description=schemas.DESCRIPTION, docs_url=None, redoc_url=None)
+    app.openapi_version = "3.0.3"  # what the bundled Swagger UI shows
+    limits = served.limits
+    app.add_middleware(
+        Guard, token_digest=served.token_digest, queue=limits.queue, timeout=limits.timeout, seen=served.seen
+    )
+    _add_errors(app)
+    _add_pages(app, served)
+    _add_predict(app, served)
+    _add_protocol(app, served)
+    whole = app.openapi
+    app.openapi = lambda: schemas.as_it_is(whole(), served.token_digest is not None)  # type: ignore[method-assign]
+    return app
+
+
+def _add_errors(app: FastAPI) -> None:
+    """Every error is ``{"error": sentence}``."""
+
+    def said(status: int, error: str, headers: Any = None) -> Response:
+        return JSONResponse({"error": error}, status, headers)
+
+    @app.exception_handler(DataError)
+    async def bad_data(request: Request, error: DataError) -> Response:
+        return said(415 if isinstance(error, inputs.KindError) else 400, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def bad_parameter(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        return said(400, f"{first['loc'][-1]}: {first['msg']} (got {str(first['input'])[:100]!r})")
+
+    @app.exception_handler(StarletteHTTPException)
+    async def refused(request: Request, error: StarletteHTTPException) -> Response:
+        return said(error.status_code, str(error.detail), error.headers)
+
+    @app.exception_handler(Exception)
+    async def ours(request: Request, error: Exception) -> Response:
+        return said(500, f"this is a fault of the server's ({type(error).__name__}); its log says more")
+
+
+def _add_pages(app: FastAPI, served: Served) -> None:
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(PAGE / "index.html", headers={"Content-Security-Policy": POLICY})
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title="bend_ray: the routes",
+            swagger_js_url="swagger/swagger-ui-bundle.js",
+            swagger_css_url="swagger/swagger-ui.css",
+            swagger_favicon_url="page/icon.svg",
+        )
+
+    app.mount("/page", StaticFiles(directory=PAGE))
+    app.mount("/swagger", StaticFiles(directory=swagger_ui_bundle.swagger_ui_path))
+
+    @app.get("/ensemble", responses=schemas.responses(schemas.Ensemble), summary="What is served")
+    async def ensemble() -> Response:
+        """Members, accuracy on test, the run it is from and the hashes of what made it, the limits of a request."""
+        return JSONResponse(served.facts)
+
+
+def _add_predict(app: FastAPI, served: Served) -> None:
+    @app.post(
+        "/predict",
+        summary="Images in, answers and doubt out",
+        openapi_extra={"requestBody": schemas.predict_body(served.fit)},
+        responses=schemas.responses(schemas.Answer, 400, 413, 415, 503),
+    )
+    async def predict(request: Request, strategy: Strategy | None = None, members: bool = False) -> Response:
+        """An image (PNG, JPEG; also as a form's file), JSON, .npy or Arrow IPC. Images of another size are fitted;
+        arrays must have the classifier's. `strategy` and `members` may stand in a JSON body, too."""
+        images, said = await _read(request, served)
+        strategy = strategy or _strategy(said.get("strategy"))
+        with_members = said.get("members", members)
+        if not isinstance(with_members, bool):
+            raise DataError("members: must be true or false")
+        prediction, label_MB = await _answer(request, served, images, strategy)
+        body = {
+            "model": MODEL,
+            "version": served.version,
+            "strategy": strategy,
+            "members": len(label_MB),
+            "class_names": served.class_names,
+            "predictions": answers.rows(prediction, served.class_names, label_MB if with_members else None),
+        }
+        return Response(json.dumps(body), media_type="application/json")
+
+
+def _add_protocol(app: FastAPI, served: Served) -> None:
+    one, of_version = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
+
+    def known(request: Request) -> None:
+        model, version = request.path_params["model"], request.path_params.get("version", served.version)
+        if (model, version) != (MODEL, served.version):
+            raise HTTPException(404, f"model {model} of version {version} is not here; {MODEL} {served.version} is")
+
+    @app.get("/v2", responses=schemas.responses(schemas.Server), summary="The server")
+    async def server() -> Response:
+        return JSONResponse({"name": "bend_ray", "version": __version__, "extensions": ["binary_tensor_data"]})
+
+    @app.get("/v2/health/live", responses=schemas.responses(schemas.Live), summary="The server is there")
+    async def live() -> Response:
+        return JSONResponse({"live": True})
+
+    @app.get("/v2/health/ready", responses=schemas.responses(schemas.Ready), summary="The server can answer")
+    async def ready() -> Response:
+        return JSONResponse({"ready": True})
+
+    @app.get(of_version, include_in_schema=False)
+    @app.get(one, responses=schemas.responses(schemas.Metadata, 404), summary="What the model takes and gives")
+    async def metadata(request: Request, model: str) -> Response:
+        known(request)
+        return JSONResponse(oip.metadata(MODEL, served.version, served.fit, len(served.class_names)))
+
+    @app.get(f"{of_version}/ready", include_in_schema=False)
+    @app.get(f"{one}/ready", responses=schemas.responses(schemas.Ready, 404), summary="The model can answer")
+    async def model_ready(request: Request, model: str) -> Response:
+        known(request)
+        return JSONResponse({"name": MODEL, "ready": True})
+
+    @app.post(f"{of_version}/infer", include_in_schema=False)
+    @app.post(
+        f"{one}/infer",
+        summary="Tensors in, tensors out",
+        openapi_extra={"requestBody": schemas.infer_body(served.fit), "parameters": [schemas.LENGTH]},
+        responses=schemas.responses(schemas.Inferred, 400, 404, 413, 503, binary=True),
+    )
+    async def infer(request: Request, model: str) -> Response:
+        """The Open Inference Protocol v2; with its binary tensor extension the tensor's bytes stand behind the
+        JSON, whose length is in the header `Inference-Header-Content-Length`: many times faster than JSON."""
+        known(request)
+        body = await _body(request, served.limits)
+        read = asyncio.to_thread if len(body) > INLINE else _now
+        asked = await read(oip.read, body, request.headers.get(oip.LENGTH), served.fit)
+        prediction, _ = await _answer(request, served, asked.images, _strategy(asked.strategy))
+        content, headers = oip.write(asked, prediction, MODEL, served.version)
+        return Response(content, headers=headers)
+
+
+async def _now(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+def _strategy(given: Any) -> Strategy:
+    if given in (None, "abend"):
+        return "abend"
+    if given == "sbend":
+        return "sbend"
+    raise DataError(f"strategy: {str(given)[:100]!r} is unknown; use abend (mean probability) or sbend (votes)")
+
+
+async def _answer(request: Request, served: Served, images: Tensor, strategy: Strategy) -> tuple[Prediction, Tensor]:
+    if len(images) > served.limits.max_rows:
+        raise HTTPException(413, f"{len(images)} images in one request; at most {served.limits.max_rows} are answered")
+    request.state.facts |= {"rows": len(images), "strategy": strategy}
+    return await served.answer(images, strategy)
+
+
+async def _body(request: Request, limits: Serve) -> bytes:
+    """The whole body, if it is no longer than allowed."""
+    most = guard.mebibytes(limits.max_body)
+    error = f"the body is longer than {limits.max_body:g} MiB; send fewer images at once"
+    told = request.headers.get("content-length", "")
+    if told.isdigit() and int(told[:20]) > most:
+        raise HTTPException(413, error)
+    parts, length = [], 0
+    async for part in request.stream():
+        parts.append(part)
+        length += len(part)
+        if length > most:
+            raise HTTPException(413, error)
+    return b"".join(parts)
+
+
+async def _read(request: Request, served: Served) -> tuple[Tensor, dict[str, Any]]:
+    body = await _body(request, served.limits)
+    content_type = request.headers.get("content-type", "")
+    if content_type.startswith("multipart/form-data"):
+        return await _read_form(request, body, served), {}
+    kind = inputs.kind_of(content_type, body)
+    read = asyncio.to_thread if kind == "image" or len(body) > INLINE else _now
+    images, said = await read(inputs.read, kind, body, served.fit, served.limits.max_rows)
+    return images, said
+
+
+async def _read_form(request: Request, body: bytes, served: Served) -> Tensor:
+    request._body = body  # what Starlette reads again
+    images = []
+    try:
+        form = await request.form(max_files=served.limits.max_rows, max_fields=16)
+    except StarletteHTTPException as error:
+        raise DataError(f"body: is no form ({error.detail})") from None
+    try:
+        for name, value in form.multi_items():
+            if not isinstance(value, UploadFile):
+                raise DataError(f"form field {name!r}: is no file")
+            where = f"file {value.filename or name!r}"
+            images.append(await asyncio.to_thread(inputs.image, await value.read(), where, served.fit))
+    finally:
+        await form.close()
+    if not images:
+        raise DataError("body: the form has no file; send e.g. curl -F image=@digit.png")
+    return torch.cat(images)

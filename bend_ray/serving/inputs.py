@@ -1,0 +1,203 @@
+"""From the body of a request to images: PNG, JPEG and the like, JSON, .npy, Arrow IPC.
+
+Nothing here believes what a body says of itself: sizes are compared with the bytes that are there before anything is
+unpacked, and no pickle is read.
+"""
+
+import io
+import json
+import math
+import struct
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from bend_ray.data.datasets import Preprocess
+from bend_ray.errors import DataError
+
+MAX_PIXELS = 1 << 25
+"""Of an uploaded image: about 100 MB in colour while it is made smaller."""
+KINDS = {
+    "application/json": "json",
+    "application/x-npy": "npy",
+    "application/vnd.apache.arrow.stream": "arrow",
+    "application/vnd.apache.arrow.file": "arrow",
+}
+MAGIC = {b"\x93NUMPY": "npy", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow", b"{": "json"}
+ARROW_NAMES = ("image", "images", "img")
+
+
+class KindError(DataError):
+    """The body is of no kind that can be read."""
+
+
+def kind_of(content_type: str, body: bytes) -> str:
+    """json, npy, arrow or image: as the type says, or as the body begins where the type says nothing of use."""
+    plain = content_type.split(";")[0].strip().lower()
+    if plain in KINDS:
+        return KINDS[plain]
+    if plain.startswith("image/"):
+        return "image"
+    if plain not in ("", "application/octet-stream", "application/x-www-form-urlencoded"):
+        raise KindError(f"Content-Type: {plain} is not read; send image/png, image/jpeg, {', '.join(KINDS)}")
+    head = body[:64].lstrip() if body[:1].isspace() else body
+    return next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), "image")
+
+
+def read(kind: str, body: bytes, fit: Preprocess, max_rows: int) -> tuple[Tensor, dict[str, Any]]:
+    """Images, uint8 (B, C, H, W), and what else a JSON body said. Raises DataError, which says what is wrong."""
+    if not body:
+        raise DataError("body: is empty; send an image, JSON, .npy or Arrow IPC")
+    if kind == "json":
+        return from_json(body, fit)
+    if kind == "npy":
+        return numbers(from_npy(body), "body", fit), {}
+    if kind == "arrow":
+        return from_arrow(body, fit, max_rows), {}
+    return image(body, "body", fit), {}
+
+
+def image(body: bytes, name: str, fit: Preprocess) -> Tensor:
+    """One encoded image, uint8 (1, C, H, W)."""
+    return fit.decode(io.BytesIO(body), name, MAX_PIXELS)
+
+
+def numbers(array: np.ndarray, name: str, fit: Preprocess) -> Tensor:
+    """`Preprocess.fit` for arrays from strangers."""
+    if array.dtype.kind not in "uif":
+        raise DataError(f"{name}: holds no numbers (type {array.dtype})")
+    return fit.fit(array, name)
+
+
+def load_json(body: bytes, name: str = "body") -> dict[str, Any]:
+    """A JSON object. Raises DataError."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{name}: is no JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{name}: is JSON, but no object with keys such as images")
+    return found
+
+
+def from_json(body: bytes, fit: Preprocess) -> tuple[Tensor, dict[str, Any]]:
+    """``{"images": nested lists of pixels, ...}``."""
+    found = load_json(body)
+    if "images" not in found:
+        raise DataError(f"body: has no images; its keys are {', '.join(map(repr, found)) or 'none'}")
+    images = found.pop("images")
+    if unknown := found.keys() - {"strategy", "members"}:
+        raise DataError(f"body: unknown key {min(unknown)!r}; known are images, strategy, members")
+    return numbers(nested(images, "images"), "images", fit), found
+
+
+def nested(lists: Any, name: str) -> np.ndarray:
+    """Nested lists of numbers as an array."""
+    if not isinstance(lists, list):
+        raise DataError(f"{name}: must be nested lists of pixels")
+    try:
+        return np.asarray(lists)
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise DataError(f"{name}: is no array of numbers ({error})") from None
+
+
+def from_npy(body: bytes) -> np.ndarray:
+    """The array of a .npy file."""
+    stream = io.BytesIO(body)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, fortran, dtype = read_header(stream)
+    except Exception as error:  # the header is read as Python and fails in as many ways
+        raise DataError(f"body: is no .npy array ({error})") from None
+    data = memoryview(body)[stream.tell() :]
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data):
+        raise DataError(f"body: a .npy of {dtype} {shape} does not have the {len(data)} bytes that follow its header")
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def from_arrow(body: bytes, fit: Preprocess, max_rows: int) -> Tensor:
+    """A table's column of images: encoded bytes (as on the Hugging Face Hub), tensors, or lists of numbers."""
+    body = body[8:] if body.startswith(b"ARROW1") else body  # a file is a stream with an index, which we do not follow
+    try:
+        refuse_compressed(body)
+        table = pa.ipc.open_stream(body).read_all()
+        table.validate(full=True)
+        name = _image_column(table.schema)
+        column, where = table.column(name), f"column {name!r}"
+        # A row may take no bytes at all, so their number is checked before anything is made of them.
+        if not 0 < len(column) <= max_rows or column.null_count:
+            raise DataError(f"{where}: {len(column)} rows, {column.null_count} null; give 1 to {max_rows} whole ones")
+        column = column.combine_chunks()
+        if isinstance(column, pa.FixedShapeTensorArray):
+            return numbers(column.to_numpy_ndarray(), where, fit)
+        if pa.types.is_struct(column.type):
+            column = column.field("bytes")
+        if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+            encoded = enumerate(column.to_pylist())
+            return torch.cat([image(data or b"", f"{where} row {row}", fit) for row, data in encoded])
+        return numbers(_unnested(column, where, fit), where, fit)
+    except DataError:
+        raise
+    except Exception as error:  # Arrow's own exceptions, and those of its bindings
+        raise DataError(f"body: is no whole Arrow IPC stream or file ({' '.join(str(error).split())})") from None
+
+
+def _unnested(column: pa.Array, where: str, fit: Preprocess) -> np.ndarray:
+    """(B, C, H, W) from lists of numbers: flat, (H, W), (C, H, W) or (H, W, C)."""
+    rows, counts = len(column), []
+    while (
+        pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or pa.types.is_fixed_size_list(column.type)
+    ):
+        column = column.flatten()
+        counts.append(len(column))
+    C, size = fit.channels, fit.image_size
+    if not counts or counts[-1] != rows * C * size**2 or column.null_count:
+        raise DataError(f"{where}: holds neither encoded images nor lists of {C}x{size}x{size} pixels ({column.type})")
+    last = len(counts) == 3 and counts[0] != rows * C
+    array = column.to_numpy().reshape((rows, size, size, C) if last else (rows, C, size, size))
+    return array.transpose(0, 3, 1, 2) if last else array
+
+
+def _image_column(schema: pa.Schema) -> str:
+    found = [name for name in schema.names if name in ARROW_NAMES] or list(schema.names)
+    if len(found) != 1:
+        raise DataError(f"body: which column holds images? Name one of {', '.join(schema.names) or 'none'} 'image'")
+    return str(found[0])
+
+
+def refuse_compressed(body: bytes) -> None:
+    """Raises DataError for compressed buffers, whose size once unpacked is only a promise, and for dictionaries.
+
+    Messages are flatbuffers (Arrow's Message.fbs): a record batch that is compressed has its fourth field.
+    """
+    reader = pa.ipc.MessageReader.open_stream(pa.py_buffer(body))
+    while True:
+        try:
+            message = reader.read_next_message()
+        except StopIteration:
+            return
+        if message.type not in ("schema", "record batch"):
+            raise DataError(f"body: an Arrow message of kind {message.type}; send plain columns")
+        if message.type == "record batch":
+            metadata = message.metadata.to_pybytes()
+            root = struct.unpack_from("<I", metadata, 0)[0]
+            header = _field(metadata, root, 2)
+            batch = header + struct.unpack_from("<I", metadata, header)[0]
+            if _field(metadata, batch, 3):
+                raise DataError("body: compressed Arrow buffers are not read; write them without compression")
+
+
+def _field(metadata: bytes, table: int, index: int) -> int:
+    """Where field ``index`` of a flatbuffer's table stands; 0 where it is not there."""
+    vtable = table - struct.unpack_from("<i", metadata, table)[0]
+    size = struct.unpack_from("<H", metadata, vtable)[0]
+    slot = 4 + 2 * index
+    offset = struct.unpack_from("<H", metadata, vtable + slot)[0] if slot < size else 0
+    return table + offset if offset else 0

@@ -1,0 +1,159 @@
+"""The Open Inference Protocol v2 (KServe, Triton): tensors as JSON, or as bytes behind it (binary tensor extension).
+
+One input, `images` (B, C, H, W); outputs are the fields of a `Prediction`. The request's parameters may name the
+`strategy`. Binary tensors are little-endian and row-major, in the order in which they are named.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from bend_ray.data.datasets import Preprocess
+from bend_ray.ensemble.aggregate import Prediction
+from bend_ray.errors import DataError
+from bend_ray.serving import inputs
+
+LENGTH = "Inference-Header-Content-Length"
+"""The header that says how long the JSON in front of binary tensors is."""
+TYPES = {
+    **{f"INT{bits}": f"<i{bits // 8}" for bits in (8, 16, 32, 64)},
+    **{f"UINT{bits}": f"<u{bits // 8}" for bits in (8, 16, 32, 64)},
+    **{f"FP{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},
+}
+OUTPUTS = {  # of a Prediction: datatype and the shape behind B
+    "label": ("INT64", ()),
+    "prob": ("FP64", ("K",)),
+    "vote": ("FP64", ("K",)),
+    "entropy": ("FP64", ()),
+    "mutual_information": ("FP64", ()),
+    "disagreement": ("FP64", ()),
+    "members": ("INT64", ()),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one inference request asks for."""
+
+    images: Tensor
+    id: str | None
+    strategy: str | None
+    outputs: dict[str, bool]
+    """Names, and whether each comes back as bytes."""
+
+
+def metadata(name: str, version: str, fit: Preprocess, classes: int) -> dict[str, Any]:
+    """What the model takes and gives."""
+    outputs = [
+        {"name": output, "datatype": kind, "shape": [-1, *(classes for _ in behind)]}
+        for output, (kind, behind) in OUTPUTS.items()
+    ]
+    images = {"name": "images", "datatype": "UINT8", "shape": [-1, fit.channels, fit.image_size, fit.image_size]}
+    return {"name": name, "versions": [version], "platform": "bend_ray", "inputs": [images], "outputs": outputs}
+
+
+def read(body: bytes, header_length: str | None, fit: Preprocess) -> Request:
+    """The request in ``body``. Raises DataError, which says what does not fit."""
+    length = len(body)
+    if header_length is not None:
+        if not header_length.isascii() or not header_length.isdigit() or int(header_length[:12]) > len(body):
+            raise DataError(f"{LENGTH}: {header_length[:20]!r} is not the length of JSON within the body")
+        length = int(header_length)
+    raw = inputs.load_json(body[:length])
+    parameters = _object(raw.get("parameters", {}), "parameters")
+    given = raw.get("inputs")
+    if not isinstance(given, list) or len(given) != 1:
+        raise DataError("inputs: must be a list of one tensor, images")
+    images = inputs.numbers(_tensor(_object(given[0], "inputs[0]"), memoryview(body)[length:]), "images", fit)
+    id_, strategy = raw.get("id"), parameters.get("strategy")
+    for key, value in (("id", id_), ("parameters.strategy", strategy)):
+        if value is not None and not isinstance(value, str):
+            raise DataError(f"{key}: must be a string")
+    return Request(images, id_, strategy, _outputs(raw.get("outputs"), bool(parameters.get("binary_data_output"))))
+
+
+def _object(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(f"{name}: must be an object")
+    return value
+
+
+def _tensor(tensor: dict[str, Any], behind: memoryview) -> np.ndarray:
+    if tensor.get("name") != "images":
+        raise DataError(f"inputs[0].name: {tensor.get('name')!r} is unknown; the one input is images")
+    kind, shape = tensor.get("datatype"), tensor.get("shape")
+    if not isinstance(kind, str) or kind not in TYPES:
+        raise DataError(f"inputs[0].datatype: {kind!r} cannot be read; use one of {', '.join(TYPES)}")
+    if not isinstance(shape, list) or not all(type(side) is int and 0 <= side < 1 << 32 for side in shape):
+        raise DataError("inputs[0].shape: must be a list of whole numbers, (B, C, H, W)")
+    dtype, count = np.dtype(TYPES[kind]), math.prod(shape)
+    size = _object(tensor.get("parameters", {}), "inputs[0].parameters").get("binary_data_size")
+    if size is not None:
+        if type(size) is not int or not size == len(behind) == count * dtype.itemsize:
+            raise DataError(
+                f"inputs[0].parameters.binary_data_size: {size!r} given, {len(behind)} bytes are there, and {kind}"
+                f" {shape} takes {count * dtype.itemsize}"
+            )
+        return np.frombuffer(behind, dtype).reshape(shape)
+    array = inputs.nested(tensor.get("data"), "inputs[0].data")
+    if array.dtype.kind not in "uif" or array.size != count:
+        raise DataError(f"inputs[0].data: holds {array.size} values of {array.dtype}, not {count} numbers for {shape}")
+    if dtype.kind in "ui" and array.dtype.kind == "f":
+        raise DataError(f"inputs[0].data: holds fractions, but its datatype is {kind}")
+    return array.reshape(shape).astype(np.float64) if dtype.kind == "f" else array.reshape(shape)
+
+
+def _outputs(asked: Any, binary: bool) -> dict[str, bool]:
+    if asked is None or asked == []:
+        return dict.fromkeys(OUTPUTS, binary)
+    if not isinstance(asked, list):
+        raise DataError("outputs: must be a list of tensors")
+    found: dict[str, bool] = {}
+    for index, output in enumerate(asked):
+        name = _object(output, f"outputs[{index}]").get("name")
+        if not isinstance(name, str) or name not in OUTPUTS:
+            raise DataError(f"outputs[{index}].name: {name!r} is unknown; there are {', '.join(OUTPUTS)}")
+        parameters = _object(output.get("parameters", {}), f"outputs[{index}].parameters")
+        found[name] = bool(parameters.get("binary_data", binary))
+    return found
+
+
+def write(request: Request, prediction: Prediction, name: str, version: str) -> tuple[bytes, dict[str, str]]:
+    """The response's body and headers."""
+    outputs, behind = [], []
+    for output, as_bytes in request.outputs.items():
+        tensor = vars(prediction)[f"{output}_BK" if OUTPUTS[output][1] else f"{output}_B"]
+        facts = {"name": output, "datatype": OUTPUTS[output][0], "shape": list(tensor.shape)}
+        if as_bytes:
+            behind.append(tensor.numpy().astype(TYPES[OUTPUTS[output][0]]).tobytes())
+            outputs.append({**facts, "parameters": {"binary_data_size": len(behind[-1])}})
+        else:
+            outputs.append({**facts, "data": tensor.reshape(-1).tolist()})
+    said: dict[str, Any] = {"model_name": name, "model_version": version, "outputs": outputs}
+    said["parameters"] = {"strategy": prediction.strategy}
+    if request.id is not None:
+        said["id"] = request.id
+    head = json.dumps(said).encode()
+    if not behind:
+        return head, {"Content-Type": "application/json"}
+    return b"".join([head, *behind]), {"Content-Type": "application/octet-stream", LENGTH: str(len(head))}
+
+
+def tensors(body: bytes, header_length: str | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """A response's JSON and its outputs: the inverse of `write`, for clients."""
+    length = int(header_length) if header_length is not None else len(body)
+    said = json.loads(body[:length])
+    found, start = {}, length
+    for output in said["outputs"]:
+        dtype, size = np.dtype(TYPES[output["datatype"]]), output.get("parameters", {}).get("binary_data_size")
+        if size is None:
+            flat = np.asarray(output["data"], dtype)
+        else:
+            flat = np.frombuffer(body[start : start + size], dtype)
+            start += size
+        found[output["name"]] = flat.reshape(output["shape"])
+    return said, found

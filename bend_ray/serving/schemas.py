@@ -1,0 +1,241 @@
+"""What the OpenAPI document says of requests and responses. Responses are written by hand, for speed; tests compare."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bend_ray.data.datasets import Preprocess
+from bend_ray.serving.oip import LENGTH as LENGTH_HEADER
+
+DESCRIPTION = """An ensemble of image classifiers sampled from a diffusion model over their parameters (BEND).
+
+`strategy` is `abend` (mean of the members' probabilities) or `sbend` (votes). Of the entropy of an answer (nats),
+`mutual_information` is what the members disagree about; `disagreement` is the share of members that vote otherwise."""
+ERRORS = {
+    400: "The body or a parameter cannot be used",
+    401: "A token is needed",
+    404: "Not here",
+    413: "The body is too long, or holds too many images",
+    415: "The body is of an unknown kind",
+    503: "Too busy, or not in time: come again after the seconds in Retry-After",
+}
+LENGTH = {
+    "name": LENGTH_HEADER,
+    "in": "header",
+    "required": False,
+    "description": "Bytes of JSON in front of binary tensors",
+    "schema": {"type": "integer", "minimum": 0},
+}
+
+
+class Said(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Error(Said):
+    error: str = Field(examples=["images: has shape (1, 3, 3); expected (N, 1, 8, 8)"])
+
+
+class Row(Said):
+    label: int = Field(examples=[3])
+    class_: str = Field(alias="class", examples=["3"])
+    probability: float = Field(examples=[0.97])
+    probabilities: list[float] = Field(examples=[[0.01, 0.01, 0.01, 0.97]])
+    votes: list[int] = Field(examples=[[0, 1, 0, 63]])
+    entropy: float = Field(examples=[0.17])
+    mutual_information: float = Field(examples=[0.03])
+    disagreement: float = Field(examples=[0.016])
+    member_labels: list[int] = Field(default=[], examples=[[3, 3, 1]])
+
+
+class Answer(Said):
+    model: str
+    version: str
+    strategy: str = Field(examples=["abend"])
+    members: int = Field(examples=[64])
+    class_names: list[str]
+    predictions: list[Row]
+
+
+class Accuracy(Said):
+    abend: float
+    sbend: float
+
+
+class Image(Said):
+    channels: int
+    size: int
+
+
+class Limits(Said):
+    max_rows: int
+    max_body: float
+    timeout: float
+    queue: int
+
+
+class Ensemble(Said):
+    model: str
+    run: str
+    members: int
+    classes: int
+    class_names: list[str]
+    image: Image
+    subset_size: int
+    accuracy: Accuracy | None
+    hash: str
+    digest: str
+    inputs: dict[str, str]
+    made_by: str
+    strategies: list[str]
+    plan: str
+    limits: Limits
+
+
+class Server(Said):
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class Live(Said):
+    live: bool
+
+
+class Ready(Said):
+    name: str = ""
+    ready: bool
+
+
+class TensorFacts(Said):
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class Metadata(Said):
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorFacts]
+    outputs: list[TensorFacts]
+
+
+class Output(TensorFacts):
+    data: list[float] = []
+    parameters: dict[str, int] = {}
+
+
+class Inferred(Said):
+    model_name: str
+    model_version: str
+    id: str = ""
+    parameters: dict[str, str]
+    outputs: list[Output]
+
+
+def responses(model: type[BaseModel], *errors: int, binary: bool = False) -> dict[int | str, dict[str, Any]]:
+    """A route's responses; 401 is added where a token is asked for."""
+    found: dict[int | str, dict[str, Any]] = {200: {"model": model, "description": "Answered"}}
+    if binary:
+        found[200]["content"] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    retry = {"Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}}
+    for status in errors:
+        found[status] = {"model": Error, "description": ERRORS[status]} | ({"headers": retry} if status == 503 else {})
+    return found
+
+
+def predict_body(fit: Preprocess) -> dict[str, Any]:
+    """The request body of ``POST /predict``."""
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    pixels = [[[0] * fit.image_size] * fit.image_size] * fit.channels
+    json_schema = {
+        "type": "object",
+        "required": ["images"],
+        "additionalProperties": False,
+        "properties": {
+            "images": {
+                "type": "array",
+                "minItems": 1,
+                "items": _nested(fit, {"type": "integer", "minimum": 0, "maximum": 255}),
+                "description": "(B, C, H, W), also (B, H, W) or (B, H, W, C); or fractions from 0 to 1",
+            },
+            "strategy": {"type": "string", "enum": ["abend", "sbend"]},
+            "members": {"type": "boolean", "description": "Also the vote of each member"},
+        },
+    }
+    file = {"type": "object", "required": ["image"], "properties": {"image": binary["schema"]}}
+    return {
+        "required": True,
+        "content": {
+            "application/json": {"schema": json_schema, "example": {"images": [pixels], "strategy": "abend"}},
+            **dict.fromkeys(("image/png", "image/jpeg", "application/x-npy"), binary),
+            "application/vnd.apache.arrow.stream": binary,
+            "multipart/form-data": {"schema": file},
+        },
+    }
+
+
+def infer_body(fit: Preprocess) -> dict[str, Any]:
+    """The request body of inference."""
+    shape = [1, fit.channels, fit.image_size, fit.image_size]
+    count = fit.channels * fit.image_size**2
+    tensor = {
+        "type": "object",
+        "required": ["name", "datatype", "shape", "data"],
+        "properties": {
+            "name": {"type": "string", "enum": ["images"]},
+            "datatype": {"type": "string", "enum": ["UINT8"]},
+            "shape": {"type": "array", "items": {"type": "integer"}, "enum": [shape]},
+            "data": {
+                "type": "array",
+                "minItems": count,
+                "maxItems": count,
+                "items": {"type": "integer", "minimum": 0, "maximum": 255},
+            },
+        },
+    }
+    schema = {
+        "type": "object",
+        "required": ["inputs"],
+        "properties": {
+            "id": {"type": "string"},
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "strategy": {"type": "string", "enum": ["abend", "sbend"]},
+                    "binary_data_output": {"type": "boolean"},
+                },
+            },
+            "inputs": {"type": "array", "minItems": 1, "maxItems": 1, "items": tensor},
+        },
+    }
+    image = {"name": "images", "datatype": "UINT8", "shape": shape, "data": [0] * count}
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    content = {
+        "application/json": {"schema": schema, "example": {"inputs": [image]}},
+        "application/octet-stream": binary,
+    }
+    return {"required": True, "content": content}
+
+
+def _nested(fit: Preprocess, pixel: dict[str, Any]) -> dict[str, Any]:
+    found = pixel
+    for count in (fit.image_size, fit.image_size, fit.channels):
+        found = {"type": "array", "minItems": count, "maxItems": count, "items": found}
+    return found
+
+
+def as_it_is(document: dict[str, Any], token: bool) -> dict[str, Any]:
+    """FastAPI's document without the 422 that our routes never give, with the token where one is asked for."""
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+            if token and not path.startswith("/v2/health"):
+                operation["responses"]["401"] = {"description": ERRORS[401]}
+                operation["security"] = [{"bearer": []}]
+    if token:
+        document["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
+    return document
