@@ -22,10 +22,10 @@ RETRIES = 3
 """How often a killed worker, actor or task is started again."""
 
 
-def connect(verbose: bool, address: str | None = None) -> None:
-    """Join the cluster at ``address``, or the one that RAY_ADDRESS (or `ray start`) names, or start one here."""
+def connect(verbose: bool) -> bool:
+    """Join the cluster that RAY_ADDRESS (or `ray start`) names, or start one on this machine; whether one was."""
     if ray.is_initialized():
-        return
+        return False
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon the end of a loop is seen
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray warns of a coming change otherwise
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
@@ -34,9 +34,9 @@ def connect(verbose: bool, address: str | None = None) -> None:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # a trial is our own file; others are asked for
     level = logging.INFO if verbose else logging.ERROR
     try:
-        ray.init(address, log_to_driver=verbose, logging_level=level, include_dashboard=False, namespace="bend_ray")
+        ray.init(log_to_driver=verbose, logging_level=level, include_dashboard=False, namespace="bend_ray")
     except (ConnectionError, RuntimeError, ValueError) as error:
-        address = address or os.environ.get("RAY_ADDRESS", "this machine")
+        address = os.environ.get("RAY_ADDRESS", "this machine")
         raise ResourceError(
             f"RAY_ADDRESS: no Ray cluster can be joined or started at {address} ({' '.join(str(error).split())[:300]});"
             " is the address right, and RAY_AUTH_MODE=token set where the cluster asks for a token?"
@@ -46,6 +46,19 @@ def connect(verbose: bool, address: str | None = None) -> None:
     if not verbose:
         for name in ("ray", "ray.train", "ray.tune", "ray.data"):
             logging.getLogger(name).setLevel(logging.ERROR)
+    node: Any = ray._private.worker._global_node
+    return bool(node.is_head())
+
+
+def address() -> str:
+    """Of the cluster, for other drivers' RAY_ADDRESS."""
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def metrics_address() -> str:
+    """Where Prometheus finds the metrics of the first node."""
+    node = ray.nodes()[0]
+    return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
 
 Want = tuple[str, str, int, float]

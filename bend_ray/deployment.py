@@ -1,0 +1,123 @@
+"""The application on Ray Serve: how many replicas of what, checked before anything changes.
+
+One deployment: each replica holds the ensemble and answers by itself (see `replica`). The same application deployed
+again rolls over: new replicas start beside the old ones, as far as there is room, and old ones end what
+they have begun.
+"""
+
+import logging
+import os
+import socket
+from typing import Any
+
+from ray import serve
+from ray.serve.config import BackpressureConfig
+from ray.serve.context import _get_global_client
+
+from bend_ray import cluster
+from bend_ray.config import Serve
+from bend_ray.ensemble.ensemble import Ensemble
+from bend_ray.errors import ConfigError, EndpointError
+from bend_ray.replica import Arguments, Replica
+from bend_ray.serving import guard
+
+NAME = "bend"
+"""Of the application and its deployment."""
+TOKEN = "BEND_SERVE_TOKEN"  # noqa: S105 (the name of the variable)
+SPARE = 32
+"""Requests that Ray Serve lets through beyond the queue, for the replica to say itself that it is full."""
+
+
+def tried(arguments: Arguments) -> Ensemble:
+    """The ensemble, loaded and asked once. Raises BendError where it cannot be used, before any replica changes."""
+    ensemble = Ensemble.load(arguments.run, settings=arguments.ensemble)
+    ensemble.warm(1, 0.0)
+    return ensemble
+
+
+def build(arguments: Arguments) -> Any:
+    """The application, for `bend-ray serve` and for `serve run jobs/serve.yaml`."""
+    tried(arguments)
+    limits, token = arguments.serve, os.environ.get(TOKEN)
+    return _deployment(limits).bind(arguments.model_dump(mode="json"), guard.digest(token) if token else None)
+
+
+def _deployment(limits: Serve) -> Any:
+    scale: dict[str, Any] = {"num_replicas": limits.replicas}
+    if limits.max_replicas is not None:
+        ends = {"min_replicas": limits.replicas, "max_replicas": limits.max_replicas}
+        scale = {"autoscaling_config": {**ends, "target_ongoing_requests": limits.target}}
+    return serve.deployment(
+        serve.ingress()(Replica),
+        name=NAME,
+        **scale,
+        ray_actor_options={"num_cpus": limits.cpus_per_replica, "num_gpus": limits.gpus_per_replica},
+        max_ongoing_requests=limits.queue + SPARE,
+        max_queued_requests=limits.queue,
+        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=guard.RETRY_AFTER),
+        graceful_shutdown_timeout_s=limits.timeout,
+        max_surge_percent=_surge(limits),
+        logging_config={"encoding": "JSON", "enable_access_log": False},  # ours says more
+    )
+
+
+def _surge(limits: Serve) -> int:
+    """Replicas, in percent, that a roll-over may start before old ones end: as many as there is room for."""
+    most = limits.max_replicas or limits.replicas
+    rooms = [cluster.room("CPU", limits.cpus_per_replica)]
+    if limits.gpus_per_replica:
+        rooms.append(cluster.room("GPU", limits.gpus_per_replica))
+    return min(100, 100 * max(0, min(rooms) - most) // most)
+
+
+def check(limits: Serve) -> None:
+    """Raises ResourceError where the cluster cannot hold the replicas: Ray would wait for it for ever."""
+    each = {"cpu": limits.cpus_per_replica, "gpu": limits.gpus_per_replica}
+    cluster.check_resources(
+        [(f"serve.{name}s_per_replica", name.upper(), limits.replicas, each[name]) for name in each if each[name] > 0]
+    )
+
+
+def start(limits: Serve, environment: dict[str, str]) -> None:
+    """Start Ray Serve, if it does not run yet. Raises ConfigError where it listens elsewhere than asked."""
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is not None:
+        there = client.http_config
+        if there.port != limits.port:
+            raise ConfigError(
+                f"serve.port: Ray Serve runs there already, at port {there.port}; give --port {there.port}"
+            )
+        return
+    _check_port(limits)
+    serve.start(
+        http_options={"host": limits.host, "port": limits.port, "request_timeout_s": None},
+        logging_config={"encoding": "JSON"},
+        controller_options={"runtime_env": {"env_vars": environment}},
+    )
+
+
+def _check_port(limits: Serve) -> None:
+    with socket.socket() as attempt:
+        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            attempt.bind((limits.host, limits.port))
+        except (OSError, OverflowError) as error:
+            raise ConfigError(
+                f"serve.port: cannot listen at {limits.host}:{limits.port} ({error}); give another --port or --host"
+            ) from None
+
+
+def deploy(arguments: Arguments, verbose: bool) -> None:
+    if not verbose:
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    print(f"serve: starting {arguments.serve.replicas} x {arguments.run}", flush=True)
+    try:
+        serve.run(build(arguments), name=NAME, route_prefix="/")
+    except RuntimeError as error:
+        lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+        raise EndpointError(f"serve: the replicas cannot start ({lines[-1].strip()}); see --verbose") from None
+
+
+def stop() -> None:
+    """End all that Ray Serve runs, requests that are under way answered first."""
+    serve.shutdown()
