@@ -10,4 +10,18 @@ Shape suffixes, used everywhere: ``theta_SD`` reads "S by D".
     D  subset parameters  R  rank of the span             Z  latent            T  diffusion steps
 """
 
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+__all__ = ["Client", "__version__"]
+
+if TYPE_CHECKING:
+    from bend_ray.client import Client
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Client":  # torch and httpx load when it is used
+        from bend_ray.client import Client
+
+        return Client
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

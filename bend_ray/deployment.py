@@ -18,6 +18,7 @@ from bend_ray import cluster
 from bend_ray.config import Serve
 from bend_ray.ensemble.ensemble import Ensemble
 from bend_ray.errors import ConfigError, EndpointError
+from bend_ray.folders import Folder
 from bend_ray.replica import Arguments, Replica
 from bend_ray.serving import guard
 
@@ -37,6 +38,7 @@ def tried(arguments: Arguments) -> Ensemble:
 
 def build(arguments: Arguments) -> Any:
     """The application, for `bend-ray serve` and for `serve run jobs/serve.yaml`."""
+    arguments = arguments.model_copy(update={"run": Folder(arguments.run).address})
     tried(arguments)
     limits, token = arguments.serve, os.environ.get(TOKEN)
     return _deployment(limits).bind(arguments.model_dump(mode="json"), guard.digest(token) if token else None)

@@ -5,7 +5,7 @@ import json
 import logging
 import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,11 +14,10 @@ from torch import Tensor
 
 from bend_ray import artifacts, cluster
 from bend_ray.config import Serving
-from bend_ray.ensemble import early
 from bend_ray.ensemble.aggregate import Prediction, Strategy
 from bend_ray.ensemble.ensemble import Ensemble
 from bend_ray.folders import Folder
-from bend_ray.serving.app import MODEL, Served, make_app
+from bend_ray.serving.app import Served, make_app
 
 WARM_SECONDS = 10.0
 """How long a replica may measure plans before it answers."""
@@ -104,9 +103,7 @@ class Replica:
         with torch.inference_mode():
             tally = self.ensemble.tally(torch.cat([question.images for question in questions]))
             label_MB = tally.label_MB.cpu()
-            by_strategy = {
-                strategy: _on_cpu(tally.prediction(strategy)) for strategy in {q.strategy for q in questions}
-            }
+            by_strategy = {strategy: tally.prediction(strategy).cpu() for strategy in {q.strategy for q in questions}}
         self.metrics.batch(next(iter(by_strategy.values())))
         found, start = [], 0
         for question in questions:
@@ -120,15 +117,10 @@ def _rows(questions: list[Question]) -> int:
     return sum(len(question.images) for question in questions)
 
 
-def _on_cpu(prediction: Prediction) -> Prediction:
-    tensors: Any = {name: value.cpu() for name, value in vars(prediction).items() if isinstance(value, Tensor)}
-    return replace(prediction, **tensors)
-
-
 def _joined(found: list[Answered]) -> Answered:
-    ends = torch.tensor([0, *(len(prediction.label_B) for prediction, _ in found)]).cumsum(0).tolist()
-    parts = [(torch.arange(a, b), p) for a, b, (p, _) in zip(ends, ends[1:], found, strict=True)]
-    return early.joined(parts), torch.cat([label_MB for _, label_MB in found], dim=1)
+    return Prediction.joined([prediction for prediction, _ in found]), torch.cat(
+        [label_MB for _, label_MB in found], dim=1
+    )
 
 
 def facts(ensemble: Ensemble, arguments: Arguments) -> dict[str, Any]:
@@ -136,7 +128,7 @@ def facts(ensemble: Ensemble, arguments: Arguments) -> dict[str, Any]:
     manifest, fit = ensemble.manifest, ensemble.description.preprocess
     limits = arguments.serve.model_dump(include={"max_rows", "max_body", "timeout", "queue"})
     return {
-        "model": MODEL,
+        "model": next((part for part in arguments.run.split("/")[::-1] if part not in ("", "ensemble")), "ensemble"),
         "run": arguments.run,
         "members": ensemble.members,
         "classes": len(ensemble.description.class_names),

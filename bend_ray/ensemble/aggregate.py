@@ -36,10 +36,23 @@ class Prediction:
     members_B: Tensor
     """Members counted: all, but for rows that stopped early."""
 
-    def rows(self, rows: slice) -> "Prediction":
-        """The answer for these rows only."""
-        tensors: Any = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **tensors)
+    def rows(self, rows: slice | Tensor) -> "Prediction":
+        """The answer for these rows, in this order."""
+        return replace(self, **{name: value[rows] for name, value in self._tensors().items()})
+
+    def cpu(self) -> "Prediction":
+        """The same in the CPU's memory."""
+        return replace(self, **{name: value.cpu() for name, value in self._tensors().items()})
+
+    @staticmethod
+    def joined(parts: list["Prediction"]) -> "Prediction":
+        """The answer for the rows of all ``parts``, one after the other."""
+        each = [part._tensors() for part in parts]
+        whole: dict[str, Any] = {name: torch.cat([tensors[name] for tensors in each]) for name in each[0]}
+        return replace(parts[0], **whole)
+
+    def _tensors(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 
 def abend(logits_MBK: Tensor) -> Tensor:

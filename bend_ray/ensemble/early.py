@@ -84,9 +84,5 @@ def decided(so_far: Prediction, members: int, M: int, error: float) -> Tensor:
 
 def joined(found: list[tuple[Tensor, Prediction]]) -> Prediction:
     """One prediction from those of some rows each."""
-    order = torch.cat([rows for rows, _ in found]).argsort()
-    parts = [vars(prediction) for _, prediction in found]
-    tensors = [name for name, value in parts[0].items() if isinstance(value, Tensor)]
-    return Prediction(
-        parts[0]["strategy"], **{name: torch.cat([part[name] for part in parts])[order] for name in tensors}
-    )
+    whole = Prediction.joined([prediction for _, prediction in found])
+    return whole.rows(torch.cat([rows for rows, _ in found]).argsort())
