@@ -50,6 +50,11 @@ def connect(verbose: bool) -> bool:
     return bool(node.is_head())
 
 
+def nodes() -> int:
+    """How many machines the cluster has."""
+    return sum(node["Alive"] for node in ray.nodes())
+
+
 def address() -> str:
     """Of the cluster, for other drivers' RAY_ADDRESS."""
     return str(ray.get_runtime_context().gcs_address)

@@ -25,6 +25,7 @@ from bend_ray.serving import guard
 NAME = "bend"
 """Of the application and its deployment."""
 TOKEN = "BEND_SERVE_TOKEN"  # noqa: S105 (the name of the variable)
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SPARE = 32
 """Requests that Ray Serve lets through beyond the queue, for the replica to say itself that it is full."""
 
@@ -73,7 +74,13 @@ def _surge(limits: Serve) -> int:
 
 
 def check(limits: Serve) -> None:
-    """Raises ResourceError where the cluster cannot hold the replicas: Ray would wait for it for ever."""
+    """Raises ResourceError where the cluster cannot hold the replicas (Ray would wait for it for ever), ConfigError where
+    they could not be reached."""
+    if limits.host in LOOPBACK and cluster.nodes() > 1:
+        raise ConfigError(
+            f"serve.host: replicas on the other {cluster.nodes() - 1} nodes cannot be reached at {limits.host};"
+            f" give --host 0.0.0.0, and set {TOKEN} to ask for a token"
+        )
     each = {"cpu": limits.cpus_per_replica, "gpu": limits.gpus_per_replica}
     cluster.check_resources(
         [(f"serve.{name}s_per_replica", name.upper(), limits.replicas, each[name]) for name in each if each[name] > 0]

@@ -97,7 +97,7 @@ def endpoint(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             time.sleep(0.1)
         yield found
     finally:
-        family = [process_ for process_ in psutil.Process(process.pid).children(recursive=True)]
+        family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGTERM)
         code = process.wait(60)
         _, alive = psutil.wait_procs(family, 20)
@@ -143,7 +143,7 @@ def test_it_is_seen_from_outside(endpoint: Endpoint) -> None:
 
 
 @contextlib.contextmanager
-def asking(endpoint: Endpoint, threads: int = 4) -> Iterator[dict[str, int]]:
+def asking(endpoint: Endpoint, threads: int = 2) -> Iterator[dict[str, int]]:
     """Clients that ask all the time; every answer is compared with what the version it names should say."""
     counts: dict[str, int] = {}
     faults: list[str] = []

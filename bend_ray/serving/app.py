@@ -9,6 +9,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def _add_pages(app: FastAPI, served: Served) -> None:
     app.mount("/page", StaticFiles(directory=PAGE))
     app.mount("/swagger", StaticFiles(directory=swagger_ui_bundle.swagger_ui_path))
 
-    @app.get("/ensemble", responses=schemas.responses(schemas.Ensemble), summary="What is served")
+    @app.get("/ensemble", tags=["ensemble"], responses=schemas.responses(schemas.Ensemble), summary="What is served")
     async def ensemble() -> Response:
         """Members, accuracy on test, the run it is from and the hashes of what made it, the limits of a request."""
         return JSONResponse(served.facts)
@@ -128,6 +129,7 @@ def _add_pages(app: FastAPI, served: Served) -> None:
 def _add_predict(app: FastAPI, served: Served) -> None:
     @app.post(
         "/predict",
+        tags=["ensemble"],
         summary="Images in, answers and doubt out",
         openapi_extra={"requestBody": schemas.predict_body(served.fit)},
         responses=schemas.responses(schemas.Answer, 400, 413, 415, 503),
@@ -153,6 +155,7 @@ def _add_predict(app: FastAPI, served: Served) -> None:
 
 
 def _add_protocol(app: FastAPI, served: Served) -> None:
+    tags: list[str | Enum] = ["Open Inference Protocol v2"]
     one, of_version = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
 
     def known(request: Request) -> None:
@@ -160,26 +163,28 @@ def _add_protocol(app: FastAPI, served: Served) -> None:
         if (model, version) != (MODEL, served.version):
             raise HTTPException(404, f"model {model} of version {version} is not here; {MODEL} {served.version} is")
 
-    @app.get("/v2", responses=schemas.responses(schemas.Server), summary="The server")
+    @app.get("/v2", tags=tags, responses=schemas.responses(schemas.Server), summary="The server")
     async def server() -> Response:
         return JSONResponse({"name": "bend_ray", "version": __version__, "extensions": ["binary_tensor_data"]})
 
-    @app.get("/v2/health/live", responses=schemas.responses(schemas.Live), summary="The server is there")
+    @app.get("/v2/health/live", tags=tags, responses=schemas.responses(schemas.Live), summary="The server is there")
     async def live() -> Response:
         return JSONResponse({"live": True})
 
-    @app.get("/v2/health/ready", responses=schemas.responses(schemas.Ready), summary="The server can answer")
+    @app.get("/v2/health/ready", tags=tags, responses=schemas.responses(schemas.Ready), summary="The server can answer")
     async def ready() -> Response:
         return JSONResponse({"ready": True})
 
     @app.get(of_version, include_in_schema=False)
-    @app.get(one, responses=schemas.responses(schemas.Metadata, 404), summary="What the model takes and gives")
+    @app.get(
+        one, tags=tags, responses=schemas.responses(schemas.Metadata, 404), summary="What the model takes and gives"
+    )
     async def metadata(request: Request, model: str) -> Response:
         known(request)
         return JSONResponse(oip.metadata(MODEL, served.version, served.fit, len(served.class_names)))
 
     @app.get(f"{of_version}/ready", include_in_schema=False)
-    @app.get(f"{one}/ready", responses=schemas.responses(schemas.Ready, 404), summary="The model can answer")
+    @app.get(f"{one}/ready", tags=tags, responses=schemas.responses(schemas.Ready, 404), summary="The model can answer")
     async def model_ready(request: Request, model: str) -> Response:
         known(request)
         return JSONResponse({"name": MODEL, "ready": True})
@@ -187,6 +192,7 @@ def _add_protocol(app: FastAPI, served: Served) -> None:
     @app.post(f"{of_version}/infer", include_in_schema=False)
     @app.post(
         f"{one}/infer",
+        tags=tags,
         summary="Tensors in, tensors out",
         openapi_extra={"requestBody": schemas.infer_body(served.fit), "parameters": [schemas.LENGTH]},
         responses=schemas.responses(schemas.Inferred, 400, 404, 413, 503, binary=True),
