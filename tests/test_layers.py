@@ -10,9 +10,8 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "bend_ray"
-NOUNS = sorted(
-    path for room in ("weights", "generator", "ensemble", "data", "report") for path in (PACKAGE / room).glob("*.py")
-)
+ROOMS = ("weights", "generator", "ensemble", "data", "report", "serving")
+NOUNS = sorted(path for room in ROOMS for path in (PACKAGE / room).glob("*.py"))
 STAGES = sorted(path for path in (PACKAGE / "stages").glob("*.py") if path.stem not in ("__init__", "pipeline"))
 
 
