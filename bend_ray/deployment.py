@@ -74,8 +74,8 @@ def _surge(limits: Serve) -> int:
 
 
 def check(limits: Serve) -> None:
-    """Raises ResourceError where the cluster cannot hold the replicas (Ray would wait for it for ever), ConfigError where
-    they could not be reached."""
+    """Raises ResourceError where the cluster cannot hold the replicas (Ray would wait for it for ever), ConfigError
+    where they could not be reached."""
     if limits.host in LOOPBACK and cluster.nodes() > 1:
         raise ConfigError(
             f"serve.host: replicas on the other {cluster.nodes() - 1} nodes cannot be reached at {limits.host};"

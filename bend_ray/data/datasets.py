@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from bend_ray import seeds
@@ -76,17 +76,21 @@ class Preprocess:
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
-    def decode(self, file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> Tensor:
-        """An encoded image as uint8 (1, C, H, W), its sides made ``image_size``.
+    def decode(
+        self, file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None
+    ) -> Tensor:
+        """An encoded image as uint8 (1, C, H, W), its sides made ``image_size``; of any of Pillow's ``formats``.
 
         Raises DataError, which begins with ``name``, where it cannot be read or has more than ``max_pixels``.
         """
         try:
-            with Image.open(file) as image:
+            with Image.open(file, formats=formats) as image:
                 if image.width * image.height > max_pixels:  # before anything is unpacked
                     size = f"{image.width}x{image.height}"
                     raise ValueError(f"a decompression bomb? It has {size} pixels, at most {max_pixels} are read")
                 fitted = Image.fromarray(pixels(image, colour=self.channels == 3))
+        except UnidentifiedImageError:
+            raise DataError(f"{name}: is no image that can be read; give PNG, JPEG or .npy") from None
         except Exception as error:  # decoders raise nearly anything on broken bytes
             raise DataError(f"{name}: is no image that can be read ({error}); give PNG, JPEG or .npy") from None
         if fitted.size != (self.image_size, self.image_size):

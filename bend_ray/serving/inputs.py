@@ -5,6 +5,7 @@ unpacked, and no pickle is read.
 """
 
 import io
+import itertools
 import json
 import math
 import struct
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -20,6 +22,10 @@ from bend_ray.errors import DataError
 
 MAX_PIXELS = 1 << 25
 """Of an uploaded image: about 100 MB in colour while it is made smaller."""
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""Of uploaded images: Pillow knows others that unpack while they are opened, or start other programs."""
+MAX_AXES = 4
+LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 KINDS = {
     "application/json": "json",
     "application/x-npy": "npy",
@@ -42,7 +48,7 @@ def kind_of(content_type: str, body: bytes) -> str:
     if plain.startswith("image/"):
         return "image"
     if plain not in ("", "application/octet-stream", "application/x-www-form-urlencoded"):
-        raise KindError(f"Content-Type: {plain} is not read; send image/png, image/jpeg, {', '.join(KINDS)}")
+        raise KindError(f"Content-Type: {plain[:60]} is not read; send image/png, image/jpeg, {', '.join(KINDS)}")
     head = body[:64].lstrip() if body[:1].isspace() else body
     return next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), "image")
 
@@ -62,7 +68,7 @@ def read(kind: str, body: bytes, fit: Preprocess, max_rows: int) -> tuple[Tensor
 
 def image(body: bytes, name: str, fit: Preprocess) -> Tensor:
     """One encoded image, uint8 (1, C, H, W)."""
-    return fit.decode(io.BytesIO(body), name, MAX_PIXELS)
+    return fit.decode(io.BytesIO(body), name, MAX_PIXELS, FORMATS)
 
 
 def numbers(array: np.ndarray, name: str, fit: Preprocess) -> Tensor:
@@ -87,21 +93,37 @@ def from_json(body: bytes, fit: Preprocess) -> tuple[Tensor, dict[str, Any]]:
     """``{"images": nested lists of pixels, ...}``."""
     found = load_json(body)
     if "images" not in found:
-        raise DataError(f"body: has no images; its keys are {', '.join(map(repr, found)) or 'none'}")
+        raise DataError(f"body: has no images; its keys are {', '.join(map(brief, list(found)[:5])) or 'none'}")
     images = found.pop("images")
     if unknown := found.keys() - {"strategy", "members"}:
-        raise DataError(f"body: unknown key {min(unknown)!r}; known are images, strategy, members")
+        raise DataError(f"body: unknown key {brief(min(unknown))}; known are images, strategy, members")
     return numbers(nested(images, "images"), "images", fit), found
 
 
 def nested(lists: Any, name: str) -> np.ndarray:
-    """Nested lists of numbers as an array."""
-    if not isinstance(lists, list):
-        raise DataError(f"{name}: must be nested lists of pixels")
+    """Nested lists of numbers as an array, int64 or float64."""
+    shape: list[int] = []
+    level = lists
+    while isinstance(level, list) and level and isinstance(level[0], list):
+        if len(shape) == MAX_AXES or {type(part) for part in level} != {list} or len({len(part) for part in level}) > 1:
+            raise DataError(f"{name}: is no array of numbers: lists must be of one length, {MAX_AXES} deep at most")
+        shape.append(len(level))
+        level = list(itertools.chain.from_iterable(level))
+    if not isinstance(level, list) or not {type(value) for value in level} <= {int, float}:
+        raise DataError(f"{name}: holds what is no numbers; it must be nested lists of pixels")
+    for outer in range(len(shape) - 1, 0, -1):
+        shape[outer] //= shape[outer - 1]
+    sides = [*shape, len(level) // math.prod(shape)]
     try:
-        return np.asarray(lists)
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise DataError(f"{name}: is no array of numbers ({error})") from None
+        return np.array(level, np.float64 if float in map(type, level) else np.int64).reshape(sides)
+    except OverflowError:
+        raise DataError(f"{name}: holds no numbers of 64 bits") from None
+
+
+def brief(value: Any) -> str:
+    """``value`` in an error: no more than a few words of it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def from_npy(body: bytes) -> np.ndarray:
@@ -115,10 +137,16 @@ def from_npy(body: bytes) -> np.ndarray:
         }[version]
         shape, fortran, dtype = read_header(stream)
     except Exception as error:  # the header is read as Python and fails in as many ways
-        raise DataError(f"body: is no .npy array ({error})") from None
+        raise DataError(f"body: is no .npy array ({str(error)[:200]})") from None
     data = memoryview(body)[stream.tell() :]
-    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data):
+    if dtype.kind not in "uif" or dtype.subdtype:
+        raise DataError(f"body: a .npy of {brief(str(dtype))} holds no numbers")
+    if not 0 < len(shape) <= MAX_AXES or not all(type(side) is int and side >= 0 for side in shape):
+        raise DataError(f"body: a .npy of shape {brief(shape)}; expected (B, C, H, W)")
+    if math.prod(shape) * dtype.itemsize != len(data):
         raise DataError(f"body: a .npy of {dtype} {shape} does not have the {len(data)} bytes that follow its header")
+    if not len(data):
+        raise DataError(f"body: holds no image (shape {brief(shape)})")
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
 
@@ -136,7 +164,7 @@ def from_arrow(body: bytes, fit: Preprocess, max_rows: int) -> Tensor:
             raise DataError(f"{where}: {len(column)} rows, {column.null_count} null; give 1 to {max_rows} whole ones")
         column = column.combine_chunks()
         if isinstance(column, pa.FixedShapeTensorArray):
-            return numbers(column.to_numpy_ndarray(), where, fit)
+            return numbers(_tensors(column, where), where, fit)
         if pa.types.is_struct(column.type):
             column = column.field("bytes")
         if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
@@ -146,29 +174,49 @@ def from_arrow(body: bytes, fit: Preprocess, max_rows: int) -> Tensor:
     except DataError:
         raise
     except Exception as error:  # Arrow's own exceptions, and those of its bindings
-        raise DataError(f"body: is no whole Arrow IPC stream or file ({' '.join(str(error).split())})") from None
+        why = " ".join(str(error).split())[:200]
+        raise DataError(f"body: is no whole Arrow IPC stream or file ({why})") from None
+
+
+def _tensors(column: pa.FixedShapeTensorArray, where: str) -> np.ndarray:
+    shape, order = column.type.shape, column.type.permutation
+    if order is not None and list(order) != sorted(order):
+        raise DataError(f"{where}: its tensors are permuted; send them in the order of their axes (C-contiguous)")
+    values = column.storage.flatten()
+    if values.null_count or not 0 < len(shape) < MAX_AXES or len(values) != len(column) * math.prod(shape):
+        raise DataError(f"{where}: tensors of shape {brief(shape)} that are not whole")
+    return values.to_numpy(zero_copy_only=False).reshape(len(column), *shape)
 
 
 def _unnested(column: pa.Array, where: str, fit: Preprocess) -> np.ndarray:
-    """(B, C, H, W) from lists of numbers: flat, (H, W), (C, H, W) or (H, W, C)."""
-    rows, counts = len(column), []
-    while (
-        pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or pa.types.is_fixed_size_list(column.type)
-    ):
+    """An array from lists of numbers: flat rows (C * H * W), or nested as the array's axes are."""
+    shape = [len(column)]
+    while len(shape) < MAX_AXES and any(is_list(column.type) for is_list in LISTS):
+        lengths = pc.min_max(pc.list_value_length(column))
+        shortest, longest = lengths["min"].as_py(), lengths["max"].as_py()
+        if column.null_count or shortest != longest or not longest:
+            raise DataError(f"{where}: its lists are empty, not all of one length, or hold nulls")
+        shape.append(longest)
+        if math.prod(shape) > shape[0] * fit.channels * fit.image_size**2:  # before more is made of it: see above
+            raise DataError(
+                f"{where}: holds neither encoded images nor lists of {fit.channels}x{fit.image_size}x.. pixels"
+            )
         column = column.flatten()
-        counts.append(len(column))
-    C, size = fit.channels, fit.image_size
-    if not counts or counts[-1] != rows * C * size**2 or column.null_count:
-        raise DataError(f"{where}: holds neither encoded images nor lists of {C}x{size}x{size} pixels ({column.type})")
-    last = len(counts) == 3 and counts[0] != rows * C
-    array = column.to_numpy().reshape((rows, size, size, C) if last else (rows, C, size, size))
-    return array.transpose(0, 3, 1, 2) if last else array
+    if (
+        len(shape) == 1
+        or column.null_count
+        or not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type))
+    ):
+        raise DataError(f"{where}: holds neither encoded images nor lists of numbers ({brief(str(column.type))})")
+    if len(shape) == 2 and shape[1] == fit.channels * fit.image_size**2:
+        shape = [shape[0], fit.channels, fit.image_size, fit.image_size]
+    return column.to_numpy(zero_copy_only=False).reshape(shape)
 
 
 def _image_column(schema: pa.Schema) -> str:
     found = [name for name in schema.names if name in ARROW_NAMES] or list(schema.names)
     if len(found) != 1:
-        raise DataError(f"body: which column holds images? Name one of {', '.join(schema.names) or 'none'} 'image'")
+        raise DataError(f"body: which column holds images? Name one of {brief(schema.names)} 'image'")
     return str(found[0])
 
 

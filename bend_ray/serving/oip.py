@@ -6,6 +6,7 @@ One input, `images` (B, C, H, W); outputs are the fields of a `Prediction`. The 
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,11 @@ from bend_ray.data.datasets import Preprocess
 from bend_ray.ensemble.aggregate import Prediction
 from bend_ray.errors import DataError
 from bend_ray.serving import inputs
+from bend_ray.serving.inputs import MAX_AXES, brief
 
 LENGTH = "Inference-Header-Content-Length"
 """The header that says how long the JSON in front of binary tensors is."""
+LENGTHS = re.compile("[0-9]{1,12}")
 TYPES = {
     **{f"INT{bits}": f"<i{bits // 8}" for bits in (8, 16, 32, 64)},
     **{f"UINT{bits}": f"<u{bits // 8}" for bits in (8, 16, 32, 64)},
@@ -60,8 +63,8 @@ def read(body: bytes, header_length: str | None, fit: Preprocess) -> Request:
     """The request in ``body``. Raises DataError, which says what does not fit."""
     length = len(body)
     if header_length is not None:
-        if not header_length.isascii() or not header_length.isdigit() or int(header_length[:12]) > len(body):
-            raise DataError(f"{LENGTH}: {header_length[:20]!r} is not the length of JSON within the body")
+        if not LENGTHS.fullmatch(header_length) or int(header_length) > len(body):
+            raise DataError(f"{LENGTH}: {brief(header_length)} is not the length of JSON within the body")
         length = int(header_length)
     raw = inputs.load_json(body[:length])
     parameters = _object(raw.get("parameters", {}), "parameters")
@@ -84,27 +87,32 @@ def _object(value: Any, name: str) -> dict[str, Any]:
 
 def _tensor(tensor: dict[str, Any], behind: memoryview) -> np.ndarray:
     if tensor.get("name") != "images":
-        raise DataError(f"inputs[0].name: {tensor.get('name')!r} is unknown; the one input is images")
+        raise DataError(f"inputs[0].name: {brief(tensor.get('name'))} is unknown; the one input is images")
     kind, shape = tensor.get("datatype"), tensor.get("shape")
     if not isinstance(kind, str) or kind not in TYPES:
-        raise DataError(f"inputs[0].datatype: {kind!r} cannot be read; use one of {', '.join(TYPES)}")
-    if not isinstance(shape, list) or not all(type(side) is int and 0 <= side < 1 << 32 for side in shape):
+        raise DataError(f"inputs[0].datatype: {brief(kind)} cannot be read; use one of {', '.join(TYPES)}")
+    if not isinstance(shape, list) or not 0 < len(shape) <= MAX_AXES:
         raise DataError("inputs[0].shape: must be a list of whole numbers, (B, C, H, W)")
+    if not all(type(side) is int and 0 < side < 1 << 32 for side in shape):
+        raise DataError(f"inputs[0].shape: {brief(shape)} has sides that are no whole numbers above 0")
     dtype, count = np.dtype(TYPES[kind]), math.prod(shape)
     size = _object(tensor.get("parameters", {}), "inputs[0].parameters").get("binary_data_size")
     if size is not None:
         if type(size) is not int or not size == len(behind) == count * dtype.itemsize:
             raise DataError(
-                f"inputs[0].parameters.binary_data_size: {size!r} given, {len(behind)} bytes are there, and {kind}"
+                f"inputs[0].parameters.binary_data_size: {brief(size)} given, {len(behind)} bytes are there, and {kind}"
                 f" {shape} takes {count * dtype.itemsize}"
             )
         return np.frombuffer(behind, dtype).reshape(shape)
     array = inputs.nested(tensor.get("data"), "inputs[0].data")
-    if array.dtype.kind not in "uif" or array.size != count:
-        raise DataError(f"inputs[0].data: holds {array.size} values of {array.dtype}, not {count} numbers for {shape}")
-    if dtype.kind in "ui" and array.dtype.kind == "f":
-        raise DataError(f"inputs[0].data: holds fractions, but its datatype is {kind}")
-    return array.reshape(shape).astype(np.float64) if dtype.kind == "f" else array.reshape(shape)
+    if array.size != count:
+        raise DataError(f"inputs[0].data: holds {array.size} values, not {count} for {shape}")
+    if dtype.kind == "f":
+        return array.reshape(shape).astype(np.float64)
+    least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
+    if array.dtype.kind == "f" or array.min() < least or array.max() > most:
+        raise DataError(f"inputs[0].data: holds what is no {kind} (whole numbers from {least} to {most})")
+    return array.reshape(shape)
 
 
 def _outputs(asked: Any, binary: bool) -> dict[str, bool]:
@@ -116,7 +124,7 @@ def _outputs(asked: Any, binary: bool) -> dict[str, bool]:
     for index, output in enumerate(asked):
         name = _object(output, f"outputs[{index}]").get("name")
         if not isinstance(name, str) or name not in OUTPUTS:
-            raise DataError(f"outputs[{index}].name: {name!r} is unknown; there are {', '.join(OUTPUTS)}")
+            raise DataError(f"outputs[{index}].name: {brief(name)} is unknown; there are {', '.join(OUTPUTS)}")
         parameters = _object(output.get("parameters", {}), f"outputs[{index}].parameters")
         found[name] = bool(parameters.get("binary_data", binary))
     return found
