@@ -102,7 +102,7 @@ def through_pillow(body: bytes, colour: bool) -> np.ndarray:
     return array.transpose(2, 0, 1)[None] if colour else array[None, None]
 
 
-@pytest.mark.parametrize("form", ["PNG", "BMP", "GIF", "TIFF"])
+@pytest.mark.parametrize("form", ["PNG", "BMP", "GIF"])
 def test_lossless_images_are_their_pixels(form: str) -> None:
     same("image", encoded(ONE, form), GREYS[:1])
     if form != "GIF":  # 256 colours
@@ -213,7 +213,7 @@ def text(images: str) -> bytes:
         (text(f"[[{'9' * 5000}]]"), "is no JSON"),
         (image_with(-1), "pixels from -1"),
         (image_with(256), "to 256"),
-        (image_with(2**63), "pixels from 0"),
+        (image_with(2**63), "images: "),
         (image_with(1.5), "pixels from 0"),
         (image_with(-0.1), "pixels from -0.1"),
         (as_json([[0] * 9] * 9), r"has shape \(9, 9\); expected \(N, 1, 8, 8\)"),
@@ -228,24 +228,20 @@ def test_json_that_is_refused(body: bytes, sentence: str) -> None:
     refused("json", body, sentence)
 
 
-@pytest.mark.xfail(strict=True, reason="numpy makes true a 1 among numbers, so such images are answered")
 def test_a_bool_among_numbers_is_refused() -> None:
     refused("json", image_with(True))
 
 
-@pytest.mark.xfail(strict=True, reason="numpy pads all strings to the longest: 3 MB of JSON took 1.6 GB")
 def test_long_strings_among_short_ones_take_no_memory() -> None:
     body = as_json(["a" * 2000] + [""] * 10_000)  # 32 kB
-    assert peak_mib(lambda: refused("json", body, "no numbers")) < 20
+    assert peak_mib(lambda: refused("json", body, "no number")) < 20
 
 
-@pytest.mark.xfail(strict=True, raises=MemoryError, reason="np.asarray's MemoryError is not caught")
 def test_strings_that_memory_cannot_hold_are_refused() -> None:
     with at_most_mib(512):
         refused("json", as_json(["a" * 20_000] + [""] * 20_000))  # 100 kB, which numpy would make 1.6 GB
 
 
-@pytest.mark.xfail(strict=True, reason="all keys of the body are quoted in the error, however many")
 def test_errors_do_not_repeat_the_body() -> None:
     refused("json", json.dumps(dict.fromkeys(map(str, range(10_000)), 0)).encode(), "has no images")
 
@@ -266,7 +262,6 @@ def header(descr: Any, shape: str) -> str:
 
 
 WHOLE = npy(GREYS)
-RESHAPE = "np.frombuffer and reshape stand outside the try of from_npy"
 
 
 @pytest.mark.parametrize(
@@ -281,9 +276,9 @@ RESHAPE = "np.frombuffer and reshape stand outside the try of from_npy"
         (pickle.dumps(GREYS), "no .npy"),
         (npy(GREYS, (3, 0)), "no .npy"),
         (npy_of(header("|u1", "(1099511627776, 8, 8)")), "does not have the 0 bytes"),
-        (npy_of(header("<f8", "(8, 8, 2147483647, 2147483647, 2147483647)"), bytes(64)), "does not have"),
-        (npy_of(header("|O", "(8,)"), bytes(64)), "of object"),
-        (npy_of(header([("a", "|O")], "(8,)"), bytes(64)), "does not have"),
+        (npy_of(header("<f8", "(8, 8, 2147483647, 2147483647, 2147483647)"), bytes(64)), "a .npy of"),
+        (npy_of(header("|O", "(8,)"), bytes(64)), "a .npy of"),
+        (npy_of(header([("a", "|O")], "(8,)"), bytes(64)), "a .npy of"),
         (npy_of("{'descr': '|u1'}\n", bytes(64)), "no .npy"),
         (npy_of("{'descr': '|u1', 'fortran_order': 2, 'shape': (8, 8), }\n", bytes(64)), "no .npy"),
         (npy_of("__import__('os').abort()\n", bytes(64)), "no .npy"),
@@ -300,15 +295,15 @@ RESHAPE = "np.frombuffer and reshape stand outside the try of from_npy"
         (npy(np.full((8, 8), -1, np.int8)), "pixels from -1"),
         (npy(np.full((8, 8), 256, np.int16)), "to 256"),
         (npy(np.full((8, 8), 2.0)), "fractions"),
-        fault(npy_of(header("|u1", "9" * 5000)), "no .npy", reason="numpy quotes the whole header, up to 10 kB"),
-        fault(npy_of(header("|u1", "(-8, -8)"), bytes(64)), ".", reason=RESHAPE),
-        fault(npy_of(header("|u1", "(-1, -1, 8, 8)"), bytes(64)), ".", reason=RESHAPE),
-        fault(npy_of(header("|u1", "(True, True, 8, 8)"), bytes(64)), ".", reason=RESHAPE),
-        fault(npy_of(header("|u1", f"({'1, ' * 70}8, 8)"), bytes(64)), ".", reason=RESHAPE),
-        fault(npy_of(header("|u1", f"(0, {2**70})")), ".", reason=RESHAPE),
-        fault(npy_of(header("|V0", "(1099511627776,)")), ".", reason=RESHAPE),
-        fault(npy_of(header("|S0", "(8, 8)")), ".", reason=RESHAPE),
-        fault(npy_of(header("(2,)u1", "(8, 4)"), bytes(64)), ".", reason=RESHAPE),
+        (npy_of(header("|u1", "9" * 5000)), "no .npy"),
+        (npy_of(header("|u1", "(-8, -8)"), bytes(64)), "."),
+        (npy_of(header("|u1", "(-1, -1, 8, 8)"), bytes(64)), "."),
+        (npy_of(header("|u1", "(True, True, 8, 8)"), bytes(64)), "."),
+        (npy_of(header("|u1", f"({'1, ' * 70}8, 8)"), bytes(64)), "."),
+        (npy_of(header("|u1", f"(0, {2**70})")), "."),
+        (npy_of(header("|V0", "(1099511627776,)")), "."),
+        (npy_of(header("|S0", "(8, 8)")), "."),
+        (npy_of(header("(2,)u1", "(8, 4)"), bytes(64)), "."),
     ],
     ids=lambda value: repr(value)[:60],
 )
@@ -353,21 +348,23 @@ def test_arrow_in_colour(make: Callable[[np.ndarray], pa.Array], last: bool) -> 
     same("arrow", arrow({"image": make(COLOURS.transpose(0, 2, 3, 1) if last else COLOURS)}), COLOURS)
 
 
-PERMUTED = "Arrow's to_numpy_ndarray takes a permutation of three axes for its inverse, and gives overlapping strides"
-
-
 @pytest.mark.parametrize(
     "array",
     [
         GREYS[:, 0].transpose(0, 2, 1).copy().transpose(0, 2, 1),
-        fault(np.ascontiguousarray(GREYS.transpose(0, 2, 3, 1)), reason=PERMUTED),
-        fault(COLOURS.transpose(0, 2, 3, 1), reason=PERMUTED),
-        fault(np.ascontiguousarray(COLOURS.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2), reason=PERMUTED),
+        COLOURS.transpose(0, 2, 3, 1),
+        np.ascontiguousarray(COLOURS.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2),
     ],
-    ids=["NHW, columns first", "NHWC of one channel", "NHWC from NCHW", "NCHW from NHWC"],
+    ids=["NHW, columns first", "NHWC from NCHW", "NCHW from NHWC"],
 )
-def test_arrow_tensors_with_a_permutation(array: np.ndarray) -> None:
-    same("arrow", arrow({"image": tensors(array)}), COLOURS if 3 in array.shape[1:] else GREYS)
+def test_permuted_arrow_tensors_are_refused(array: np.ndarray) -> None:
+    """Arrow writes and reads a permutation of three axes as each other's inverse: `to_numpy_ndarray` is wrong."""
+    refused("arrow", arrow({"image": tensors(array)}), "permuted", COLOUR if 3 in array.shape[1:] else GREY)
+
+
+@pytest.mark.xfail(strict=True, reason="an axis of one is enough for pyarrow to write a permutation, which is refused")
+def test_contiguous_arrow_tensors_with_one_channel_behind() -> None:
+    same("arrow", arrow({"image": tensors(np.ascontiguousarray(GREYS.transpose(0, 2, 3, 1)))}), GREYS)
 
 
 def test_arrow_of_several_batches_is_one() -> None:
@@ -412,7 +409,6 @@ RAGGED_ROWS = [[row.tolist() for row in ONE[:6]] + [ONE[6, :4].tolist(), [*ONE[6
 NULL_PIXEL = pa.ExtensionArray.from_storage(
     pa.fixed_shape_tensor(U1, [8, 8]), pa.FixedSizeListArray.from_arrays(pa.array([None, *[1] * 63], U1), 64)
 )
-LENGTHS = "only the sum of all lists' lengths is compared, so images are cut at the wrong places"
 
 
 @pytest.mark.parametrize(
@@ -433,7 +429,7 @@ LENGTHS = "only the sum of all lists' lengths is compared, so images are cut at 
         ({"image": pa.array(FLAT.tolist(), pa.list_view(U1))}, "neither"),
         ({"image": pa.array([PNG], pa.binary(len(PNG)))}, "neither"),
         ({"image": pa.RunEndEncodedArray.from_arrays([2], [1])}, "neither"),
-        ({"image": lists(FLAT[:, :63], 1)}, "neither"),
+        ({"image": lists(FLAT[:, :63], 1)}, r"has shape \(3, 63\)"),
         ({"image": pa.array([[None] * 64], pa.list_(U1))}, "neither"),
         ({"image": pa.array([[True] * 64])}, "."),
         ({"image": pa.array([[1] * 64], pa.list_(pa.decimal128(4, 0)))}, "."),
@@ -441,10 +437,10 @@ LENGTHS = "only the sum of all lists' lengths is compared, so images are cut at 
         ({"image": lists(FLAT[:1] + 200.0, 1, pa.float32())}, "fractions"),
         ({"image": pa.array([[float("nan")] * 64])}, "finite"),
         ({"image": tensors(COLOURS)}, "has shape"),
-        fault({"image": pa.array(RAGGED, pa.list_(U1))}, ".", reason=LENGTHS),
-        fault({"image": pa.array(RAGGED_ROWS, pa.list_(pa.list_(U1)))}, ".", reason=LENGTHS),
-        fault({"image": lists(GREYS[:, None], 4)}, ".", reason="lists of any depth are read, if long enough"),
-        fault({"image": NULL_PIXEL}, ".", reason="a null within a tensor becomes whatever number is there"),
+        ({"image": pa.array(RAGGED, pa.list_(U1))}, "."),
+        ({"image": pa.array(RAGGED_ROWS, pa.list_(pa.list_(U1)))}, "."),
+        ({"image": lists(GREYS[:, None], 4)}, "."),
+        ({"image": NULL_PIXEL}, "."),
     ],
     ids=lambda value: ", ".join(f"{k} {v.type}" for k, v in value.items())[:70] if isinstance(value, dict) else value,
 )
@@ -455,8 +451,8 @@ def test_arrow_that_is_refused(columns: dict[str, pa.Array], sentence: str) -> N
 @pytest.mark.parametrize(
     "array",
     [
-        fault(COLOURS.transpose(0, 2, 1, 3), reason="three lists of which the first is not C long are taken as HWC"),
-        fault(COLOURS.transpose(0, 2, 3, 1).reshape(2, 64, 3), reason="two lists are taken as (C, H) whatever they are"),
+        COLOURS.transpose(0, 2, 1, 3),
+        COLOURS.transpose(0, 2, 3, 1).reshape(2, 64, 3),
     ],
     ids=["HCW", "pixels x C"],
 )
@@ -512,8 +508,9 @@ def test_images_that_are_refused(body: bytes) -> None:
     refused("image", body, "is no image that can be read")
 
 
-def test_pixels_of_no_known_range_are_refused() -> None:
-    refused("image", encoded(Image.fromarray(ONE.astype(np.float32)), "TIFF"), "mode F")
+@pytest.mark.parametrize("form", ["TIFF", "PPM", "ICO", "TGA", "SGI", "PCX", "DDS"])
+def test_formats_that_few_send_are_refused(form: str) -> None:
+    refused("image", encoded(ONE, form), "is no image that can be read")
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_unpacked() -> None:
@@ -523,21 +520,18 @@ def test_a_decompression_bomb_is_refused_before_it_is_unpacked() -> None:
     refused("image", png_of(40_000, 1_000), "40000x1000 pixels")
 
 
-@pytest.mark.xfail(strict=True, reason="Pillow unpacks an icon's PNG while it opens it, before its size is compared")
 def test_a_bomb_within_an_icon_is_refused_before_it_is_unpacked() -> None:
     png = png_of(6000, 6000, 6)
     icon = struct.pack("<HHH", 0, 1, 1) + struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(png), 22) + png
     assert peak_mib(lambda: refused("image", icon)) < 10
 
 
-@pytest.mark.xfail(strict=True, reason="every format of Pillow is opened; EPS would start Ghostscript")
 def test_what_needs_another_program_is_not_opened() -> None:
     with pytest.raises(DataError) as error:
         read("image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
     assert "Ghostscript" not in str(error.value)
 
 
-@pytest.mark.xfail(strict=True, reason="Pillow's sentence names an object and its address: <_io.BytesIO object at 0x..>")
 def test_errors_name_no_objects_of_ours() -> None:
     with pytest.raises(DataError) as error:
         read("image", b"x")
@@ -594,7 +588,7 @@ VALID: dict[str, list[bytes]] = {
     "image": [
         PNG,
         encoded(COLOURS[0].transpose(1, 2, 0)),
-        *(encoded(ONE, form) for form in ("JPEG", "GIF", "TIFF", "BMP", "WEBP", "PPM")),
+        *(encoded(ONE, form) for form in ("JPEG", "GIF", "BMP", "WEBP")),
     ],
 }
 

@@ -7,6 +7,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -36,6 +37,7 @@ PAGE = Path(__file__).parent / "page"
 MODEL = "bend"
 """The model's name in the Open Inference Protocol."""
 POLICY = "default-src 'self'; img-src 'self' data: blob:"
+DIGITS = re.compile("[0-9]{1,20}")
 INLINE = 4096
 """Bytes of JSON or numbers up to which a body is read at once; larger ones, and images, in a thread."""
 
@@ -132,13 +134,14 @@ def _add_predict(app: FastAPI, served: Served) -> None:
         tags=["ensemble"],
         summary="Images in, answers and doubt out",
         openapi_extra={"requestBody": schemas.predict_body(served.fit)},
-        responses=schemas.responses(schemas.Answer, 400, 413, 415, 503),
+        responses=schemas.responses(schemas.Answer, 400, 413, 415),
     )
     async def predict(request: Request, strategy: Strategy | None = None, members: bool = False) -> Response:
         """An image (PNG, JPEG; also as a form's file), JSON, .npy or Arrow IPC. Images of another size are fitted;
         arrays must have the classifier's. `strategy` and `members` may stand in a JSON body, too."""
         images, said = await _read(request, served)
-        strategy = strategy or _strategy(said.get("strategy"))
+        in_body = _strategy(said.get("strategy"))
+        strategy = strategy or in_body
         with_members = said.get("members", members)
         if not isinstance(with_members, bool):
             raise DataError("members: must be true or false")
@@ -195,7 +198,7 @@ def _add_protocol(app: FastAPI, served: Served) -> None:
         tags=tags,
         summary="Tensors in, tensors out",
         openapi_extra={"requestBody": schemas.infer_body(served.fit), "parameters": [schemas.LENGTH]},
-        responses=schemas.responses(schemas.Inferred, 400, 404, 413, 503, binary=True),
+        responses=schemas.responses(schemas.Inferred, 400, 404, 413, binary=True),
     )
     async def infer(request: Request, model: str) -> Response:
         """The Open Inference Protocol v2; with its binary tensor extension the tensor's bytes stand behind the
@@ -218,7 +221,8 @@ def _strategy(given: Any) -> Strategy:
         return "abend"
     if given == "sbend":
         return "sbend"
-    raise DataError(f"strategy: {str(given)[:100]!r} is unknown; use abend (mean probability) or sbend (votes)")
+    said = inputs.brief(given) if isinstance(given, str) else f"a {type(given).__name__}"
+    raise DataError(f"strategy: {said} is unknown; use abend (mean probability) or sbend (votes)")
 
 
 async def _answer(request: Request, served: Served, images: Tensor, strategy: Strategy) -> tuple[Prediction, Tensor]:
@@ -233,7 +237,7 @@ async def _body(request: Request, limits: Serve) -> bytes:
     most = guard.mebibytes(limits.max_body)
     error = f"the body is longer than {limits.max_body:g} MiB; send fewer images at once"
     told = request.headers.get("content-length", "")
-    if told.isdigit() and int(told[:20]) > most:
+    if DIGITS.fullmatch(told) and int(told) > most:
         raise HTTPException(413, error)
     parts, length = [], 0
     async for part in request.stream():
@@ -247,7 +251,7 @@ async def _body(request: Request, limits: Serve) -> bytes:
 async def _read(request: Request, served: Served) -> tuple[Tensor, dict[str, Any]]:
     body = await _body(request, served.limits)
     content_type = request.headers.get("content-type", "")
-    if content_type.startswith("multipart/form-data"):
+    if content_type.lower().startswith("multipart/form-data"):
         return await _read_form(request, body, served), {}
     kind = inputs.kind_of(content_type, body)
     read = asyncio.to_thread if kind == "image" or len(body) > INLINE else _now
@@ -261,7 +265,11 @@ async def _read_form(request: Request, body: bytes, served: Served) -> Tensor:
     try:
         form = await request.form(max_files=served.limits.max_rows, max_fields=16)
     except StarletteHTTPException as error:
+        if "Too many files" in str(error.detail):
+            raise HTTPException(413, f"more than {served.limits.max_rows} images in one request") from None
         raise DataError(f"body: is no form ({error.detail})") from None
+    except Exception as error:  # it decodes by any codec that a body names
+        raise DataError(f"body: is no form ({str(error)[:100]})") from None
     try:
         for name, value in form.multi_items():
             if not isinstance(value, UploadFile):

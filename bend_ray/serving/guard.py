@@ -72,6 +72,9 @@ class Guard:
         scope.setdefault("state", {})["facts"] = facts
         try:
             await self._answer(scope, receive, noting, lambda: status)
+        except Exception:  # which becomes an answer further out
+            status = status or 500
+            raise
         finally:
             facts |= {"method": scope["method"], "path": scope["path"], "status": status or 499}
             self.seen(facts | {"latency_ms": round(1e3 * (time.perf_counter() - start), 3)})

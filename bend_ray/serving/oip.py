@@ -104,9 +104,13 @@ def _tensor(tensor: dict[str, Any], behind: memoryview) -> np.ndarray:
                 f" {shape} takes {count * dtype.itemsize}"
             )
         return np.frombuffer(behind, dtype).reshape(shape)
+    if len(behind):
+        raise DataError(
+            f"{LENGTH}: {len(behind)} bytes behind the JSON belong to no tensor (binary_data_size is not given)"
+        )
     array = inputs.nested(tensor.get("data"), "inputs[0].data")
     if array.size != count:
-        raise DataError(f"inputs[0].data: holds {array.size} values, not {count} for {shape}")
+        raise DataError(f"inputs[0].data: holds {array.size} values, not {count} numbers for {shape}")
     if dtype.kind == "f":
         return array.reshape(shape).astype(np.float64)
     least, most = np.iinfo(dtype).min, np.iinfo(dtype).max

@@ -135,14 +135,11 @@ class Inferred(Said):
 
 
 def responses(model: type[BaseModel], *errors: int, binary: bool = False) -> dict[int | str, dict[str, Any]]:
-    """A route's responses; 401 is added where a token is asked for."""
+    """A route's responses; 503 and, where a token is asked for, 401 are added by `as_it_is`."""
     found: dict[int | str, dict[str, Any]] = {200: {"model": model, "description": "Answered"}}
     if binary:
         found[200]["content"] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-    retry = {"Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}}
-    for status in errors:
-        found[status] = {"model": Error, "description": ERRORS[status]} | ({"headers": retry} if status == 503 else {})
-    return found
+    return found | {status: {"model": Error, "description": ERRORS[status]} for status in errors}
 
 
 def predict_body(fit: Preprocess) -> dict[str, Any]:
@@ -164,7 +161,7 @@ def predict_body(fit: Preprocess) -> dict[str, Any]:
             "members": {"type": "boolean", "description": "Also the vote of each member"},
         },
     }
-    file = {"type": "object", "required": ["image"], "properties": {"image": binary["schema"]}}
+    file = {"type": "object", "minProperties": 1, "additionalProperties": binary["schema"]}
     return {
         "required": True,
         "content": {
@@ -227,15 +224,35 @@ def _nested(fit: Preprocess, pixel: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_it_is(document: dict[str, Any], token: bool) -> dict[str, Any]:
-    """FastAPI's document without the 422 that our routes never give, with the token where one is asked for."""
+    """FastAPI's document as our routes are: no 422, what the guard may say, and OpenAPI 3.0's word for null."""
+    document["components"]["schemas"]["Error"] = Error.model_json_schema()
+    said = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    retry = {"Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}}
     for path, operations in document["paths"].items():
         for operation in operations.values():
             operation["responses"].pop("422", None)
-            if token and not path.startswith("/v2/health"):
-                operation["responses"]["401"] = {"description": ERRORS[401]}
+            if path.startswith("/v2/health"):
+                continue
+            operation["responses"]["503"] = {"description": ERRORS[503], "content": said, "headers": retry}
+            if token:
+                operation["responses"]["401"] = {"description": ERRORS[401], "content": said}
                 operation["security"] = [{"bearer": []}]
     if token:
         document["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
-    return document
+    found: dict[str, Any] = _nullable(document)
+    return found
+
+
+def _nullable(part: Any) -> Any:
+    if isinstance(part, list):
+        return [_nullable(item) for item in part]
+    if not isinstance(part, dict):
+        return part
+    kept = {key: _nullable(value) for key, value in part.items()}
+    null = {"type": "null"}
+    if null in kept.get("anyOf", ()):
+        rest = [kind for kind in kept.pop("anyOf") if kind != null]
+        kept |= {"nullable": True, **({"allOf": rest} if len(rest) == 1 else {"anyOf": rest})}
+    return kept
