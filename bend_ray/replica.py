@@ -146,11 +146,11 @@ def facts(ensemble: Ensemble, arguments: Arguments) -> dict[str, Any]:
     }
 
 
-def _accuracy(run: Folder, digest: str) -> dict[str, float] | None:
-    """On the test split, from the run's report, if that is of this very ensemble."""
+def _accuracy(run: Folder, digest: str) -> dict[str, float]:
+    """On the test split, from the run's report; empty if that is not of this very ensemble."""
     report = artifacts.read_manifest(run / "report", "report")
     if report is None or report.inputs.get("ensemble") != digest:
-        return None
+        return {}
     metrics = json.loads((run / "report").read("metrics.json"))
     return {strategy: metrics[strategy]["accuracy"] for strategy in ("abend", "sbend")}
 

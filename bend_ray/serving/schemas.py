@@ -58,8 +58,10 @@ class Answer(Said):
 
 
 class Accuracy(Said):
-    abend: float
-    sbend: float
+    """On the test split; empty where no report is of this ensemble."""
+
+    abend: float = 0.0
+    sbend: float = 0.0
 
 
 class Image(Said):
@@ -82,7 +84,7 @@ class Ensemble(Said):
     class_names: list[str]
     image: Image
     subset_size: int
-    accuracy: Accuracy | None
+    accuracy: Accuracy
     hash: str
     digest: str
     inputs: dict[str, str]
