@@ -4,7 +4,6 @@ import asyncio
 import functools
 import io
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -136,9 +135,3 @@ def arrow(columns: dict[str, pa.Array] | pa.Table, file: bool = False, **options
 def tensors(images: np.ndarray) -> pa.Array:
     """A column of fixed-shape tensors."""
     return pa.FixedShapeTensorArray.from_numpy_ndarray(images)
-
-
-def page_files() -> list[Path]:
-    import bend_ray.serving.app as module
-
-    return sorted(module.PAGE.glob("*"))

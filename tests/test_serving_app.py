@@ -15,14 +15,14 @@ import pytest
 import schemathesis
 import torch
 from fastapi import FastAPI
-from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 from torch import Tensor
 
 from bend_ray import __version__
 from bend_ray.ensemble.aggregate import Prediction, Strategy
 from bend_ray.serving import guard, oip
 from bend_ray.serving.app import PAGE
-from serving_helpers import ROWS, answer, app, arrow, ask, client, encoded, ensemble, npy, page_files, pictures, tensors
+from serving_helpers import ROWS, answer, app, arrow, ask, client, encoded, ensemble, npy, pictures, served, tensors
 
 IMAGES = pictures(3)
 ALL = torch.from_numpy(IMAGES)
@@ -125,7 +125,8 @@ def test_a_body_of_any_kind_has_the_same_answer(plain: FastAPI, request_: dict[s
     found = rows(ask(plain, "POST", "/predict", **request_))
     wanted = ensemble().predict(ALL[:count])
     assert [row["label"] for row in found] == wanted.label_B.tolist()
-    assert [row["probabilities"] for row in found] == wanted.prob_BK.tolist()
+    for row, prob_K in zip(found, wanted.prob_BK.tolist(), strict=True):
+        assert row["probabilities"] == pytest.approx(prob_K, abs=1e-6)  # by strides, convolutions sum in another order
 
 
 def test_bytes_in_and_bytes_out(plain: FastAPI) -> None:
@@ -161,11 +162,6 @@ def test_what_is_served_is_told(plain: FastAPI) -> None:
 # --- refusals
 
 
-def fault(*values: Any, reason: str) -> Any:
-    """A case that fails today."""
-    return pytest.param(*values, marks=pytest.mark.xfail(strict=True, reason=reason))
-
-
 def form(charset: str = "utf-8", head: str = 'name="image"; filename="a.png"') -> dict[str, Any]:
     content_type = f"multipart/form-data; boundary=line; charset={charset}"
     part = f"--line\r\nContent-Disposition: form-data; {head}\r\n\r\n".encode()
@@ -194,7 +190,7 @@ LONG = bytes(2**17 + 1)
         ("/predict?strategy=mean", NPY, 400, "^strategy: Input should be 'abend' or 'sbend' .got 'mean'"),
         ("/predict?strategy=", NPY, 400, "^strategy: "),
         ("/predict?members=some", NPY, 400, "^members: "),
-        ("/predict", {"content": b"a", "headers": {"Content-Type": "text/plain"}}, 415, "text/plain is not read"),
+        ("/predict", {"content": b"a", "headers": {"Content-Type": "text/plain"}}, 415, "text/plain.? is not read"),
         ("/predict", {"content": npy(pictures(ROWS + 1))}, 413, f"{ROWS + 1} images in one request; at most {ROWS}"),
         ("/predict", {"content": LONG}, 413, r"longer than 0\.125 MiB"),
         (INFER, {"content": LONG}, 413, r"longer than 0\.125 MiB"),
@@ -216,25 +212,13 @@ LONG = bytes(2**17 + 1)
         ("/predict", {"files": {"image": ("a.png", b"GIF8")}}, 400, r"^file 'a\.png': is no image"),
         ("/predict", {"files": {"image": ("", b"x")}}, 400, "."),
         ("/predict", {"files": [(f"f{i}", (None, "x")) for i in range(20)]}, 400, "is no form .Too many fields"),
-        ("/predict", {"files": [("image", ("a.png", PNGS[0]))] * (ROWS + 1)}, 400, "Too many files"),
+        ("/predict", {"files": [("image", ("a.png", PNGS[0]))] * (ROWS + 1)}, 413, f"more than {ROWS} images"),
         ("/predict", form("idna"), 200, ""),
-        fault("/predict", form("undefined"), 400, ".", reason="Starlette decodes by any codec; this one raises"),
-        fault(
-            "/predict",
-            {"content": b"x", "headers": {"Content-Length": b"\xb2"}},
-            400,
-            ".",
-            reason="² is a digit, but int() does not know it",
-        ),
-        fault(INFER, {"json": tensor(), "headers": {oip.LENGTH: "0" * 5000}}, 400, ".", reason="int() of 5000 digits"),
-        fault("/predict", {"files": [("i", ("a", PNGS[0]))] * 17}, 413, ".", reason="400, though by rows it is 413"),
-        fault(
-            "/predict",
-            {**form(), "headers": {"Content-Type": "Multipart/Form-Data; boundary=line"}},
-            200,
-            "",
-            reason="types are the same in any case, but multipart is compared as it is written",
-        ),
+        ("/predict", form("undefined"), 400, "is no form"),
+        ("/predict", form("a\0b"), 400, "is no form"),
+        ("/predict", {"content": b"x", "headers": {"Content-Length": b"\xb2"}}, 400, "no image"),
+        (INFER, {"json": tensor(), "headers": {oip.LENGTH: "0" * 5000}}, 400, f"^{oip.LENGTH}"),
+        ("/predict", form() | {"headers": {"Content-Type": "Multipart/Form-Data; boundary=line"}}, 200, ""),
     ],
     ids=lambda value: str(value)[:50],
 )
@@ -258,7 +242,7 @@ def test_a_long_body_is_refused_whether_it_tells_its_length_or_not(plain: FastAP
 
     refused(ask(plain, "POST", path, content=chunks()), 413, "longer than")
     assert sent == 17  # and not one more than needed
-    refused(ask(plain, "POST", path, content=b"", headers={"Content-Length": str(10**30)}), 413, "longer than")
+    refused(ask(plain, "POST", path, content=b"", headers={"Content-Length": str(10**15)}), 413, "longer than")
 
 
 def test_as_much_as_is_allowed_is_answered(plain: FastAPI) -> None:
@@ -266,14 +250,12 @@ def test_as_much_as_is_allowed_is_answered(plain: FastAPI) -> None:
     assert len(rows(ask(plain, "POST", "/predict", content=body))) == ROWS
 
 
-@pytest.mark.xfail(strict=True, reason="what the reading thread parses, str() on the deeper main stack cannot print")
 def test_a_strategy_nested_as_deeply_as_json_allows_is_refused(plain: FastAPI) -> None:
     for depth in range(900, 1000):
         refused(ask(plain, "POST", "/predict", content=deep(depth), headers=JSON), 400)
 
 
 @pytest.mark.parametrize("body", [{"strategy": "mean"}, {"strategy": 7}], ids=str)
-@pytest.mark.xfail(strict=True, reason="the body's strategy is not looked at where the query names one")
 def test_a_wrong_strategy_in_the_body_is_refused_whatever_the_query_says(plain: FastAPI, body: dict[str, Any]) -> None:
     body = {"images": IMAGES.tolist()} | body
     refused(ask(plain, "POST", "/predict?strategy=abend", json=body), 400, "strategy")
@@ -290,7 +272,7 @@ def test_the_page_and_its_files_are_there(plain: FastAPI) -> None:
     assert named and all(ask(plain, "GET", f"/{name}").status_code == 200 for name in named)
 
 
-@pytest.mark.parametrize("path", page_files(), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(PAGE.glob("*")), ids=lambda path: path.name)
 def test_page_files_load_from_no_other_host(path: Any) -> None:
     text = path.read_text().replace("http://www.w3.org/2000/svg", "")  # a name, not a place
     assert not re.findall(r"https?://[^\s\"')]*", text) and not re.findall(r"""["'(]//\w""", text)
@@ -320,7 +302,17 @@ def basic(words: str) -> str:
     return "Basic " + base64.b64encode(words.encode()).decode()
 
 
-GUARDED = ["/", "/docs", "/openapi.json", "/ensemble", "/v2", "/v2/models/bend", "/page/page.js", "/nowhere", "/v2/health"]
+GUARDED = [
+    "/",
+    "/docs",
+    "/openapi.json",
+    "/ensemble",
+    "/v2",
+    "/v2/models/bend",
+    "/page/page.js",
+    "/nowhere",
+    "/v2/health",
+]
 
 
 @pytest.fixture(scope="module")
@@ -480,9 +472,7 @@ def test_clients_that_leave_give_their_place_back() -> None:
 
     async def left() -> None:
         part = {"type": "http.request", "body": b"{", "more_body": True}
-        with pytest.raises(Exception, match=r"^$") as error:
-            await drive(made, [part, {"type": "http.disconnect"}])
-        assert type(error.value).__name__ == "ClientDisconnect"
+        assert (await drive(made, [part, {"type": "http.disconnect"}]))[0]["status"] == 499
         task = asyncio.create_task(drive(made, [WHOLE]))  # as a server does it whose client leaves
         await asyncio.sleep(0.02)
         task.cancel()
@@ -528,7 +518,6 @@ def test_what_came_too_late_is_seen_as_such() -> None:
     assert [said["status"] for said in seen] == [503] and 100 <= seen[0]["latency_ms"] < 2000
 
 
-@pytest.mark.xfail(strict=True, reason="the 500 is sent outside Guard, which sees none and says 499")
 def test_our_own_faults_are_seen_as_such() -> None:
     async def broken(images: Tensor, strategy: Strategy) -> tuple[Prediction, Tensor]:
         raise RuntimeError("a secret")
@@ -643,30 +632,33 @@ def test_responses_are_as_the_document_says(
         assert content[kind]["schema"] == {"type": "string", "format": "binary"}
 
 
-@pytest.mark.parametrize("accuracy", [None, {"abend": 0.5, "sbend": 0.25}])
+@pytest.mark.parametrize("accuracy", [{}, {"abend": 0.5, "sbend": 0.25}])
 def test_an_ensemble_without_a_report_is_as_the_document_says(document: dict[str, Any], accuracy: Any) -> None:
-    from serving_helpers import served
-
     facts = ask(app(facts=served().facts | {"accuracy": accuracy}), "GET", "/ensemble").json()
     assert facts["accuracy"] == accuracy
     valid(facts, {"$ref": "#/components/schemas/Ensemble"}, document)
 
 
-@pytest.mark.xfail(strict=True, reason="every guarded route can be too busy, but only the POST ones say so")
 def test_wherever_503_may_come_the_document_says_so(document: dict[str, Any]) -> None:
     for path, _, found in operations(document):
         assert ("503" in found["responses"]) == (path not in guard.HEALTH), path
 
 
-@pytest.mark.xfail(strict=True, reason="OpenAPI 3.0 has no type null; pydantic writes 3.1 for what may be None")
 def test_the_document_is_of_the_version_that_it_says(document: dict[str, Any]) -> None:
     assert '"type": "null"' not in json.dumps(document)
 
 
-@pytest.mark.xfail(strict=True, reason="the form's schema lets other fields through, the route does not")
 def test_the_documents_form_has_files_only(document: dict[str, Any]) -> None:
     content = document["paths"]["/predict"]["post"]["requestBody"]["content"]["multipart/form-data"]
-    assert content["schema"].get("additionalProperties") is not None
+    assert content["schema"]["additionalProperties"] in (False, {"type": "string", "format": "binary"})
+
+
+@pytest.mark.parametrize("key", ["strategy", "members"])
+def test_null_is_taken_where_the_document_says_so(plain: FastAPI, document: dict[str, Any], key: str) -> None:
+    content = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]
+    said = content["schema"]["properties"][key].get("nullable", False)
+    response = ask(plain, "POST", "/predict", json={"images": IMAGES.tolist(), key: None})
+    assert (response.status_code == 200) == said
 
 
 # --- requests made up from the document
@@ -674,8 +666,9 @@ def test_the_documents_form_has_files_only(document: dict[str, Any]) -> None:
 MADE_UP = schemathesis.Config.from_dict(
     {"generation": {"deterministic": True, "max-examples": 20, "database": "none", "no-shrink": True}}
 )
-# Both have tests of their own above, which fail: a form's other fields; a body's strategy behind the query's.
-KNOWN = [positive_data_acceptance, negative_data_rejection]
+# No schema says which bytes are an image, or how long the JSON is in front of others.
+NOT_SAID = [positive_data_acceptance]
+schemathesis.serializer.alias(["application/x-npy", "application/vnd.apache.arrow.stream"], "application/octet-stream")
 from_document = schemathesis.openapi.from_asgi("/openapi.json", app(), config=MADE_UP)
 of_our_model = from_document.include(path_regex="/models/")
 with_token = schemathesis.openapi.from_asgi(
@@ -687,21 +680,21 @@ with_token = schemathesis.openapi.from_asgi(
             "auth": {"openapi": {"bearer": {"bearer": TOKEN}}},
         }
     ),
-    headers={"Authorization": f"Bearer {TOKEN}"},
+    headers={"Authorization": f"Bearer {TOKEN}"},  # for the document itself
 )
 
 
 @from_document.parametrize()
 def test_made_up_requests(case: schemathesis.Case) -> None:
-    case.call_and_validate(excluded_checks=KNOWN)
+    case.call_and_validate(excluded_checks=NOT_SAID)
 
 
 @of_our_model.parametrize()
 def test_made_up_requests_to_the_model_that_is_there(case: schemathesis.Case) -> None:
     case.path_parameters["model"] = "bend"
-    case.call_and_validate(excluded_checks=KNOWN)
+    case.call_and_validate(excluded_checks=NOT_SAID)
 
 
 @with_token.parametrize()
 def test_made_up_requests_with_and_without_a_token(case: schemathesis.Case) -> None:
-    case.call_and_validate(excluded_checks=KNOWN)
+    case.call_and_validate(excluded_checks=NOT_SAID)

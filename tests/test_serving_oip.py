@@ -48,11 +48,6 @@ def predict(images: torch.Tensor) -> Prediction:
     return ensemble().predict(images)
 
 
-def fault(*values: Any, reason: str) -> Any:
-    """A case that fails today."""
-    return pytest.param(*values, marks=pytest.mark.xfail(strict=True, reason=reason))
-
-
 # --- requests
 
 
@@ -63,7 +58,7 @@ def test_json_and_bytes_give_the_same_images(datatype: str) -> None:
     for body, length in ((asked(tensor(images, datatype)), None), in_bytes(images, datatype)):
         found = oip.read(body, length, GREY)
         assert torch.equal(found.images, torch.from_numpy(levels))
-        assert (found.id, found.strategy, found.outputs) == (None, None, dict.fromkeys(OUTPUTS, False))
+        assert (found.id, found.strategy, found.outputs) == (None, "abend", dict.fromkeys(OUTPUTS, False))
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 8, 8), (3, 8, 8), (3, 8, 8, 1)])
@@ -103,7 +98,6 @@ def test_what_else_a_request_says() -> None:
 
 ONE = pictures(1)
 SIDES = "whole numbers"
-LONG = "the product of all sides is not bounded: seconds, then a number too long to print"
 
 
 @pytest.mark.parametrize(
@@ -133,7 +127,7 @@ LONG = "the product of all sides is not bounded: seconds, then a number too long
         (asked(tensor(shape=[3, None, 8, 8])), SIDES),
         (asked(tensor(shape=[2**32, 1, 8, 8])), SIDES),
         (asked(tensor(shape=[2**32 - 1] * 4)), "holds 192 values"),
-        (asked(tensor(shape=[2, 1, 8, 8])), "holds 192 values .* not 128 numbers"),
+        (asked(tensor(shape=[2, 1, 8, 8])), "holds 192 values, not 128"),
         (asked(tensor(shape=[1, 3, 8, 8])), "has shape"),
         (asked(tensor(shape=[192])), "has shape"),
         (asked(tensor(shape=[], data=[7])), "shape"),
@@ -141,31 +135,31 @@ LONG = "the product of all sides is not bounded: seconds, then a number too long
         (asked(tensor(data=...)), "must be nested lists"),
         (asked(tensor(data="AAAA")), "must be nested lists"),
         (asked(tensor(data=[[1, 2], [3]])), "no array"),
-        (asked(tensor(ONE, data=["1"] * 64)), "holds 64 values"),
-        (asked(tensor(ONE, data=[True] * 64)), "holds 64 values"),
-        (asked(tensor(ONE, data=[None] * 64)), "holds 64 values"),
-        (asked(tensor(ONE, data=[0.5] * 64)), "fractions"),
-        (asked(tensor(ONE, data=[256] * 64)), "pixels from 256"),
+        (asked(tensor(ONE, data=["1"] * 64)), "no numbers"),
+        (asked(tensor(ONE, data=[True] * 64)), "no numbers"),
+        (asked(tensor(ONE, data=[None] * 64)), "no numbers"),
+        (asked(tensor(ONE, data=[0.5] * 64)), "no UINT8"),
+        (asked(tensor(ONE, data=[256] * 64)), "no UINT8"),
         (asked(tensor(ONE, "INT16", data=[-1] * 64)), "pixels from -1"),
         (asked(tensor(ONE, "FP32", data=[1.5] * 64)), "fractions from 0 to 1"),
         (asked(tensor(ONE, "FP32", data=[float("nan")] * 64)), "finite"),
         (asked(tensor(ONE, "FP64", data=[float("inf")] * 64)), "finite"),
         (asked(tensor(parameters=None)), r"inputs\[0\]\.parameters: must be an object"),
         (asked(tensor(), parameters=[]), "parameters: must be an object"),
-        (asked(tensor(), parameters={"strategy": 1}), "parameters.strategy: must be a string"),
-        (asked(tensor(), id=7), "id: must be a string"),
+        (asked(tensor(), parameters={"strategy": 1}), "must be strings"),
+        (asked(tensor(), id=7), "must be strings"),
         (asked(tensor(), outputs={"name": "label"}), "outputs: must be a list"),
         (asked(tensor(), outputs=["label"]), r"outputs\[0\]: must be an object"),
         (asked(tensor(), outputs=[{"name": "label"}, {"name": "logits"}]), r"outputs\[1\]\.name: 'logits' is unknown"),
         (asked(tensor(), outputs=[{"name": ["label"]}]), "is unknown"),
         (asked(tensor(), outputs=[{"name": "label", "parameters": 1}]), "parameters: must be an object"),
         (asked(tensor()) + b"\0", "is no JSON"),
-        fault(asked(tensor(shape=[1] * 70 + [3, 1, 8, 8])), ".", reason="reshape knows 64 axes and raises ValueError"),
-        fault(asked(tensor(datatype="FP32", shape=[0, *[2**32 - 1] * 3], data=[])), ".", reason="reshape: too big"),
-        fault(asked(tensor(shape=[2**32 - 1] * 500)), ".", reason=LONG),
-        fault(asked(tensor(name="x" * 100_000)), ".", reason="the name is quoted whole in the error"),
-        fault(asked(tensor(ONE, data=[True] + [2] * 63)), ".", reason="numpy makes true a 1 among numbers"),
-        fault(asked(tensor(ONE, "INT8", data=[200] * 64)), ".", reason="JSON is not held to its datatype's range"),
+        (asked(tensor(shape=[1] * 70 + [3, 1, 8, 8])), "."),
+        (asked(tensor(datatype="FP32", shape=[0, *[2**32 - 1] * 3], data=[])), "."),
+        (asked(tensor(shape=[2**32 - 1] * 500)), "."),
+        (asked(tensor(name="x" * 100_000)), "."),
+        (asked(tensor(ONE, data=[True] + [2] * 63)), "."),
+        (asked(tensor(ONE, "INT8", data=[200] * 64)), "."),
     ],
     ids=lambda value: repr(value)[-60:],
 )
@@ -173,11 +167,9 @@ def test_json_that_is_refused(body: bytes, sentence: str) -> None:
     refused(body, sentence)
 
 
-@pytest.mark.xfail(strict=True, raises=(AssertionError, ValueError), reason=LONG)
 def test_a_shape_of_many_sides_costs_no_time() -> None:
     body, start = asked(tensor(shape=[2**32 - 1] * 30_000)), time.thread_time()
-    with pytest.raises((DataError, ValueError)):
-        oip.read(body, None, GREY)
+    refused(body, SIDES)
     assert time.thread_time() - start < 0.1
 
 
@@ -190,7 +182,7 @@ def test_a_shape_of_many_sides_costs_no_time() -> None:
         (in_bytes(parameters={"binary_data_size": 192.0}), "192.0 given"),
         (in_bytes(parameters={"binary_data_size": "192"}), "'192' given"),
         (in_bytes(ONE, parameters={"binary_data_size": True}), "True given"),
-        (in_bytes(parameters={}), "must be nested lists"),
+        (in_bytes(parameters={}), "belong to no tensor"),
         (in_bytes(data=b""), "takes 192"),
         (in_bytes(data=bytes(191)), "takes 192"),
         (in_bytes(data=bytes(384)), "takes 192"),
@@ -199,9 +191,9 @@ def test_a_shape_of_many_sides_costs_no_time() -> None:
         (in_bytes(shape=[2**31, 2**31, 2**31]), "takes 9903520314283042199192993792"),
         (in_bytes(ONE, "FP32", np.full(64, np.nan, np.float32).tobytes()), "finite"),
         (in_bytes(ONE, "INT8", np.full(64, -1, np.int8).tobytes()), "pixels from -1"),
-        (in_bytes(np.zeros((0, 1, 8, 8))), "no image"),
-        fault(in_bytes(shape=[1] * 70 + [3, 1, 8, 8]), ".", reason="reshape knows 64 axes and raises ValueError"),
-        fault(in_bytes(data=b"", shape=[0, *[2**32 - 1] * 3]), ".", reason="reshape: too big"),
+        (in_bytes(np.zeros((0, 1, 8, 8))), SIDES),
+        (in_bytes(shape=[1] * 70 + [3, 1, 8, 8]), "."),
+        (in_bytes(data=b"", shape=[0, *[2**32 - 1] * 3]), "."),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -223,17 +215,13 @@ def test_a_wrong_length_is_refused(off: int) -> None:
 
 @pytest.mark.parametrize(
     "length",
-    [
-        fault("0" * 5000, reason="only the first 12 digits are checked, and int() refuses more than 4300"),
-        fault(f"{10**13:026}", reason="only the first 12 digits are checked: the error is of JSON, not of the length"),
-    ],
+    ["0" * 5000, f"{10**13:026}"],
     ids=["zeros", "a number behind zeros"],
 )
 def test_lengths_behind_zeros_are_refused(length: str) -> None:
     refused(in_bytes()[0], oip.LENGTH, length)
 
 
-@pytest.mark.xfail(strict=True, reason="bytes behind the JSON that no tensor asks for are not looked at")
 def test_bytes_that_no_tensor_asks_for_are_refused() -> None:
     body = asked(tensor())
     refused(body + b"what is this", ".", str(len(body)))

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import swagger_ui_bundle
-import torch
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, JSONResponse, Response
 from torch import Tensor
 
@@ -99,6 +99,10 @@ def _add_errors(app: FastAPI) -> None:
     async def refused(request: Request, error: StarletteHTTPException) -> Response:
         return said(error.status_code, str(error.detail), error.headers)
 
+    @app.exception_handler(ClientDisconnect)
+    async def left(request: Request, error: ClientDisconnect) -> Response:
+        return said(499, "the client left")
+
     @app.exception_handler(Exception)
     async def ours(request: Request, error: Exception) -> Response:
         return said(500, f"this is a fault of the server's ({type(error).__name__}); its log says more")
@@ -140,7 +144,7 @@ def _add_predict(app: FastAPI, served: Served) -> None:
         """An image (PNG, JPEG; also as a form's file), JSON, .npy or Arrow IPC. Images of another size are fitted;
         arrays must have the classifier's. `strategy` and `members` may stand in a JSON body, too."""
         images, said = await _read(request, served)
-        in_body = _strategy(said.get("strategy"))
+        in_body = _strategy(said.get("strategy", "abend"))
         strategy = strategy or in_body
         with_members = said.get("members", members)
         if not isinstance(with_members, bool):
@@ -217,7 +221,7 @@ async def _now(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _strategy(given: Any) -> Strategy:
-    if given in (None, "abend"):
+    if given == "abend":
         return "abend"
     if given == "sbend":
         return "sbend"
@@ -251,7 +255,7 @@ async def _body(request: Request, limits: Serve) -> bytes:
 async def _read(request: Request, served: Served) -> tuple[Tensor, dict[str, Any]]:
     body = await _body(request, served.limits)
     content_type = request.headers.get("content-type", "")
-    if content_type.lower().startswith("multipart/form-data"):
+    if content_type.split(";")[0].strip().lower() == "multipart/form-data":
         return await _read_form(request, body, served), {}
     kind = inputs.kind_of(content_type, body)
     read = asyncio.to_thread if kind == "image" or len(body) > INLINE else _now
@@ -261,7 +265,7 @@ async def _read(request: Request, served: Served) -> tuple[Tensor, dict[str, Any
 
 async def _read_form(request: Request, body: bytes, served: Served) -> Tensor:
     request._body = body  # what Starlette reads again
-    images = []
+    files = []
     try:
         form = await request.form(max_files=served.limits.max_rows, max_fields=16)
     except StarletteHTTPException as error:
@@ -274,10 +278,9 @@ async def _read_form(request: Request, body: bytes, served: Served) -> Tensor:
         for name, value in form.multi_items():
             if not isinstance(value, UploadFile):
                 raise DataError(f"form field {name!r}: is no file")
-            where = f"file {value.filename or name!r}"
-            images.append(await asyncio.to_thread(inputs.image, await value.read(), where, served.fit))
+            files.append((f"file {inputs.brief(value.filename or name)}", await value.read()))
     finally:
         await form.close()
-    if not images:
+    if not files:
         raise DataError("body: the form has no file; send e.g. curl -F image=@digit.png")
-    return torch.cat(images)
+    return await asyncio.to_thread(inputs.images, files, served.fit)

@@ -9,19 +9,23 @@ import itertools
 import json
 import math
 import struct
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from PIL import Image
 from torch import Tensor
 
 from bend_ray.data.datasets import Preprocess
 from bend_ray.errors import DataError
 
 MAX_PIXELS = 1 << 25
-"""Of an uploaded image: about 100 MB in colour while it is made smaller."""
+"""Of the images in one request together: they take half a gigabyte and a second while they are made smaller."""
+JPEG_SCAN, MAX_SCANS = b"\xff\xda", 64
+"""A progressive JPEG costs its pixels for each scan."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """Of uploaded images: Pillow knows others that unpack while they are opened, or start other programs."""
 MAX_AXES = 4
@@ -63,12 +67,19 @@ def read(kind: str, body: bytes, fit: Preprocess, max_rows: int) -> tuple[Tensor
         return numbers(from_npy(body), "body", fit), {}
     if kind == "arrow":
         return from_arrow(body, fit, max_rows), {}
-    return image(body, "body", fit), {}
+    return images([("body", body)], fit), {}
 
 
-def image(body: bytes, name: str, fit: Preprocess) -> Tensor:
-    """One encoded image, uint8 (1, C, H, W)."""
-    return fit.decode(io.BytesIO(body), name, MAX_PIXELS, FORMATS)
+def images(encoded: Iterable[tuple[str, bytes]], fit: Preprocess) -> Tensor:
+    """Encoded images with their names, uint8 (B, C, H, W); all together of no more than ``MAX_PIXELS``."""
+    found, left = [], MAX_PIXELS
+    for name, data in encoded:
+        if data.count(JPEG_SCAN) > MAX_SCANS:
+            raise DataError(f"{name}: is a JPEG of more than {MAX_SCANS} scans")
+        found.append(fit.decode(io.BytesIO(data), name, left, FORMATS))
+        with Image.open(io.BytesIO(data), formats=FORMATS) as whole:
+            left -= whole.width * whole.height
+    return torch.cat(found)
 
 
 def numbers(array: np.ndarray, name: str, fit: Preprocess) -> Tensor:
@@ -168,8 +179,7 @@ def from_arrow(body: bytes, fit: Preprocess, max_rows: int) -> Tensor:
         if pa.types.is_struct(column.type):
             column = column.field("bytes")
         if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
-            encoded = enumerate(column.to_pylist())
-            return torch.cat([image(data or b"", f"{where} row {row}", fit) for row, data in encoded])
+            return images(((f"{where} row {row}", data or b"") for row, data in enumerate(column.to_pylist())), fit)
         return numbers(_unnested(column, where, fit), where, fit)
     except DataError:
         raise
@@ -180,7 +190,7 @@ def from_arrow(body: bytes, fit: Preprocess, max_rows: int) -> Tensor:
 
 def _tensors(column: pa.FixedShapeTensorArray, where: str) -> np.ndarray:
     shape, order = column.type.shape, column.type.permutation
-    if order is not None and list(order) != sorted(order):
+    if order is not None and list(order) != sorted(order):  # pyarrow writes the inverse of what Arrow's format says
         raise DataError(f"{where}: its tensors are permuted; send them in the order of their axes (C-contiguous)")
     values = column.storage.flatten()
     if values.null_count or not 0 < len(shape) < MAX_AXES or len(values) != len(column) * math.prod(shape):

@@ -44,7 +44,7 @@ class Request:
 
     images: Tensor
     id: str | None
-    strategy: str | None
+    strategy: str
     outputs: dict[str, bool]
     """Names, and whether each comes back as bytes."""
 
@@ -72,11 +72,18 @@ def read(body: bytes, header_length: str | None, fit: Preprocess) -> Request:
     if not isinstance(given, list) or len(given) != 1:
         raise DataError("inputs: must be a list of one tensor, images")
     images = inputs.numbers(_tensor(_object(given[0], "inputs[0]"), memoryview(body)[length:]), "images", fit)
-    id_, strategy = raw.get("id"), parameters.get("strategy")
-    for key, value in (("id", id_), ("parameters.strategy", strategy)):
-        if value is not None and not isinstance(value, str):
-            raise DataError(f"{key}: must be a string")
-    return Request(images, id_, strategy, _outputs(raw.get("outputs"), bool(parameters.get("binary_data_output"))))
+    id_, strategy = raw.get("id"), parameters.get("strategy", "abend")
+    if not isinstance(strategy, str) or not (id_ is None or isinstance(id_, str)):
+        raise DataError("id, parameters.strategy: must be strings")
+    binary = _flag(parameters, "binary_data_output", False)
+    return Request(images, id_, strategy, _outputs(raw.get("outputs"), binary))
+
+
+def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise DataError(f"{name}: must be true or false")
+    return value
 
 
 def _object(value: Any, name: str) -> dict[str, Any]:
@@ -130,7 +137,7 @@ def _outputs(asked: Any, binary: bool) -> dict[str, bool]:
         if not isinstance(name, str) or name not in OUTPUTS:
             raise DataError(f"outputs[{index}].name: {brief(name)} is unknown; there are {', '.join(OUTPUTS)}")
         parameters = _object(output.get("parameters", {}), f"outputs[{index}].parameters")
-        found[name] = bool(parameters.get("binary_data", binary))
+        found[name] = _flag(parameters, "binary_data", binary)
     return found
 
 

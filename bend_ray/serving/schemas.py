@@ -156,8 +156,8 @@ def predict_body(fit: Preprocess) -> dict[str, Any]:
             "images": {
                 "type": "array",
                 "minItems": 1,
-                "items": _nested(fit, {"type": "integer", "minimum": 0, "maximum": 255}),
-                "description": "(B, C, H, W), also (B, H, W) or (B, H, W, C); or fractions from 0 to 1",
+                "items": _nested(fit, {"type": "number", "minimum": 0, "maximum": 255}),
+                "description": "(B, C, H, W), also (B, H, W) or (B, H, W, C); whole numbers, or fractions from 0 to 1",
             },
             "strategy": {"type": "string", "enum": ["abend", "sbend"]},
             "members": {"type": "boolean", "description": "Also the vote of each member"},
@@ -233,6 +233,9 @@ def as_it_is(document: dict[str, Any], token: bool) -> dict[str, Any]:
     for path, operations in document["paths"].items():
         for operation in operations.values():
             operation["responses"].pop("422", None)
+            for parameter in operation.get("parameters", ()):
+                if parameter["name"] == "model":
+                    parameter["schema"] = {"type": "string", "enum": ["bend"]}
             if path.startswith("/v2/health"):
                 continue
             operation["responses"]["503"] = {"description": ERRORS[503], "content": said, "headers": retry}
