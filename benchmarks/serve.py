@@ -119,7 +119,7 @@ def main() -> None:
             result["fire"] = under_fire(digits, others, scratch, fired)
             save(result)
         if "wire" in asked.parts:
-            models["one ConvNet, 3x32x32"] = light_model(scratch)
+            models["one perceptron, 3x32x32"] = light_model(scratch)
             result["wire"] = {name: wire(name, model, scratch, rounds, seconds) for name, model in models.items()}
             save(result)
     print(table(result))
@@ -128,7 +128,10 @@ def main() -> None:
 
 
 def save(result: dict[str, Any]) -> None:
-    Path("benchmarks/serve.json").write_text(json.dumps(result, indent=1) + "\n")
+    """Parts that were not asked for keep their last result."""
+    file = Path("benchmarks/serve.json")
+    before = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(before | result, indent=1) + "\n")
 
 
 # --- what is served
@@ -177,10 +180,10 @@ def colour_model(scratch: Path, name: str, module: nn.Module, subset: Subset, th
 
 
 def light_model(scratch: Path) -> Model:
-    """One untrained ConvNet on the same images: next to no computing, so that the wire shows."""
-    module = build(Classifier(name="convnet"), 10, SHAPE[0], SHAPE[1], 0).eval()
+    """One untrained perceptron on the same images: next to no computing, so that the wire shows."""
+    module = build(Classifier(name="mlp"), 10, SHAPE[0], SHAPE[1], 0).eval()
     subset = choose(module, "head")
-    return colour_model(scratch, "convnet", module, subset, 30 * subset.take(module)[None])  # decided, too
+    return colour_model(scratch, "mlp", module, subset, 30 * subset.take(module)[None])  # decided, too
 
 
 def publish(where: Path, description: Description, module: nn.Module, subset: Subset, theta_MD: Tensor) -> None:

@@ -87,8 +87,8 @@ def check(limits: Serve) -> None:
     )
 
 
-def start(limits: Serve, environment: dict[str, str]) -> None:
-    """Start Ray Serve, if it does not run yet. Raises ConfigError where it listens elsewhere than asked."""
+def start(limits: Serve, environment: dict[str, str]) -> bool:
+    """Start Ray Serve, if it does not run yet; whether it was. Raises ConfigError where it listens elsewhere."""
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is not None:
         there = client.http_config
@@ -96,13 +96,14 @@ def start(limits: Serve, environment: dict[str, str]) -> None:
             raise ConfigError(
                 f"serve.port: Ray Serve runs there already, at port {there.port}; give --port {there.port}"
             )
-        return
+        return False
     _check_port(limits)
     serve.start(
         http_options={"host": limits.host, "port": limits.port, "request_timeout_s": None},
         logging_config={"encoding": "JSON"},
         controller_options={"runtime_env": {"env_vars": environment}},
     )
+    return True
 
 
 def _check_port(limits: Serve) -> None:
@@ -129,4 +130,5 @@ def deploy(arguments: Arguments, verbose: bool) -> None:
 
 def stop() -> None:
     """End all that Ray Serve runs, requests that are under way answered first."""
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.shutdown()

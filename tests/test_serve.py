@@ -190,6 +190,7 @@ def test_a_killed_replica_loses_no_request(endpoint: Endpoint) -> None:
 
 def test_a_new_version_rolls_in_without_losing_a_request(endpoint: Endpoint) -> None:
     first, second = (Ensemble.load(endpoint.runs[name]).manifest.digest[:12] for name in ("first", "second"))
+    scratch = sorted(Path("/tmp").glob("bend-*"))
     with asking(endpoint) as counts:
         done = endpoint.serve(endpoint.runs["second"])
         assert done.returncode == 0 and "serving:   7 members" in done.stdout, done.stderr
@@ -199,6 +200,7 @@ def test_a_new_version_rolls_in_without_losing_a_request(endpoint: Endpoint) -> 
             assert time.monotonic() < deadline, counts
             time.sleep(0.1)
     assert counts[first] > 0 and counts[second] > 0
+    assert sorted(Path("/tmp").glob("bend-*")) == scratch  # nothing is left behind
 
 
 def test_what_cannot_be_served_changes_nothing(endpoint: Endpoint, tmp_path: Path) -> None:

@@ -31,31 +31,30 @@ def run(where: str, overrides: dict[str, str], verbose: bool = False) -> None:
     folder = Folder(where)
     settings = artifacts.inference(Serving, folder, overrides)
     limits = settings.serve
-    scratch = Path(tempfile.mkdtemp(prefix="bend-", dir="/tmp"))  # short, for sockets' paths
-    environment = front.settings(scratch)
-    os.environ |= {**environment, **os.environ}
-    _join(limits)
-    from bend_ray import cluster, deployment  # Ray reads the environment above when it is imported
+    with contextlib.ExitStack() as ending:
+        scratch = Path(tempfile.mkdtemp(prefix="bend-", dir="/tmp"))  # short, for sockets' paths
+        ending.callback(shutil.rmtree, scratch, ignore_errors=True)
+        environment = front.settings(scratch)
+        os.environ |= {**environment, **os.environ}
+        _join(limits)
+        from bend_ray import cluster, deployment  # Ray reads the environment above when it is imported
 
-    arguments = deployment.Arguments(run=folder.address, ensemble=settings.ensemble, serve=limits)
-    served = deployment.tried(arguments)
-    own = cluster.connect(verbose)
-    try:
+        arguments = deployment.Arguments(run=folder.address, ensemble=settings.ensemble, serve=limits)
+        served = deployment.tried(arguments)
+        own = cluster.connect(verbose)
         deployment.check(limits)
         if own:
             _end_on_sigterm()
-            _note(limits, cluster.address())
-        deployment.start(limits, {name: os.environ[name] for name in environment})
+            ending.callback(deployment.stop)
+            ending.callback(_note(limits, cluster.address()).unlink, missing_ok=True)
+        started = deployment.start(limits, {name: os.environ[name] for name in environment})
+        if started and not own:
+            ending.pop_all()  # its files are needed after us
         deployment.deploy(arguments, verbose)
         _wait_ready(limits)
         print(_words(served.members, where, limits, cluster.metrics_address(), own), flush=True)
         while own:
             time.sleep(1.0)
-    finally:
-        if own:
-            _note_file(limits).unlink(missing_ok=True)
-            deployment.stop()
-            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _join(limits: Serve) -> None:
@@ -69,16 +68,17 @@ def _join(limits: Serve) -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # what a cluster that Ray starts by itself asks for
 
 
-def _note(limits: Serve, address: str) -> None:
-    """Where a second command finds the cluster that this one started."""
+def _note(limits: Serve, address: str) -> Path:
+    """Note where a second command finds the cluster that this one started."""
     file = _note_file(limits)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"pid": os.getpid(), "address": address}))
+    return file
 
 
 def _note_file(limits: Serve) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "bend_ray" / f"serve-{limits.port}.json"
+    return cache / "bend-ray" / f"serve-{limits.port}.json"
 
 
 def _url(limits: Serve) -> str:
