@@ -87,7 +87,7 @@ def check(limits: Serve) -> None:
     )
 
 
-def start(limits: Serve, environment: dict[str, str]) -> bool:
+def start(limits: Serve, environment: dict[str, str], verbose: bool) -> bool:
     """Start Ray Serve, if it does not run yet; whether it was. Raises ConfigError where it listens elsewhere."""
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is not None:
@@ -98,6 +98,8 @@ def start(limits: Serve, environment: dict[str, str]) -> bool:
             )
         return False
     _check_port(limits)
+    if not verbose:
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(
         http_options={"host": limits.host, "port": limits.port, "request_timeout_s": None},
         logging_config={"encoding": "JSON"},

@@ -82,12 +82,10 @@ class Replica:
         )
 
     async def answer(self, images: Tensor, strategy: Strategy) -> Answered:
-        """Prediction and ``label_MB``. What is long is cut up, so that others' rows need not wait for all of it."""
-        parts = [Question(part, strategy) for part in images.split(self.arguments.serve.batch)]
-        if len(parts) == 1:
-            return await self._queued(parts[0])
-        found = await asyncio.gather(*map(self._queued, parts))
-        return _joined(found)
+        """Prediction and ``label_MB``. What is long goes part by part, so that others get in between."""
+        parts = images.split(self.arguments.serve.batch)
+        found = [await self._queued(Question(part, strategy)) for part in parts]
+        return found[0] if len(found) == 1 else _joined(found)
 
     async def _queued(self, question: Question) -> Answered:
         """Wait until no batch runs, then go with all who waited: batches are as large as the load makes them."""

@@ -47,7 +47,7 @@ def run(where: str, overrides: dict[str, str], verbose: bool = False) -> None:
             _end_on_sigterm()
             ending.callback(deployment.stop)
             ending.callback(_note(limits, cluster.address()).unlink, missing_ok=True)
-        started = deployment.start(limits, {name: os.environ[name] for name in environment})
+        started = deployment.start(limits, {name: os.environ[name] for name in environment}, verbose)
         if started and not own:
             ending.pop_all()  # its files are needed after us
         deployment.deploy(arguments, verbose)
@@ -100,7 +100,7 @@ def _wait_ready(limits: Serve) -> None:
 def _words(members: int, where: str, limits: Serve, metrics: str, own: bool) -> str:
     url = _url(limits)
     lines = [
-        f"serving:   {members} members of {where} at {url} ({limits.replicas} replicas)",
+        f"serving:   {members} members of {where} at {url}",
         f"page:      {url}/    routes: {url}/docs",
         f"predict:   curl -F image=@digit.png {url}/predict",
         f"metrics:   {metrics}",
