@@ -119,8 +119,8 @@ def main() -> None:
             result["fire"] = under_fire(digits, others, scratch, fired)
             save(result)
         if "wire" in asked.parts:
-            models["one perceptron, 3x32x32"] = light_model(scratch)
-            result["wire"] = {name: wire(name, model, scratch, rounds, seconds) for name, model in models.items()}
+            sent = {"digits": digits, "one perceptron, 3x32x32": light_model(scratch)}
+            result["wire"] = {name: wire(name, model, scratch, rounds, seconds) for name, model in sent.items()}
             save(result)
     print(table(result))
     if failed := [words for words, count in result.get("fire", {}).get("must_be_0", {}).items() if count]:
