@@ -157,7 +157,7 @@ def _run_stages(arguments: argparse.Namespace, free: dict[str, str]) -> None:
     pipeline.run(config, Folder(where), stages, arguments.verbose)
     if arguments.command in ("run", "evaluate"):
         print(f"\nreport:   {where}/report/README.md\nnext:     bend-ray show {where}")
-        print(f"          bend-ray predict {where} IMAGE_OR_NPY...")
+        print(f"          bend-ray predict {where} IMAGE_OR_NPY...\n          bend-ray serve {where}")
     else:
         print(f"next:     bend-ray show {where}")
 

@@ -6,9 +6,10 @@ from typing import Any
 from bend_ray import artifacts
 from bend_ray.config import Inference
 from bend_ray.data.datasets import Preprocess
-from bend_ray.ensemble.aggregate import Prediction, Strategy
+from bend_ray.ensemble.aggregate import Strategy
 from bend_ray.ensemble.ensemble import Ensemble
 from bend_ray.folders import Folder
+from bend_ray.serving import answers
 
 CHUNK = 256
 
@@ -22,25 +23,17 @@ def run(where: str, inputs: list[str], strategy: Strategy, as_json: bool, overri
         images = preprocess.read(path)
         for start in range(0, len(images), CHUNK):
             prediction = ensemble.predict(images[start : start + CHUNK], strategy)
-            for row in range(len(prediction.label_B)):
-                where_row = path if len(images) == 1 else f"{path}[{start + row}]"
-                facts = _facts(prediction, row, names, ensemble.members)
-                print(json.dumps({"input": where_row, **facts}) if as_json else f"{where_row}: {_words(facts)}")
+            for row, facts in enumerate(answers.rows(prediction, names), start):
+                said = _facts(facts, names, strategy)
+                where_row = path if len(images) == 1 else f"{path}[{row}]"
+                print(json.dumps({"input": where_row, **said}) if as_json else f"{where_row}: {_words(said)}")
 
 
-def _facts(prediction: Prediction, row: int, names: tuple[str, ...], members: int) -> dict[str, Any]:
-    label = int(prediction.label_B[row])
-    votes = (prediction.vote_BK[row] * members).round().int().tolist()
-    return {
-        "label": label,
-        "class": names[label],
-        "probability": float(prediction.prob_BK[row, label]),
-        "votes": {name: count for name, count in zip(names, votes, strict=True) if count},
-        "entropy": float(prediction.entropy_B[row]),
-        "mutual_information": float(prediction.mutual_information_B[row]),
-        "disagreement": float(prediction.disagreement_B[row]),
-        "strategy": prediction.strategy,
-    }
+def _facts(facts: dict[str, Any], names: tuple[str, ...], strategy: Strategy) -> dict[str, Any]:
+    """A row's answer for a person: only classes with votes, by name, and the winner's probability alone."""
+    votes = {name: count for name, count in zip(names, facts["votes"], strict=True) if count}
+    kept = {key: value for key, value in facts.items() if key != "probabilities"}
+    return {**kept, "votes": votes, "strategy": strategy}
 
 
 def _words(facts: dict[str, Any]) -> str:

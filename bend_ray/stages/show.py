@@ -46,7 +46,7 @@ def run(where: str, overrides: dict[str, str]) -> None:
         print(f"\nnot there yet: {', '.join(missing)}; to go on: bend-ray run CONFIG.yaml --run-dir {where} ({stages})")
         return
     print(f"\n{words.table(json.loads((run / 'report').read('metrics.json')))}")
-    print(f"\nto use it: bend-ray predict {where} IMAGE_OR_NPY...")
+    print(f"\nto use it: bend-ray predict {where} IMAGE_OR_NPY... or bend-ray serve {where}")
 
 
 def _line(run: Folder, kind: Kind, manifest: Manifest | None) -> str:
