@@ -375,7 +375,7 @@ def end(process: subprocess.Popen[bytes]) -> list[str]:
     told = []
     for one in left:
         with contextlib.suppress(psutil.Error):
-            told.append(" ".join(one.cmdline())[:100] or one.name())
+            told.append(" ".join(word.rsplit("/", 1)[-1] for word in one.cmdline())[:100] or one.name())
             one.kill()
     psutil.wait_procs(left, STOP_S)
     with contextlib.suppress(subprocess.TimeoutExpired):
