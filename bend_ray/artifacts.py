@@ -163,7 +163,7 @@ def tuned(run: Folder, config: Config) -> Config:
     return config if found is None else config.with_keys(found.facts["values"])
 
 
-def inference(model: type[Settings], folder: Folder, overrides: dict[str, Any]) -> Settings:
+def inference(model: type[Settings], folder: Folder, overrides: dict[str, str]) -> Settings:
     """How to use the ensemble at ``folder``: as its run's configuration says, with dotted ``overrides`` laid over."""
     text = folder.read("config.yaml").decode(errors="replace") if folder.exists("config.yaml") else ""
     return configs.inference(model, overrides, text, f"{folder}/config.yaml")

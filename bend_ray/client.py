@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bend_ray.ensemble.aggregate import Prediction, Strategy
 from bend_ray.errors import DataError, EndpointError
-from bend_ray.serving import oip
+from bend_ray.serving import guard, oip
 
 BUSY = (502, 503, 504)
 """What says that the same request may succeed later."""
@@ -28,7 +28,7 @@ class Client:
     """
 
     def __init__(self, url: str, token: str | None = None, timeout: float = 60.0, retries: int = 30) -> None:
-        token = token or os.environ.get("BEND_SERVE_TOKEN")
+        token = token or os.environ.get(guard.TOKEN)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.url, self.retries = url.rstrip("/"), retries
         self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
@@ -85,12 +85,9 @@ class Client:
         parameters = {"strategy": strategy, "binary_data_output": True}
         head = json.dumps({"inputs": [tensor], "parameters": parameters}).encode()
         headers = {oip.LENGTH: str(len(head)), "Content-Type": "application/octet-stream"}
-        answer = self._ask("POST", "/v2/models/bend/infer", content=head + data, headers=headers)
+        answer = self._ask("POST", f"/v2/models/{oip.MODEL}/infer", content=head + data, headers=headers)
         said, tensors = oip.tensors(answer.content, answer.headers.get(oip.LENGTH))
-        fields: Any = {
-            f"{name}_{'BK' if oip.OUTPUTS[name][1] else 'B'}": torch.from_numpy(values.copy())
-            for name, values in tensors.items()
-        }
+        fields: Any = {oip.field(name): torch.from_numpy(values.copy()) for name, values in tensors.items()}
         return Prediction(strategy=said["parameters"]["strategy"], **fields)
 
     def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:

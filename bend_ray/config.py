@@ -459,13 +459,13 @@ class Serving(Inference):
 Settings = TypeVar("Settings", bound=Inference)
 
 
-def inference(model: type[Settings], overrides: dict[str, Any], text: str = "", where: str = "") -> Settings:
-    """``model``'s part of the configuration in YAML ``text``, which stands at ``where``, with ``overrides`` of dotted
-    keys (words are read as YAML) laid over."""
+def inference(model: type[Settings], overrides: dict[str, str], text: str = "", where: str = "") -> Settings:
+    """``model``'s part of the configuration in YAML ``text``, which stands at ``where``, with ``overrides`` as in
+    `load`."""
     raw = _yaml(text, where)
     mine = {name: raw[name] for name in model.model_fields if name in raw} if isinstance(raw, dict) else {}
     for key, value in overrides.items():
-        _set(mine, key, _yaml(value, f"--{key}") if isinstance(value, str) else value)
+        _set(mine, key, _yaml(value, f"--{key}"))
     return parse(model, mine, where or "command line")
 
 

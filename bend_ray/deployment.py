@@ -24,7 +24,6 @@ from bend_ray.serving import guard
 
 NAME = "bend"
 """Of the application and its deployment."""
-TOKEN = "BEND_SERVE_TOKEN"  # noqa: S105 (the name of the variable)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SPARE = 32
 """Requests that Ray Serve lets through beyond the queue, for the replica to say itself that it is full."""
@@ -38,10 +37,14 @@ def tried(arguments: Arguments) -> Ensemble:
 
 
 def build(arguments: Arguments) -> Any:
-    """The application, for `bend-ray serve` and for `serve run jobs/serve.yaml`."""
+    """The application, for `serve run jobs/serve.yaml` and the like, tried first."""
     arguments = arguments.model_copy(update={"run": Folder(arguments.run).address})
     tried(arguments)
-    limits, token = arguments.serve, os.environ.get(TOKEN)
+    return _bound(arguments)
+
+
+def _bound(arguments: Arguments) -> Any:
+    limits, token = arguments.serve, os.environ.get(guard.TOKEN)
     return _deployment(limits).bind(arguments.model_dump(mode="json"), guard.digest(token) if token else None)
 
 
@@ -79,7 +82,7 @@ def check(limits: Serve) -> None:
     if limits.host in LOOPBACK and cluster.nodes() > 1:
         raise ConfigError(
             f"serve.host: replicas on the other {cluster.nodes() - 1} nodes cannot be reached at {limits.host};"
-            f" give --host 0.0.0.0, and set {TOKEN} to ask for a token"
+            f" give --host 0.0.0.0, and set {guard.TOKEN} to ask for a token"
         )
     each = {"cpu": limits.cpus_per_replica, "gpu": limits.gpus_per_replica}
     cluster.check_resources(
@@ -120,11 +123,12 @@ def _check_port(limits: Serve) -> None:
 
 
 def deploy(arguments: Arguments, verbose: bool) -> None:
+    """Deploy what was `tried`, and wait until its replicas are there. Raises EndpointError where they cannot start."""
     if not verbose:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
     print(f"serve: starting {arguments.serve.replicas} x {arguments.run}", flush=True)
     try:
-        serve.run(build(arguments), name=NAME, route_prefix="/")
+        serve.run(_bound(arguments), name=NAME, route_prefix="/")
     except RuntimeError as error:
         lines = [line for line in str(error).splitlines() if line.strip()] or [""]
         raise EndpointError(f"serve: the replicas cannot start ({lines[-1].strip()}); see --verbose") from None

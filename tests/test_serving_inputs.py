@@ -506,6 +506,18 @@ def test_the_pixels_of_all_images_of_a_request_are_counted_together() -> None:
     refused("arrow", arrow({"image": pa.array([png_of(5000, 5000)] * 2)}))
 
 
+def test_bytes_of_a_scan_by_chance_make_no_jpeg() -> None:
+    pixels = np.tile(np.array([0xFF, 0xDA], np.uint8), (40, 20))
+    body = encoded(pixels, "BMP")
+    assert body.count(inputs.JPEG_SCAN) > inputs.MAX_SCANS
+    assert torch.equal(read("image", body), GREY.decode(io.BytesIO(body), "a"))
+
+
+def test_a_jpeg_of_many_scans_is_refused() -> None:
+    body = encoded(np.zeros((8, 8), np.uint8), "JPEG")
+    refused("image", body[:-2] + inputs.JPEG_SCAN * 100 + body[-2:], "scans")
+
+
 @pytest.mark.parametrize("form", ["PPM", "ICO", "TGA", "SGI", "PCX", "DDS"])
 def test_formats_that_few_send_are_refused(form: str) -> None:
     refused("image", encoded(ONE, form), "is no image that can be read")

@@ -30,12 +30,11 @@ from bend_ray.config import Serve
 from bend_ray.data.datasets import Preprocess
 from bend_ray.ensemble.aggregate import Prediction, Strategy
 from bend_ray.errors import DataError
-from bend_ray.serving import answers, guard, inputs, oip, schemas
+from bend_ray.serving import answers, inputs, oip, schemas
 from bend_ray.serving.guard import Guard
+from bend_ray.serving.oip import MODEL
 
 PAGE = Path(__file__).parent / "page"
-MODEL = "bend"
-"""The model's name in the Open Inference Protocol."""
 POLICY = "default-src 'self'; img-src 'self' data: blob:"
 DIGITS = re.compile("[0-9]{1,20}")
 INLINE = 4096
@@ -238,7 +237,7 @@ async def _answer(request: Request, served: Served, images: Tensor, strategy: St
 
 async def _body(request: Request, limits: Serve) -> bytes:
     """The whole body, if it is no longer than allowed."""
-    most = guard.mebibytes(limits.max_body)
+    most = int(limits.max_body * 2**20)
     error = f"the body is longer than {limits.max_body:g} MiB; send fewer images at once"
     told = request.headers.get("content-length", "")
     if DIGITS.fullmatch(told) and int(told) > most:

@@ -5,7 +5,6 @@ import base64
 import hashlib
 import hmac
 import json
-import math
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -16,6 +15,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+TOKEN = "BEND_SERVE_TOKEN"  # noqa: S105 (the name of the variable)
 HEALTH = ("/v2/health/live", "/v2/health/ready")
 RETRY_AFTER = 1
 """Seconds that clients are asked to wait before they come again."""
@@ -139,7 +139,3 @@ class Unanswered:
         await self.app(scope, receive, noting)
         if scope["type"] == "http" and not started:
             await refuse_for_now(send, "the replica that had this request is gone; come again")
-
-
-def mebibytes(size: float) -> int:
-    return math.floor(size * 2**20)

@@ -74,12 +74,21 @@ def images(encoded: Iterable[tuple[str, bytes]], fit: Preprocess) -> Tensor:
     """Encoded images with their names, uint8 (B, C, H, W); all together of no more than ``MAX_PIXELS``."""
     found, left = [], MAX_PIXELS
     for name, data in encoded:
-        if data.count(JPEG_SCAN) > MAX_SCANS:
+        area, jpeg = _header(data)
+        if jpeg and data.count(JPEG_SCAN) > MAX_SCANS:  # other formats may hold these bytes by chance
             raise DataError(f"{name}: is a JPEG of more than {MAX_SCANS} scans")
         found.append(fit.decode(io.BytesIO(data), name, left, FORMATS))
-        with Image.open(io.BytesIO(data), formats=FORMATS) as whole:
-            left -= whole.width * whole.height
+        left -= area
     return torch.cat(found)
+
+
+def _header(data: bytes) -> tuple[int, bool]:
+    """Pixels of an encoded image, and whether JPEG is in it; nothing is unpacked. What is no image has none."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.width * image.height, data.startswith(b"\xff\xd8") or image.info.get("compression") == "jpeg"
+    except Exception:  # which decoding it says in words
+        return 0, False
 
 
 def numbers(array: np.ndarray, name: str, fit: Preprocess) -> Tensor:

@@ -19,6 +19,8 @@ from bend_ray.errors import DataError
 from bend_ray.serving import inputs
 from bend_ray.serving.inputs import MAX_AXES, brief
 
+MODEL = "bend"
+"""The model's name."""
 LENGTH = "Inference-Header-Content-Length"
 """The header that says how long the JSON in front of binary tensors is."""
 LENGTHS = re.compile("[0-9]{1,12}")
@@ -141,11 +143,16 @@ def _outputs(asked: Any, binary: bool) -> dict[str, bool]:
     return found
 
 
+def field(output: str) -> str:
+    """The name of an output in a `Prediction`."""
+    return f"{output}_BK" if OUTPUTS[output][1] else f"{output}_B"
+
+
 def write(request: Request, prediction: Prediction, name: str, version: str) -> tuple[bytes, dict[str, str]]:
     """The response's body and headers."""
     outputs, behind = [], []
     for output, as_bytes in request.outputs.items():
-        tensor = vars(prediction)[f"{output}_BK" if OUTPUTS[output][1] else f"{output}_B"]
+        tensor = vars(prediction)[field(output)]
         facts = {"name": output, "datatype": OUTPUTS[output][0], "shape": list(tensor.shape)}
         if as_bytes:
             behind.append(tensor.numpy().astype(TYPES[OUTPUTS[output][0]]).tobytes())

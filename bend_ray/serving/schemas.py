@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bend_ray.data.datasets import Preprocess
 from bend_ray.serving.oip import LENGTH as LENGTH_HEADER
+from bend_ray.serving.oip import MODEL
 
 DESCRIPTION = """An ensemble of image classifiers sampled from a diffusion model over their parameters (BEND).
 
@@ -235,7 +236,7 @@ def as_it_is(document: dict[str, Any], token: bool) -> dict[str, Any]:
             operation["responses"].pop("422", None)
             for parameter in operation.get("parameters", ()):
                 if parameter["name"] == "model":
-                    parameter["schema"] = {"type": "string", "enum": ["bend"]}
+                    parameter["schema"] = {"type": "string", "enum": [MODEL]}
             if path.startswith("/v2/health"):
                 continue
             operation["responses"]["503"] = {"description": ERRORS[503], "content": said, "headers": retry}

@@ -20,7 +20,7 @@ from bend_ray import artifacts
 from bend_ray.config import Serve, Serving
 from bend_ray.errors import ResourceError
 from bend_ray.folders import Folder
-from bend_ray.serving import front
+from bend_ray.serving import front, guard
 
 START_SECONDS = 120.0
 """How long the endpoint may take to answer once its replicas are there."""
@@ -105,8 +105,8 @@ def _words(members: int, where: str, limits: Serve, metrics: str, own: bool) -> 
         f"predict:   curl -F image=@digit.png {url}/predict",
         f"metrics:   {metrics}",
     ]
-    if limits.host not in ("127.0.0.1", "localhost") and not os.environ.get("BEND_SERVE_TOKEN"):
-        lines.append(f"warning:   anybody who reaches {limits.host} may ask; set BEND_SERVE_TOKEN to ask for a token")
+    if limits.host not in ("127.0.0.1", "localhost") and not os.environ.get(guard.TOKEN):
+        lines.append(f"warning:   anybody who reaches {limits.host} may ask; set {guard.TOKEN} to ask for a token")
     lines.append("new one:   bend-ray serve OTHER_RUN, while this goes on" + ("; stop: Control-C" if own else ""))
     return "\n".join(lines)
 
