@@ -147,7 +147,7 @@ def _run_stages(arguments: argparse.Namespace, free: dict[str, str]) -> None:
     config = load(arguments.config, _overrides(arguments) | free)
     where = arguments.run_dir or f"runs/{Path(arguments.config).stem}"
 
-    from bend_ray.folders import Folder
+    from bend_ray.folders import Folder, shown
     from bend_ray.stages import pipeline
 
     stages = () if arguments.command == "run" else (arguments.command,)
@@ -155,6 +155,7 @@ def _run_stages(arguments: argparse.Namespace, free: dict[str, str]) -> None:
         pipeline.dry_run(config, Folder(where), stages, arguments.verbose)
         return
     pipeline.run(config, Folder(where), stages, arguments.verbose)
+    where = shown(where)
     if arguments.command in ("run", "evaluate"):
         print(f"\nreport:   {where}/report/README.md\nnext:     bend-ray show {where}")
         print(f"          bend-ray predict {where} IMAGE_OR_NPY...\n          bend-ray serve {where}")

@@ -1,22 +1,18 @@
-"""The only place that knows how a Ray cluster is reached, asked, and listened to."""
+"""How a Ray cluster is reached, what it has and what is asked of it, its processes, and its errors in plain words."""
 
 import contextlib
 import logging
 import os
-import shutil
-import threading
-import uuid
-from collections.abc import Callable, Iterator
+import signal
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util import ActorPool
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bend_ray.config import Config
 from bend_ray.errors import ArtifactError, BendError, ResourceError
-from bend_ray.folders import Folder
-from bend_ray.progress import Progress
 
 RETRIES = 3
 """How often a killed worker, actor or task is started again."""
@@ -31,6 +27,7 @@ def connect(verbose: bool) -> bool:
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # it prints a banner whatever it is told
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Control-C ends the command, not the search alone
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a failed trial has none
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # a trial is our own file; others are asked for
     level = logging.INFO if verbose else logging.ERROR
     try:
@@ -55,6 +52,12 @@ def nodes() -> int:
     return sum(node["Alive"] for node in ray.nodes())
 
 
+def scratch() -> str:
+    """A folder for what Ray Train and Tune keep of their own and nobody reads; it goes when the cluster does."""
+    node: Any = ray._private.worker._global_node
+    return str(Path(node.get_session_dir_path()) / "bend_ray")
+
+
 def address() -> str:
     """Of the cluster, for other drivers' RAY_ADDRESS."""
     return str(ray.get_runtime_context().gcs_address)
@@ -71,12 +74,12 @@ Want = tuple[str, str, int, float]
 
 
 def wants(config: Config, stages: tuple[str, ...]) -> list[Want]:
-    """What the stages ask for."""
+    """What the stages ask for, at the least."""
     collect, sample = config.collect, config.sample
     asked = {
         "collect": [
-            ("collect.cpus_per_worker", "CPU", collect.workers, collect.cpus_per_worker),
-            ("collect.gpus_per_worker", "GPU", collect.workers, collect.gpus_per_worker),
+            ("collect.cpus_per_worker", "CPU", collect.fewest, collect.cpus_per_worker),
+            ("collect.gpus_per_worker", "GPU", collect.fewest, collect.gpus_per_worker),
         ],
         "search": [  # fewer trials at once are no failure; not one at all is
             ("search.cpus_per_trial", "CPU", 1, config.search.cpus_per_trial),
@@ -92,21 +95,6 @@ def wants(config: Config, stages: tuple[str, ...]) -> list[Want]:
     if config.evaluate.bagging_members or config.evaluate.deep_ensemble_members:  # trained one by one, as chains are
         asked["evaluate"] = asked["sample"] + [(key, resource, 1, each) for key, resource, _, each in asked["collect"]]
     return [want for stage in stages for want in asked.get(stage, []) if want[3] > 0]
-
-
-def preflight(config: Config, run: Folder, stages: tuple[str, ...]) -> None:
-    """Raises ResourceError or ArtifactError in one sentence for what would otherwise wait for ever or fail late."""
-    check_resources(wants(config, stages))
-    if run.remote:
-        return
-    try:
-        run.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArtifactError(f"--run-dir: {run.path} cannot be made ({error.strerror})") from None
-    _check_visible(run)
-    free = shutil.disk_usage(run.path).free
-    if free < 1 << 28:
-        raise ResourceError(f"--run-dir: only {free >> 20} MiB are free at {run.path}; at least 256 MiB are needed")
 
 
 def room(resource: str, each: float) -> int:
@@ -136,31 +124,6 @@ def _less(key: str) -> str:
     return f"lower {key}" + (f" or {count}" if count else "")
 
 
-def _check_visible(run: Folder) -> None:
-    """A local path is fine on one node, and on several where all of them see the same folder."""
-    own = ray.get_runtime_context().get_node_id()
-    others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != own]
-    if not others:
-        return
-    marker = f"visible-{uuid.uuid4().hex}"
-    run.write(marker, b"")
-    try:
-        strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-        options = [_sees.options(num_cpus=0, scheduling_strategy=strategy(node, soft=False)) for node in others]
-        if not all(ray.get([option.remote(str(run.path / marker)) for option in options])):
-            raise ResourceError(
-                f"--run-dir: {run.path} is not the same folder on all {len(others) + 1} nodes of the cluster;"
-                " give a shared folder or a URI such as s3://bucket/run"
-            )
-    finally:
-        run.delete(marker)
-
-
-@ray.remote
-def _sees(path: str) -> bool:
-    return Path(path).exists()
-
-
 def threads(cpus: float) -> None:
     """Give this process its own number of threads: torch would otherwise take every core of the machine."""
     import torch
@@ -181,94 +144,47 @@ def device(gpus: float) -> Any:
     return torch.device("cuda")
 
 
-@contextlib.contextmanager
-def pool(kind: type, actors: int, cpus: float, gpus: float, *arguments: Any) -> Iterator[ActorPool]:
-    """Actors of class ``kind``, each made from ``arguments`` (paths, not tensors) again if it dies; Ray's exceptions
-    come out as ours."""
-    remote: Any = ray.remote(kind).options(num_cpus=cpus, num_gpus=gpus, max_restarts=RETRIES, max_task_retries=RETRIES)
-    handles = [remote.remote(*arguments) for _ in range(actors)]
-    try:
-        yield ActorPool(handles)
-    except ray.exceptions.RayError as error:
-        raise plainly(error) from error
-    finally:
-        for handle in handles:
-            ray.kill(handle)
+@dataclass(frozen=True)
+class Process:
+    """A process of the cluster, and when it was born: numbers are given out again."""
+
+    node: str
+    pid: int
+    birth: str
 
 
-class _Board:
-    """An actor where workers say how far they are and why they stopped; the driver reads it."""
-
-    def __init__(self) -> None:
-        self.done: dict[str, tuple[float, float]] = {}
-        self.failure: BendError | None = None
-
-    def tell(self, unit: str, done: float, total: float) -> None:
-        self.done[unit] = (done, total)
-
-    def fail(self, error: BendError) -> None:
-        self.failure = self.failure or error
-
-    def failed(self) -> BendError | None:
-        return self.failure
-
-    def read(self) -> dict[str, tuple[float, float]]:
-        return self.done
+def this_process() -> Process:
+    return Process(ray.get_runtime_context().get_node_id(), os.getpid(), _birth(os.getpid()))
 
 
-@contextlib.contextmanager
-def board(show: Progress, units: Callable[[dict[str, tuple[float, float]]], int]) -> Iterator[Any]:
-    """A board for the workers of one stage; ``units`` turns what they said into a count for ``show``.
-
-    A BendError that a worker put there is raised when the block ends.
-    """
-    actor: Any = ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote()
-    stop = threading.Event()
-
-    def listen() -> None:
-        last = False
-        while not last:
-            last = stop.wait(0.2)
-            with contextlib.suppress(ray.exceptions.RayError):
-                show.update(units(ray.get(actor.read.remote(), timeout=5)))
-
-    listener = threading.Thread(target=listen, daemon=True)
-    listener.start()
-    try:
-        yield actor
-    except Exception:
-        if (failure := _failure(actor)) is not None:
-            raise failure from None
-        raise
-    else:
-        if (failure := _failure(actor)) is not None:
-            raise failure
-    finally:
-        stop.set()
-        listener.join()
-        ray.kill(actor)
-
-
-def _failure(actor: Any) -> BendError | None:
+def end(process: Process) -> None:
+    """Kill it, wherever it is, even if it is stopped or hangs; nothing happens where it is gone."""
     with contextlib.suppress(ray.exceptions.RayError):
-        failure: BendError | None = ray.get(actor.failed.remote(), timeout=10)
-        return failure
-    return None
+        ray.get(on(process.node, _kill).remote(process.pid, process.birth), timeout=30)
 
 
-@contextlib.contextmanager
-def reporting(actor: Any) -> Iterator[None]:
-    """In a worker: a BendError inside the block is put on the board, where Ray's retries cannot bury it."""
+def on(node: str, task: Any) -> Any:
+    """The remote function or class ``task``, to be run on that node alone, beside whatever runs there."""
+    return task.options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+
+
+@ray.remote
+def _kill(pid: int, birth: str) -> None:
+    if _birth(pid) == birth:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _birth(pid: int) -> str:
+    """In ticks since the machine started; empty where the system does not say."""
     try:
-        yield
-    except BendError as error:
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(actor.fail.remote(error))
-        raise
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
 
 
-def plainly(error: Exception) -> BendError:
-    """Ray's exception as one of ours: the BendError inside it, or a sentence that says what Ray said."""
+def own_error(error: Exception) -> BendError | None:
+    """The BendError of ours that Ray's exception was raised for, if it was for one."""
     cause: BaseException | None = error
     while cause is not None:
         # The innermost: Ray's own wrapper is of our class as well, and says the whole traceback.
@@ -276,6 +192,13 @@ def plainly(error: Exception) -> BendError:
         if isinstance(cause, BendError) and not isinstance(cause, ray.exceptions.RayError):
             return cause
         cause = inner if isinstance(inner, BaseException) else None
+    return None
+
+
+def plainly(error: Exception) -> BendError:
+    """Ray's exception as one of ours: the BendError inside it, or a sentence that says what Ray said."""
+    if (own := own_error(error)) is not None:
+        return own
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         return ResourceError(f"a Ray process ran out of memory ({str(error).splitlines()[0]}); use fewer at once")
     if isinstance(error, ray.exceptions.OutOfDiskError):

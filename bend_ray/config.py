@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bend_ray.errors import ConfigError
 
@@ -109,8 +109,8 @@ class Base(Section):
 
 
 class Collect(Section):
-    workers: int = _placement(2, ge=1)
-    """Ray Train workers."""
+    workers: int | tuple[int, int] = _placement(2)
+    """Ray Train workers; [1, 8]: as many as there is room for, while the cluster grows and shrinks (elastic)."""
     chains: int = Field(48, ge=3)
     """Independent fine-tunings of the subset, each from the base on its own bootstrap."""
     snapshots_per_chain: int = Field(2, ge=1)
@@ -131,6 +131,21 @@ class Collect(Section):
     """CPU cores of a worker, and (rounded down, at least 1) its threads."""
     gpus_per_worker: Gpus = _placement(0.0, ge=0)
     """GPUs of a worker, from 0 to 1 or a whole number."""
+
+    @property
+    def fewest(self) -> int:
+        """Workers that there must be."""
+        return min(self.workers) if isinstance(self.workers, tuple) else self.workers
+
+    @field_validator("workers")
+    @classmethod
+    def _some_workers(cls, workers: int | tuple[int, int]) -> int | tuple[int, int]:
+        fewest, most = workers if isinstance(workers, tuple) else (workers, workers)
+        if fewest < 1:
+            raise ValueError("give a number greater than or equal to 1, or two such as [1, 8]")
+        if most < fewest:
+            raise ValueError(f"[{fewest}, {most}]: give the smaller number first")
+        return workers
 
     @model_validator(mode="after")
     def _enough_chains(self) -> "Collect":
@@ -298,6 +313,16 @@ class Evaluate(Section):
     """Whole classifiers trained on all rows from different seeds; 0: not asked for."""
 
 
+class Cluster(Section):
+    allow_autoscale: bool = _placement(False)
+    """Where the cluster lacks what a stage asks for: ask its autoscaler and wait, instead of saying so at once."""
+    wait: float = _placement(600.0, gt=0)
+    """Seconds to wait for the autoscaler; also for nodes that were lost, and what a stage needs with them, to be
+    replaced."""
+    stall: float = _placement(900.0, gt=0)
+    """Seconds without progress of a worker or actor after which it is killed and started again."""
+
+
 class Serve(Section):
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0: all of this machine's (set BEND_SERVE_TOKEN, too)."""
@@ -344,6 +369,7 @@ class Config(Section):
     sample: Sample = Sample()
     ensemble: Ensemble = Ensemble()
     evaluate: Evaluate = Evaluate()
+    cluster: Cluster = Cluster()
     serve: Serve = Serve()
 
     @model_validator(mode="after")

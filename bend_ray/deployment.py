@@ -18,7 +18,7 @@ from bend_ray import cluster
 from bend_ray.config import Serve
 from bend_ray.ensemble.ensemble import Ensemble
 from bend_ray.errors import ConfigError, EndpointError
-from bend_ray.folders import Folder
+from bend_ray.folders import Folder, shown
 from bend_ray.replica import Arguments, Replica
 from bend_ray.serving import guard
 
@@ -126,7 +126,7 @@ def deploy(arguments: Arguments, verbose: bool) -> None:
     """Deploy what was `tried`, and wait until its replicas are there. Raises EndpointError where they cannot start."""
     if not verbose:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    print(f"serve: starting {arguments.serve.replicas} x {arguments.run}", flush=True)
+    print(f"serve: starting {arguments.serve.replicas} x {shown(arguments.run)}", flush=True)
     try:
         serve.run(_bound(arguments), name=NAME, route_prefix="/")
     except RuntimeError as error:

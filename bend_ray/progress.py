@@ -11,13 +11,13 @@ TOLD_S = 0.2
 WIDTH = 24
 
 
-def throttled(tell: Callable[[int, int], object]) -> Callable[[int, int], None]:
-    """``tell`` (done, total) a few times a second at most, and when all is done."""
+def throttled(tell: Callable[[int, int], object], every: float = TOLD_S) -> Callable[[int, int], None]:
+    """``tell`` (done, total) once in so many seconds at most, and when all is done."""
     told = 0.0
 
     def progress(done: int, total: int) -> None:
         nonlocal told
-        if time.monotonic() - told > TOLD_S or done == total:
+        if time.monotonic() - told > every or done == total:
             told = time.monotonic()
             tell(done, total)
 
@@ -53,7 +53,7 @@ class Progress:
         """``done`` of ``total`` units are finished, those of earlier runs included."""
         now = time.monotonic()
         self.done, self.total = done, total or self.total
-        if self.first is None and done > self.already:
+        if (self.first is None and done > self.already) or (self.first and done < self.first[1]):  # some was lost
             self.first = now, done
         if self.live and now - self.shown > 0.1:
             filled = WIDTH * self.done // max(self.total, 1)

@@ -103,11 +103,9 @@ def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
     run = Folder(tmp_path)
     (tmp_path / "snapshots").mkdir()
     (tmp_path / "snapshots" / ".tmp-0-chain").write_text("half")
-    (tmp_path / ".ray").mkdir()
     run.write("config.yaml", b"seed: 0")
     run.sweep()
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["config.yaml"]
-    assert not (tmp_path / ".ray").exists()
 
 
 def test_a_file_where_a_folder_should_be_is_an_error(tmp_path: Path) -> None:

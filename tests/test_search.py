@@ -14,7 +14,7 @@ import torch
 import yaml
 from PIL import Image
 
-from bend_ray import artifacts, cli
+from bend_ray import artifacts, cli, cluster
 from bend_ray.config import Config, load
 from bend_ray.data.datasets import load_dataset
 from bend_ray.ensemble import metrics
@@ -29,7 +29,7 @@ from bend_ray.search.objective import Prepared
 from bend_ray.stages import pipeline, search
 from bend_ray.weights import snapshots as parts
 from conftest import BEND_RAY, TOY, changed
-from test_faults import ended_well, first_worker, kill, wait_for
+from processes import ended_well, first_worker, kill, wait_for
 
 pytestmark = pytest.mark.ray
 
@@ -160,8 +160,8 @@ def test_the_search_is_explained(searched: Path, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.slow
 def test_killed_drivers_and_trials(searched: Path, reference: Path, tmp_path: Path) -> None:
-    """A killed driver's command goes on with the trials that are missing; a killed trial is one failure. All others are
-    those of an undisturbed search."""
+    """A killed driver's command goes on with the trials that are missing; a trial whose process is killed is tried
+    again. All are those of an undisturbed search."""
     run = begun(reference, tmp_path / "run").path
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(TOY | {"search": SEARCH}))
     words = [BEND_RAY, "search", str(tmp_path / "toy.yaml"), "--run-dir", str(run)]
@@ -181,12 +181,22 @@ def test_killed_drivers_and_trials(searched: Path, reference: Path, tmp_path: Pa
     said = ended_well(process)
     assert f"{len(kept)} of 5 trials are there already" in said
     assert {name: now[name] for name in kept} == kept
+    assert table(run) == table(searched)
+
+
+@pytest.mark.slow
+def test_a_trial_whose_process_dies_each_time_is_one_failure(reference: Path, searched: Path, tmp_path: Path) -> None:
+    """As one that needs more memory than there is does. The others are those of an undisturbed search."""
+    run = begun(reference, tmp_path / "run").path
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(TOY | {"search": SEARCH}))
+    words = [BEND_RAY, "search", str(tmp_path / "toy.yaml"), "--run-dir", str(run)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
+    for _ in range(cluster.RETRIES + 1):
+        kill(first_worker("ImplicitFunc", lambda: True, process), process)
+    said = ended_well(process)
     rows, undisturbed = table(run), table(searched)
-    died = [row["number"] for row in rows if row["reason"] == "its process died"]
-    assert len(died) == 1 and f"trial {died[0]} failed: its process died" in said
-    assert [row for row in rows if row["number"] not in died] == [
-        row for row in undisturbed if row["number"] not in died
-    ]
+    assert rows[0]["reason"] == "its process died" and "trial 0 failed: its process died" in said
+    assert rows[1:] == undisturbed[1:]
 
 
 def test_trials_that_are_behind_are_stopped_but_for_the_first() -> None:

@@ -13,6 +13,7 @@ from bend_ray import seeds
 from bend_ray.config import Classifier
 from bend_ray.data.resnet import resnet18, resnet34
 from bend_ray.errors import ModelError
+from bend_ray.folders import local_file, shown
 
 
 class ConvBlock(nn.Module):
@@ -157,9 +158,12 @@ def load_weights(module: nn.Module, path: str) -> None:
     from safetensors.torch import load_file
 
     try:
-        tensors = load_file(path)
+        with local_file(path) as here:
+            tensors = load_file(here)
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"classifier.weights: {path}: is no .safetensors file that can be read ({error})") from None
+        raise ModelError(
+            f"classifier.weights: {shown(path)}: is no .safetensors file that can be read ({error})"
+        ) from None
     own = {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if isinstance(tensor, Tensor)}
     given = {id(own[name]) for name in tensors if name in own}
     missing = [name for name in own if id(own[name]) not in given]  # any one name of a tied parameter will do
@@ -172,10 +176,10 @@ def load_weights(module: nn.Module, path: str) -> None:
     if missing or unexpected or wrong:
         found = {"missing": missing, "unexpected": unexpected, "of another shape": wrong}
         listed = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in found.items() if names)
-        raise ModelError(f"classifier.weights: {path} does not fit the classifier: {listed}")
+        raise ModelError(f"classifier.weights: {shown(path)} does not fit the classifier: {listed}")
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ModelError(f"classifier.weights: {path}: {name!r} is not finite")
+            raise ModelError(f"classifier.weights: {shown(path)}: {name!r} is not finite")
     module.load_state_dict(tensors, strict=False)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from bend_ray import seeds
 from bend_ray.config import Data
 from bend_ray.errors import DataError
+from bend_ray.folders import local_file, shown
 
 SPLITS = ("train", "val", "test")
 MAX_PIXELS = 89_478_485
@@ -182,7 +183,7 @@ def load_dataset(data: Data, seed: int) -> Dataset:
         where, (splits, names) = f"data.name: {data.name}", _digits()
     else:
         assert data.path is not None
-        where, (splits, names) = f"data.path: {data.path}", _load_path(data, data.path)
+        where, (splits, names) = f"data.path: {shown(data.path)}", _load_path(data, data.path)
     splits = _one_colour(splits)
     names = _check(where, splits, names)
     if "test" not in splits:  # before the limits: which rows are for testing must not depend on how many train
@@ -197,7 +198,7 @@ def load_dataset(data: Data, seed: int) -> Dataset:
         )
     mean, std = _statistics(splits["train"].images)
     channels, size = splits["train"].images.shape[1:3]
-    name = data.name or Path(data.path or "").stem
+    name = data.name or Path(shown(data.path or "")).stem
     return Dataset(name, names, splits["train"], splits["val"], splits["test"], Preprocess(channels, size, mean, std))
 
 
@@ -221,16 +222,17 @@ def _digits() -> tuple[dict[str, Split], tuple[str, ...]]:
 
 
 def _load_path(data: Data, path: str) -> tuple[dict[str, Split], tuple[str, ...]]:
-    if path.endswith(".npz"):
-        return _load_npz(path), ()
+    if shown(path).endswith(".npz"):
+        with local_file(path) as here:
+            return _load_npz(here, shown(path)), ()
     from bend_ray.data.parquet import load_parquet
 
     return load_parquet(path, data.image_column, data.label_column)
 
 
-def _load_npz(path: str) -> dict[str, Split]:
+def _load_npz(here: Path, path: str) -> dict[str, Split]:
     try:
-        with Path(path).open("rb") as stream:
+        with here.open("rb") as stream:
             if not zipfile.is_zipfile(stream):
                 raise ValueError("it is no whole zip archive")
             stream.seek(0)

@@ -3,8 +3,9 @@
 import io
 import json
 import re
+from collections.abc import Callable
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +15,10 @@ from PIL import Image
 from pyarrow import fs
 
 from bend_ray.data.datasets import Split, pixels
-from bend_ray.errors import DataError
+from bend_ray.errors import BendError, DataError
+from bend_ray.folders import patiently, shown
 
+Found = TypeVar("Found")
 NAMES = {"train": "train", "training": "train", "test": "test", "validation": "val", "valid": "val", "val": "val"}
 
 
@@ -30,7 +33,7 @@ def load_parquet(path: str, image: str | None, label: str | None) -> tuple[dict[
     for split, members in files.items():
         parts = []
         for file in members:
-            part, names = _load_file(system, file, image, label)
+            part, names = _load_file(file, _stream(path, system, file), image, label)
             parts.append(part)
         shapes = {tuple(part.images.shape[1:]) for part in parts}
         if len(shapes) > 1:
@@ -45,21 +48,23 @@ def _files(path: str) -> tuple[Any, dict[str, list[str]]]:
     """The Parquet files of each split; one file, or files of no known name, are training rows."""
     try:
         system, root = fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
-        info = system.get_file_info(root)
+        info = _ask(path, lambda: system.get_file_info(root))
         if info.type == fs.FileType.Directory:
-            found = system.get_file_info(fs.FileSelector(root, recursive=True))
+            found = _ask(path, lambda: system.get_file_info(fs.FileSelector(root, recursive=True)))
             files = sorted(i.path for i in found if i.type == fs.FileType.File and i.path.endswith(".parquet"))
         else:
             files = [root] if info.type == fs.FileType.File else []
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"data.path: {path}: cannot be opened ({' '.join(str(error).split())})") from None
+        raise DataError(f"data.path: {shown(path)}: cannot be opened ({' '.join(str(error).split())})") from None
     if not files:
-        raise DataError(f"data.path: {path}: no such file, or a folder without .parquet files")
+        raise DataError(f"data.path: {shown(path)}: no such file, or a folder without .parquet files")
     by_split: dict[str, list[str]] = {}
     for file in files:
         by_split.setdefault(_split_of(file, root) if file != root else "train", []).append(file)
     if "train" not in by_split:
-        raise DataError(f"data.path: {path}: has files of {', '.join(sorted(by_split))} and none of a training split")
+        raise DataError(
+            f"data.path: {shown(path)}: has files of {', '.join(sorted(by_split))} and none of a training split"
+        )
     return system, by_split
 
 
@@ -70,9 +75,22 @@ def _split_of(file: str, root: str) -> str:
     return known[-1] if known else "train"
 
 
-def _load_file(system: Any, file: str, image: str | None, label: str | None) -> tuple[Split, tuple[str, ...]]:
+def _ask(path: str, question: Callable[[], Found]) -> Found:
+    return patiently(shown(path), question) if "://" in path else question()
+
+
+def _stream(path: str, system: Any, file: str) -> Callable[[], Any]:
+    """Opens the file: a local one as it lies there, a remote one read whole."""
+    if "://" not in path:
+        return lambda: system.open_input_file(file)
+    return lambda: pa.BufferReader(patiently(shown(path), lambda: system.open_input_file(file).read_buffer()))
+
+
+def _load_file(
+    file: str, opened: Callable[[], Any], image: str | None, label: str | None
+) -> tuple[Split, tuple[str, ...]]:
     try:
-        with system.open_input_file(file) as stream:
+        with opened() as stream:
             schema = pq.read_schema(stream)
             features = _features(schema)
             image = image or _column(features, "Image", schema, file, "data.image_column")
@@ -82,7 +100,7 @@ def _load_file(system: Any, file: str, image: str | None, label: str | None) -> 
                     raise DataError(f"{key}: {file} has no column {column!r}; it has {', '.join(schema.names)}")
             table = pq.read_table(stream, columns=[image, label])
     except (pa.ArrowException, OSError) as error:
-        if isinstance(error, DataError):
+        if isinstance(error, BendError):
             raise
         raise DataError(f"{file}: is no whole Parquet file ({' '.join(str(error).split())})") from None
     names = tuple(str(name) for name in features.get(label, {}).get("names", ()))

@@ -8,8 +8,6 @@ import hashlib
 import math
 import time
 import uuid
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,12 +15,13 @@ from torch import nn
 
 from bend_ray import artifacts, cluster
 from bend_ray.artifacts import Manifest
+from bend_ray.board import Desk, board, reporting
 from bend_ray.config import Config
 from bend_ray.data import base as bases
 from bend_ray.data import classifiers, training
 from bend_ray.data.datasets import Dataset, load_dataset
-from bend_ray.folders import Folder
-from bend_ray.progress import Progress, throttled
+from bend_ray.folders import Folder, local_file
+from bend_ray.progress import Progress
 from bend_ray.weights import chains as chain_training
 from bend_ray.weights import snapshots as parts
 from bend_ray.weights import subset as subsets
@@ -60,7 +59,8 @@ def inputs_of_base(config: Config, dataset: Dataset) -> dict[str, str]:
     """Digests of the data and, where the user brings a trained classifier, of its file."""
     inputs = {"data": dataset.digest()}
     if config.classifier.weights:
-        inputs["weights"] = hashlib.sha256(Path(config.classifier.weights).read_bytes()).hexdigest()
+        with local_file(config.classifier.weights) as path:
+            inputs["weights"] = hashlib.sha256(path.read_bytes()).hexdigest()
     return inputs
 
 
@@ -77,20 +77,32 @@ def _train(config: Config, run: Folder, inputs: dict[str, str], show: Progress, 
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    class Trainer(TorchTrainer):
+        """Control-C ends it. Ray's own handler asks the controller to stop, waits for it, and stays for good."""
+
+        controller: Any = None
+
+        def _register_sigint_handler(self, controller: Any) -> None:
+            self.controller = controller
+
     collect = config.collect
     gpu = collect.gpus_per_worker
     resources = {"CPU": collect.cpus_per_worker} | ({"GPU": gpu} if gpu else {})
-    with cluster.board(show, lambda said: already + int(sum(done for done, _ in said.values()))) as board:
-        job = {"config": config.model_dump(mode="json"), "run": run.address, "inputs": inputs, "board": board}
-        trainer = TorchTrainer(
+    with board(show, config.cluster.stall, already) as said:
+        job = {"config": config.model_dump(mode="json"), "run": run.address, "inputs": inputs, "board": said}
+        trainer = Trainer(
             _work,
             train_loop_config=job,
             # Workers that share a GPU cannot use NCCL.
             torch_config=TorchConfig(backend="nccl" if gpu and gpu == int(gpu) else "gloo"),
-            scaling_config=ScalingConfig(num_workers=collect.workers, use_gpu=gpu > 0, resources_per_worker=resources),
+            scaling_config=ScalingConfig(
+                num_workers=collect.workers,  # type: ignore[arg-type]  # two are elastic
+                use_gpu=gpu > 0,
+                resources_per_worker=resources,
+            ),
             run_config=RunConfig(
                 name=uuid.uuid4().hex,  # a name seen before would make Ray look for its own checkpoints
-                storage_path=f"{run.address}/.ray",
+                storage_path=cluster.scratch(),
                 failure_config=FailureConfig(max_failures=cluster.RETRIES),
             ),
         )
@@ -98,8 +110,10 @@ def _train(config: Config, run: Folder, inputs: dict[str, str], show: Progress, 
             trainer.fit()
         except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
             raise cluster.plainly(error) from error
-        finally:
-            run.delete_folder(".ray")
+        except KeyboardInterrupt:
+            if trainer.controller is not None:
+                ray.kill(trainer.controller)  # and with it its workers
+            raise
 
 
 def _work(job: dict[str, Any]) -> None:
@@ -107,10 +121,9 @@ def _work(job: dict[str, Any]) -> None:
     from ray.train import get_context
     from ray.train.collective import barrier, broadcast_from_rank_zero
 
-    board = job["board"]
-    if ray.get(board.failed.remote()) is not None:  # a failed try that no retry will mend
+    if ray.get(job["board"].failed.remote()) is not None:  # a failed try that no retry will mend
         return
-    with cluster.reporting(board):
+    with reporting(job["board"], get_context().get_world_size()) as desk:
         config, run = Config.model_validate(job["config"]), Folder(job["run"])
         cluster.threads(config.collect.cpus_per_worker)
         device = cluster.device(config.collect.gpus_per_worker)
@@ -119,23 +132,20 @@ def _work(job: dict[str, Any]) -> None:
         # One worker looks and tells, for two might see different things while a third writes.
         if not broadcast_from_rank_zero(artifacts.read_manifest(run / "base", "base") is not None):
             module = description.build(config.seed).to(device)
-            seconds = _train_base(module, config, dataset, board)
-            if get_context().get_world_rank() == 0:
+            first = get_context().get_world_rank() == 0
+            seconds = _train_base(module, config, dataset, desk.progress("base" if first else ""))
+            if first:
                 artifacts.note_seconds(run, "base", seconds)
                 _publish_base(module, config, run, dataset, job["inputs"])
             barrier()
-        _run_chains(config, run, dataset, job, device)
+        _run_chains(config, run, dataset, job["inputs"], device, desk)
 
 
-def _train_base(module: nn.Module, config: Config, dataset: Dataset, board: Any) -> float:
+def _train_base(module: nn.Module, config: Config, dataset: Dataset, progress: training.Progress) -> float:
     """Train, or take the user's weights. Returns the seconds that one process would take."""
-    from ray.train import get_context
-
     if config.classifier.weights:
         classifiers.load_weights(module, config.classifier.weights)
         return 0.0
-    first = get_context().get_world_rank() == 0
-    progress = throttled(partial(board.tell.remote, "base")) if first else None
     return training.train(module, dataset.train, dataset.preprocess, config.base, config.seed, progress=progress)
 
 
@@ -152,23 +162,22 @@ def _publish_base(module: nn.Module, config: Config, run: Folder, dataset: Datas
     artifacts.publish(run, "base", config, inputs, facts, [bases.FILE], readme)
 
 
-def _run_chains(config: Config, run: Folder, dataset: Dataset, job: dict[str, Any], device: Any) -> None:
+def _run_chains(config: Config, run: Folder, dataset: Dataset, inputs: dict[str, str], device: Any, desk: Desk) -> None:
     """This worker's chains: every so-manieth, apart from those already there."""
     from ray.train import get_context
 
     manifest = artifacts.load(run / "base", "base")
-    recipe = artifacts.recipe("snapshots", config, {"base": manifest.digest, **job["inputs"]})
+    recipe = artifacts.recipe("snapshots", config, {"base": manifest.digest, **inputs})
     description = bases.Description.of(config.classifier, dataset)
     rank, world = get_context().get_world_rank(), get_context().get_world_size()
     for chain in range(rank, config.collect.chains, world):
         if parts.part_is_done(run / "snapshots", chain, recipe):
             continue
         start = time.monotonic()
-        progress = throttled(partial(job["board"].tell.remote, f"chain {chain}"))
         module = bases.load(run / "base", description, device)
         subset = subsets.choose(module, config.collect.subset)
         theta_SD, facts = chain_training.run_chain(
-            module, subset, dataset, config.collect, config.seed, chain, progress
+            module, subset, dataset, config.collect, config.seed, chain, desk.progress(f"chain {chain}")
         )
         artifacts.note_seconds(run, f"chain-{chain:05d}", time.monotonic() - start)
         parts.write_part(run / "snapshots", chain, subset, theta_SD, facts, recipe)

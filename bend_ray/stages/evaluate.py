@@ -24,6 +24,7 @@ from bend_ray.ensemble.recalibrate import Recalibration
 from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
 from bend_ray.generator.nulls import null_generators
+from bend_ray.pool import pool
 from bend_ray.progress import Progress
 from bend_ray.report import numbers, words
 from bend_ray.report.numbers import RIVALS, Scored
@@ -119,15 +120,15 @@ def _score_all(
     """Predictions of every set of classifiers, novelty, and the points of the map."""
     sample, scored = config.sample, {}
     arguments = (config.model_dump(mode="json"), run.address, rivals)
+    placed = (sample.actors, sample.cpus_per_actor, sample.gpus_per_actor)
     with (
-        cluster.pool(_Evaluator, sample.actors, sample.cpus_per_actor, sample.gpus_per_actor, *arguments) as pool,
+        pool(_Evaluator, *placed, *arguments, stall=config.cluster.stall) as actors,
         Progress("evaluate", "sets of classifiers", len(names)) as show,
     ):
-        for name, one in pool.map_unordered(lambda actor, name: actor.score.remote(name), names):
+        for name, one in actors.map("score", names):
             scored[name] = one
             show.update(len(scored))
-        pool.submit(lambda actor, _: actor.novelty.remote(), None)
-        novelty, points = pool.get_next()
+        ((novelty, points),) = actors.map("novelty", [config.seed])
     return scored, novelty, points
 
 
@@ -166,13 +167,13 @@ class _Evaluator:
             test_MBK, val_MBK = self._logits(theta_MD, test.images), self._logits(theta_MD, val.images)
         return name, numbers.score(test_MBK, test.labels, val_MBK, val.labels, seconds)
 
-    def novelty(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def novelty(self, seed: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Novelty of the generated members, and where they lie on the first two directions of the span."""
         members_MD = self.ensemble.theta_MD.cpu()[:, : self.generator.subset.D]
         nulls = null_generators(
             ("noised_originals",), self.seen.theta_SD, members_MD[0], self.generator, self.config.evaluate
         )
-        noised_MD = nulls["noised_originals"](range(len(members_MD)), self.config.seed)
+        noised_MD = nulls["noised_originals"](range(len(members_MD)), seed)
         facts = numbers.novelty(self.generator, members_MD, noised_MD, self.seen, self.held_out)
         sets = {"originals": self.seen.theta_SD, "withheld": self.held_out.theta_SD, "generated": members_MD}
         return facts, {name: self.generator.span.encode(theta)[:, :2] for name, theta in sets.items()}

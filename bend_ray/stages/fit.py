@@ -5,18 +5,18 @@ so a killed fit is begun again; the artifact appears when it is whole.
 """
 
 import time
-from functools import partial
 from typing import Any
 
 import ray
 
 from bend_ray import artifacts, cluster
 from bend_ray.artifacts import Manifest
+from bend_ray.board import board, reporting
 from bend_ray.config import Config
 from bend_ray.data.datasets import Dataset
 from bend_ray.folders import Folder
 from bend_ray.generator.generator import FILE, Generator
-from bend_ray.progress import Progress, throttled
+from bend_ray.progress import Progress
 from bend_ray.weights import snapshots as parts
 
 
@@ -45,19 +45,19 @@ def found(config: Config, run: Folder, dataset: Dataset) -> Manifest | None:
 
 
 def _fit_remotely(config: Config, run: Folder, show: Progress) -> dict[str, Any]:
-    with cluster.board(show, lambda said: int(sum(done for done, _ in said.values()))) as board:
+    with board(show, config.cluster.stall) as said:
         # One core: at these sizes more threads only wait for each other.
         task = _fit.options(num_cpus=1, num_gpus=config.diffusion.gpus, max_retries=cluster.RETRIES)
         try:
-            facts: dict[str, Any] = ray.get(task.remote(config.model_dump(mode="json"), run.address, board))
+            facts: dict[str, Any] = ray.get(task.remote(config.model_dump(mode="json"), run.address, said))
         except ray.exceptions.RayError as error:
             raise cluster.plainly(error) from error
         return facts
 
 
 @ray.remote
-def _fit(config_json: dict[str, Any], where: str, board: Any) -> dict[str, Any]:
-    with cluster.reporting(board):
+def _fit(config_json: dict[str, Any], where: str, said: Any) -> dict[str, Any]:
+    with reporting(said) as desk:
         config, run = Config.model_validate(config_json), Folder(where)
         cluster.threads(1)
         start = time.monotonic()
@@ -72,7 +72,7 @@ def _fit(config_json: dict[str, Any], where: str, board: Any) -> dict[str, Any]:
             config.diffusion,
             config.seed,
             cluster.device(config.diffusion.gpus),
-            throttled(partial(board.tell.remote, "fit")),
+            desk.progress("fit"),
         )
         artifacts.note_seconds(run, "fit", time.monotonic() - start)
         artifacts.write_tensors(run / "generator", FILE, generator.state())

@@ -1,12 +1,13 @@
 """pipeline: every stage in order, in one run."""
 
+import contextlib
 import importlib
 from typing import Any
 
 import ray
 from torch import nn
 
-from bend_ray import artifacts, cluster
+from bend_ray import artifacts, cluster, lease, preflight
 from bend_ray.config import Config, dump
 from bend_ray.data import classifiers
 from bend_ray.data.base import Description
@@ -29,17 +30,39 @@ def run(config: Config, run: Folder, stages: tuple[str, ...] = (), verbose: bool
         raise ConfigError("search.trials: is 0, so there is nothing to search; give 2 or more (20 is a start)")
     artifacts.check_run(run, config)
     dataset = load_dataset(config.data, config.seed)
-    if "collect" in stages:
-        _classifier(config, dataset)
-    if not _all_there(config, run, dataset, stages):
-        cluster.connect(verbose)
-        cluster.preflight(config, run, stages)
-    run.sweep()
-    resolved = dump(config).encode()
-    if not run.exists("config.yaml") or run.read("config.yaml") != resolved:
-        run.write("config.yaml", resolved)
-    for stage in stages:
-        _stage(stage).run(_config_for(stage, config, run), run, dataset)
+    model = _classifier(config, dataset) if "collect" in stages else None
+    with contextlib.ExitStack() as held:
+        if not _all_there(config, run, dataset, stages):
+            held.enter_context(lease.held(run))
+            cluster.connect(verbose)
+            preflight.check(config, run, stages, _size(config, run, model))
+            run.sweep()
+        resolved = dump(config).encode()
+        if not run.exists("config.yaml") or run.read("config.yaml") != resolved:
+            run.write("config.yaml", resolved)
+        for stage in stages:
+            _run_stage(stage, _config_for(stage, config, run), run, dataset)
+
+
+def _run_stage(stage: str, config: Config, run: Folder, dataset: Dataset) -> None:
+    module = _stage(stage)
+    if not ray.is_initialized():  # all is there
+        module.run(config, run, dataset)
+        return
+    preflight.make_room(config, stage, lambda words: print(f"{stage:<9} {words}", flush=True))
+    with preflight.while_there_is_room(config, stage):
+        module.run(config, run, dataset)
+
+
+def _size(config: Config, run: Folder, model: tuple[nn.Module, Subset] | None) -> int:
+    """Bytes that a run takes at most: the base twice, snapshots, and members in blocks and together."""
+    if model is None:
+        made = artifacts.read_manifest(run / "snapshots", "snapshots")
+        D, base = (made.facts["subset_size"] if made else 0), 0
+    else:
+        D, base = model[1].D, sum(tensor.nbytes for tensor in model[0].state_dict().values())
+    snapshots = config.collect.chains * config.collect.snapshots_per_chain
+    return 2 * base + 4 * D * (snapshots + 2 * config.sample.members)
 
 
 def _stage(name: str) -> Any:
@@ -78,7 +101,8 @@ def dry_run(config: Config, run: Folder, stages: tuple[str, ...], verbose: bool 
         print(f"asks for:  {processes} x {each:g} {resource} ({key}); the cluster has {has.get(resource, 0.0):g}")
     print(f"run:       {run}")
     artifacts.check_run(run, config)
-    cluster.check_resources(cluster.wants(config, stages))
+    if not config.cluster.allow_autoscale:
+        cluster.check_resources(cluster.wants(config, stages))
 
 
 def _every(config: Config) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from bend_ray.ensemble.recalibrate import Recalibration, of_base
 from bend_ray.errors import TrainingError
 from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
+from bend_ray.pool import pool
 from bend_ray.progress import Progress
 from bend_ray.weights.subset import Subset
 
@@ -57,9 +58,9 @@ def _sample_all(config: Config, run: Folder, recipe: str, todo: list[int], show:
         return
     sample, done = config.sample, show.done
     arguments = (config.model_dump(mode="json"), run.address, recipe)
-    actors = min(sample.actors, len(todo))
-    with cluster.pool(_Sampler, actors, sample.cpus_per_actor, sample.gpus_per_actor, *arguments) as pool:
-        for _ in pool.map_unordered(lambda actor, block: actor.sample.remote(block), todo):
+    placed = (sample.actors, sample.cpus_per_actor, sample.gpus_per_actor)
+    with pool(_Sampler, *placed, *arguments, stall=config.cluster.stall) as actors:
+        for _ in actors.map("sample", todo):
             done += 1
             show.update(done)
 

@@ -10,9 +10,9 @@ import json
 import math
 import time
 import uuid
+from collections import Counter
 from dataclasses import asdict
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -31,7 +31,7 @@ from bend_ray.ensemble import plan
 from bend_ray.ensemble.ensemble import make_trunk
 from bend_ray.ensemble.recalibrate import Recalibration
 from bend_ray.ensemble.trunk import SharedTrunk
-from bend_ray.errors import ArtifactError, ConfigError, ResourceError, TrainingError
+from bend_ray.errors import ArtifactError, BendError, ConfigError, ResourceError, TrainingError
 from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
 from bend_ray.progress import Progress
@@ -41,6 +41,9 @@ from bend_ray.search.objective import Prepared
 from bend_ray.search.study import LOOKS, Trial
 from bend_ray.weights import snapshots as parts
 from bend_ray.weights.subset import Subset
+
+FAILED = "failed"
+"""What a trial reports in the place of metrics when it fails."""
 
 
 def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
@@ -73,20 +76,20 @@ def _tune(config: Config, run: Folder, dataset: Dataset, table: "_Table") -> Non
     prepared = _prepare(config, run, dataset)
     job = {"config": config.model_dump(mode="json"), "run": run.address}
     resources = {"cpu": search.cpus_per_trial} | ({"gpu": search.gpus_per_trial} if search.gpus_per_trial else {})
-    trainable = tune.with_resources(tune.with_parameters(_trial, job=job, prepared=prepared), resources)
+    trainable = tune.with_resources(tune.with_parameters(_tried, job=job, prepared=prepared), resources)
     kept = "tensorboard" in search.loggers
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=_Suggest(config, table),
             scheduler=_scheduler(config, table),
-            num_samples=search.trials - len(table.known),
+            num_samples=-1,  # until the searcher says that all are there
             max_concurrent_trials=search.concurrent,
             reuse_actors=True,  # a process that has torch and the classifier's graph
         ),
         run_config=tune.RunConfig(
             name=uuid.uuid4().hex,
-            storage_path=(run / ("tensorboard" if kept else ".ray")).address,
+            **_storage(run / "tensorboard" if kept else None),
             callbacks=[table, *_loggers(config)],
             verbose=0,
         ),
@@ -95,10 +98,18 @@ def _tune(config: Config, run: Folder, dataset: Dataset, table: "_Table") -> Non
         tuner.fit()
     except ray.exceptions.RayError as error:
         raise cluster.plainly(error) from error
-    finally:
-        run.delete_folder(".ray")
     if left := search.trials - len(table.known):
         raise ResourceError(f"search: Ray Tune ended with {left} trials to go; run the same command again")
+
+
+def _storage(kept: Folder | None) -> dict[str, Any]:
+    """Where Tune keeps its own files: in a folder of the run's, or where they go with the cluster."""
+    if kept is None:
+        return {"storage_path": cluster.scratch()}
+    if not kept.remote:
+        return {"storage_path": kept.address}
+    system, path = kept.opened()
+    return {"storage_path": path, "storage_filesystem": system}
 
 
 def _scheduler(config: Config, table: "_Table") -> tune.schedulers.TrialScheduler:
@@ -123,6 +134,12 @@ class _Halving(tune.schedulers.ASHAScheduler):
         action: str = super().on_trial_result(tune_controller, trial, result)
         own = trial.config["number"] == 0 and result["training_iteration"] < LOOKS
         return tune.schedulers.TrialScheduler.CONTINUE if own else action
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Its process died: it is tried again under another name, and must not count twice."""
+        for _, recorded in self._trial_info[trial.trial_id]._rungs:
+            recorded.pop(trial.trial_id, None)
+        super().on_trial_error(tune_controller, trial)
 
 
 class _Earlier:
@@ -175,6 +192,14 @@ def _classifier(where: str, config_json: str, subset: Subset, device: str) -> tu
     return plan.pinned(make_trunk(module, subset, description), config.ensemble), recalibration
 
 
+def _tried(values: dict[str, Any], job: dict[str, Any], prepared: Prepared) -> None:
+    """A trial whose error is a result: what Tune sees fail is a process that died, and only that is tried again."""
+    try:
+        _trial(values, job, prepared)
+    except Exception as error:
+        tune.report({FAILED: str(error) if isinstance(error, BendError) else f"{type(error).__name__}: {error}"})
+
+
 def _trial(values: dict[str, Any], job: dict[str, Any], prepared: Prepared) -> None:
     """One trial, in a process of Tune's: fit a generator, and report what its members are like at each look."""
     start = time.monotonic()
@@ -220,6 +245,12 @@ class _Table(Callback):
         self.running: dict[str, dict[str, Any]] = {}
         """Values by Tune's name of the trial, its number among them."""
         self.looks: dict[str, list[dict[str, float]]] = {}
+        self.deaths: Counter[int] = Counter()
+        """How often the process of each number died."""
+        self.again: list[dict[str, Any]] = []
+        """Values, as in `running`, of trials whose process died."""
+        self.reasons: dict[str, str] = {}
+        """Why each failed."""
         self.seconds: dict[str, float] = {}
         """Of work, as the trial itself counts them."""
 
@@ -230,15 +261,27 @@ class _Table(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, result: dict, **info: Any
     ) -> None:
+        if FAILED in result:
+            self.reasons[trial.trial_id] = " ".join(result[FAILED].split())
+            return
         self.seconds[trial.trial_id] = result["seconds"]
         found = {name: float(result[name]) for name in objective.METRICS}
         self.looks.setdefault(trial.trial_id, []).append(found)
 
     def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        self._end(trial, "done" if len(self.looks.get(trial.trial_id, [])) == LOOKS else "stopped")
+        if trial.trial_id in self.reasons:
+            self._end(trial, "failed", self.reasons[trial.trial_id])
+        else:
+            self._end(trial, "done" if len(self.looks.get(trial.trial_id, [])) == LOOKS else "stopped")
 
     def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        self._end(trial, "failed", _why(trial))
+        self.looks.pop(trial.trial_id, None)
+        number = self.running[trial.trial_id]["number"]
+        self.deaths[number] += 1
+        if self.deaths[number] <= cluster.RETRIES:
+            self.again.append(self.running.pop(trial.trial_id))
+        else:
+            self._end(trial, "failed", "its process died")
 
     def _end(self, trial: RayTrial, status: study.Status, reason: str = "") -> None:
         values = dict(self.running.pop(trial.trial_id))
@@ -253,16 +296,6 @@ class _Table(Callback):
         if self.show is not None:
             self.show.line(pictures.line(self.config, ended))
             self.show.update(len(self.known))
-
-
-def _why(trial: RayTrial) -> str:
-    """What Ray noted of the trial's end, in a file of the driver's own."""
-    if trial.pickled_error_file is None:
-        return "it ended without a word"
-    error = ray.cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
-    if isinstance(error, ray.exceptions.RayActorError):
-        return "its process died"
-    return " ".join(str(cluster.plainly(error)).split())
 
 
 def _read(folder: Folder, name: str, recipe: str) -> Trial:
@@ -287,9 +320,12 @@ class _Suggest(Searcher):
         there = {trial.number for trial in table.known}
         self.todo = [number for number in range(config.search.trials) if number not in there]
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        if not self.todo:
-            return None
+    def suggest(self, trial_id: str) -> Any:
+        if self.table.again:
+            self.table.running[trial_id] = self.table.again.pop(0)
+            return dict(self.table.running[trial_id])
+        if not self.todo:  # one that runs may have to be tried again
+            return None if self.table.running else Searcher.FINISHED
         number = self.todo.pop(0)
         running = [{k: v for k, v in values.items() if k != "number"} for values in self.table.running.values()]
         values = study.suggest(self.config, number, self.table.known, running)

@@ -52,7 +52,7 @@ def run(where: str, overrides: dict[str, str], verbose: bool = False) -> None:
             ending.pop_all()  # its files are needed after us
         deployment.deploy(arguments, verbose)
         _wait_ready(limits)
-        print(_words(served.members, where, limits, cluster.metrics_address(), own), flush=True)
+        print(_words(served.members, str(folder), limits, cluster.metrics_address(), own), flush=True)
         while own:
             time.sleep(1.0)
 

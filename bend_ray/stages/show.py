@@ -30,6 +30,7 @@ SHOWN = (1, 256)
 def run(where: str, overrides: dict[str, str]) -> None:
     """Print what stands in the run at ``where``. Raises ArtifactError where there is nothing of ours."""
     run = Folder(where)
+    where = str(run)
     manifests = {kind: artifacts.read_manifest(run / kind, kind) for kind in get_args(Kind)}
     if manifests["search"] is None and not artifacts.finished_units(run, "search"):
         del manifests["search"]  # few runs have one

@@ -1,0 +1,115 @@
+"""One driver a run: a lease in the run's folder, which its holder renews and which runs out by itself.
+
+Two drivers would do no harm to what is finished (a file is whole or not there, and the same bits whoever writes it),
+but all work would be done twice, and each would sweep away what the other is writing.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bend_ray.errors import ArtifactError
+from bend_ray.folders import Folder
+from bend_ray.watch import watching
+
+FILE = "driver.json"
+LASTS_S = 30.0
+"""How long a lease holds without being renewed: machines' clocks must agree within much less."""
+RENEWED_S = 5.0
+
+
+@dataclass(frozen=True)
+class Driver:
+    """Who holds a run, and until when (seconds of the Unix clock)."""
+
+    id: str
+    machine: str
+    pid: int
+    until: float
+
+    def gone(self) -> bool:
+        """Whether the lease has run out, or its holder was a process of this machine that is no more."""
+        if self.until < time.time():
+            return True
+        if self.machine != _machine():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return False
+
+
+@contextlib.contextmanager
+def held(run: Folder) -> Iterator[None]:
+    """Hold ``run`` while the block runs. Raises ArtifactError where another driver holds it, and ends the block with
+    one if another has taken it over in the meantime."""
+    own = Driver(uuid.uuid4().hex, _machine(), os.getpid(), 0.0)
+    other = _read(run)
+    if other is not None and not other.gone():
+        raise ArtifactError(_refusal(run, other))
+    _write(run, own)
+    # Of two that come at once the last to write has it; this is how long a writer may take after it has looked.
+    time.sleep(1.0 if run.remote else 0.1)
+    other = _read(run)
+    if other is not None and other.id != own.id:
+        raise ArtifactError(_refusal(run, other))
+
+    def renew() -> None:
+        try:
+            other = _read(run)
+            if other is None or other.id == own.id:
+                _write(run, own)
+                return
+        except ArtifactError:  # a full disk, a store that does not answer: the work itself says so, if it matters
+            return
+        raise ArtifactError(_refusal(run, other))
+
+    try:
+        with watching(renew, RENEWED_S):
+            yield
+    finally:
+        with contextlib.suppress(ArtifactError):
+            if _mine(run, own):
+                run.delete(FILE)
+
+
+def _mine(run: Folder, own: Driver) -> bool:
+    found = _read(run)
+    return found is not None and found.id == own.id
+
+
+def _read(run: Folder) -> Driver | None:
+    """The holder; None where there is none, or none that can be understood."""
+    try:
+        return Driver(**json.loads(run.read(FILE))) if run.exists(FILE) else None
+    except (ValueError, TypeError, FileNotFoundError):
+        return None
+
+
+def _write(run: Folder, own: Driver) -> None:
+    run.write(FILE, json.dumps(asdict(own) | {"until": time.time() + LASTS_S}).encode())
+
+
+def _refusal(run: Folder, other: Driver) -> str:
+    host = other.machine.split(" ")[0]
+    return (
+        f"{run}: another bend-ray (process {other.pid} on {host}) is at work on it; wait for it or stop it (if it is no"
+        f" more, the run is free in {max(0.0, other.until - time.time()):.0f} s), or use another --run-dir"
+    )
+
+
+def _machine() -> str:
+    """Where a process number means the same process: this host, and on Linux this container of it."""
+    namespace = ""
+    with contextlib.suppress(OSError):
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+    return f"{socket.gethostname()} {namespace}"

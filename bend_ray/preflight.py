@@ -1,0 +1,213 @@
+"""What would otherwise wait for ever or fail late, said in one sentence before any work starts."""
+
+import contextlib
+import hashlib
+import platform
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import ray
+
+from bend_ray import __version__, cluster
+from bend_ray.config import Config
+from bend_ray.errors import ArtifactError, ResourceError
+from bend_ray.folders import Folder
+from bend_ray.progress import EVERY_S
+from bend_ray.watch import watching
+
+SPARE = 1 << 28
+"""Bytes that must be free on every node, and beside what is written where the run is kept."""
+ANSWER_S = 60.0
+"""How long a node may take to say what it sees."""
+LOOK_S = 2.0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one node sees."""
+
+    versions: dict[str, str]
+    missing: tuple[str, ...]
+    """Of the files that all must see."""
+    free: dict[str, int]
+    """Bytes, by folder."""
+
+
+def check(config: Config, run: Folder, stages: tuple[str, ...], size: int = 0) -> None:
+    """Raises ResourceError or ArtifactError where the stages cannot end well: what they ask for is not there, ``run``
+    cannot be written or is not the same folder on all nodes, software differs between nodes, or disks are full.
+
+    ``size`` is what the stages will write, in bytes.
+    """
+    if not config.cluster.allow_autoscale:
+        cluster.check_resources(cluster.wants(config, stages))
+    marker = f"visible-{uuid.uuid4().hex}"
+    run.write(marker, b"")
+    try:
+        paths = [path for path in (config.data.path, config.classifier.weights) if path and "://" not in path]
+        _compare(run, _seen(run, marker, paths), marker)
+    finally:
+        with contextlib.suppress(ArtifactError):
+            run.delete(marker)
+    if not run.remote:
+        free, need = shutil.disk_usage(run.path).free, SPARE + size
+        if free < need:
+            raise ResourceError(
+                f"--run-dir: {free >> 20} MiB are free at {run.path}, and {need >> 20} MiB are needed"
+                f" ({SPARE >> 20} to spare); free some space or give another folder"
+            )
+
+
+def _seen(run: Folder, marker: str, paths: list[str]) -> dict[str, Seen]:
+    """What each node sees, by its address; this one first. Raises ResourceError where one cannot say."""
+    own = ray.get_runtime_context().get_node_id()
+    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    arguments = (run.address, marker, paths)
+    found = {f"this one ({nodes[own]})": _look(*arguments)}
+    asked = {cluster.on(node, _look_remotely).remote(*arguments): node for node in nodes if node != own}
+    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S) if asked else ([], [])
+    for number, reference in enumerate(ready):
+        where = f"{number + 2} ({nodes[asked[reference]]})"
+        try:
+            found[where] = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            if (own_error := cluster.own_error(error)) is not None:
+                raise type(own_error)(f"on node {where}: {own_error}") from None
+            if asked[reference] not in {node["NodeID"] for node in ray.nodes() if node["Alive"]}:
+                continue  # lost a moment ago
+            last = [line for line in str(error).splitlines() if line.strip()][-1].strip()
+            raise ResourceError(
+                f"node {where}: cannot run bend_ray ({last}); install it there, or submit the job with --working-dir"
+            ) from None
+    if late:
+        raise ResourceError(
+            f"node {nodes[asked[late[0]]]}: has not answered for {ANSWER_S:g} s ({len(late)} of {len(nodes)} nodes have"
+            " not); is it overloaded?"
+        )
+    return found
+
+
+@ray.remote
+def _look_remotely(where: str, marker: str, paths: list[str]) -> Seen:
+    return _look(where, marker, paths)
+
+
+def _look(where: str, marker: str, paths: list[str]) -> Seen:
+    run = Folder(where)
+    missing = [] if run.exists(marker) else [marker]
+    missing += [path for path in paths if not Path(path).exists()]
+    temporary = tempfile.gettempdir()
+    return Seen(_versions(), tuple(missing), {temporary: shutil.disk_usage(temporary).free})
+
+
+def _versions() -> dict[str, str]:
+    software = {name: metadata.version(name) for name in ("ray", "torch")}
+    return {"python": platform.python_version(), **software, "bend_ray": f"{__version__} ({_code()})"}
+
+
+@cache
+def _code() -> str:
+    """Of our own source: a node may have an older one installed under the same version."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def _compare(run: Folder, seen: dict[str, Seen], marker: str) -> None:
+    (here, first), *others = seen.items()
+    for where, node in seen.items():
+        if marker in node.missing:
+            raise ResourceError(
+                f"--run-dir: {run} is not the same folder on all {len(seen)} nodes of the cluster (node {where} does"
+                " not see it); give a shared folder or a URI such as s3://bucket/run"
+            )
+        for path in node.missing:
+            raise ResourceError(
+                f"{path}: is not there on node {where}; put it where all nodes see it, or give a URI such as s3://..."
+            )
+        for folder, free in node.free.items():
+            if free < SPARE:
+                raise ResourceError(
+                    f"{folder}: only {free >> 20} MiB are free on node {where}; at least {SPARE >> 20} are needed"
+                )
+    for where, node in others:
+        for name, version in first.versions.items():
+            if node.versions[name] != version:
+                raise ResourceError(
+                    f"{name}: version {node.versions[name]} on node {where}, {version} on node {here}; results and"
+                    " messages would not fit, so install the same on all nodes (or use one image)"
+                )
+
+
+def make_room(config: Config, stage: str, say: Callable[[str], None]) -> None:
+    """Wait until the cluster has what ``stage`` asks for, where `cluster.allow_autoscale` says so; its autoscaler is
+    told. Raises ResourceError after `cluster.wait` seconds."""
+    wants = cluster.wants(config, (stage,))
+    if not config.cluster.allow_autoscale or not _lacks(wants):
+        return
+    from ray.autoscaler.sdk import request_resources
+
+    processes = max(processes for _, _, processes, _ in wants)
+    bundle = {resource: each for _, resource, _, each in wants}
+    request_resources(bundles=[bundle] * processes)
+    began, said = time.monotonic(), -EVERY_S
+    try:
+        while lack := _lacks(wants):
+            waited = time.monotonic() - began
+            if waited > config.cluster.wait:
+                raise ResourceError(f"{lack}, or raise cluster.wait: nothing came within {waited:.0f} s")
+            if waited - said > EVERY_S:
+                said = waited
+                say(
+                    f"waiting for nodes, {waited:.0f} of at most {config.cluster.wait:g} s: {processes} x {bundle}"
+                    f" asked for, the cluster of {cluster.nodes()} nodes has {_amounts(bundle)}"
+                )
+            time.sleep(min(LOOK_S, config.cluster.wait))
+    finally:
+        request_resources(bundles=[])  # the stage's own processes hold on to what came
+
+
+def _amounts(bundle: dict[str, float]) -> str:
+    has = ray.cluster_resources()
+    return ", ".join(f"{has.get(resource, 0.0):g} {resource}" for resource in bundle)
+
+
+def _lacks(wants: list[cluster.Want]) -> str:
+    """What the cluster lacks, in words."""
+    try:
+        cluster.check_resources(wants)
+    except ResourceError as error:
+        return str(error)
+    return ""
+
+
+@contextlib.contextmanager
+def while_there_is_room(config: Config, stage: str) -> Iterator[None]:
+    """Ends the block with a ResourceError if the cluster loses what ``stage`` cannot go on without, and nothing takes
+    its place within `cluster.wait` seconds: Ray would wait for it for ever."""
+    # One process of a pool is enough to go on; Ray Train's workers must all be there.
+    wants = [
+        (key, resource, processes if key.startswith("collect.") and stage == "collect" else 1, each)
+        for key, resource, processes, each in cluster.wants(config, (stage,))
+    ]
+    lost: list[float] = []
+
+    def look() -> None:
+        lack = _lacks(wants)
+        if not lack:
+            lost.clear()
+            return
+        lost.append(time.monotonic())
+        if lost[-1] - lost[0] > config.cluster.wait:
+            raise ResourceError(f"{stage}: nodes were lost and not replaced within {config.cluster.wait:g} s; {lack}")
+
+    with watching(look, LOOK_S):
+        yield
