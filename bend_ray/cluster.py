@@ -189,6 +189,8 @@ def own_error(error: Exception) -> BendError | None:
     while cause is not None:
         # The innermost: Ray's own wrapper is of our class as well, and says the whole traceback.
         inner = getattr(cause, "cause", None) or cause.__cause__
+        if isinstance(cause, ray.exceptions.ActorDiedError) and cause.args:  # its constructor's error
+            inner = cause.args[0]
         if isinstance(cause, BendError) and not isinstance(cause, ray.exceptions.RayError):
             return cause
         cause = inner if isinstance(inner, BaseException) else None

@@ -5,14 +5,14 @@ but all work would be done twice, and each would sweep away what the other is wr
 """
 
 import contextlib
-import json
 import os
 import socket
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bend_ray.errors import ArtifactError
 from bend_ray.folders import Folder
@@ -24,10 +24,10 @@ LASTS_S = 30.0
 RENEWED_S = 5.0
 
 
-@dataclass(frozen=True)
-class Driver:
+class Driver(BaseModel):
     """Who holds a run, and until when (seconds of the Unix clock)."""
 
+    model_config = ConfigDict(frozen=True, extra="forbid")
     id: str
     machine: str
     pid: int
@@ -52,7 +52,7 @@ class Driver:
 def held(run: Folder) -> Iterator[None]:
     """Hold ``run`` while the block runs. Raises ArtifactError where another driver holds it, and ends the block with
     one if another has taken it over in the meantime."""
-    own = Driver(uuid.uuid4().hex, _machine(), os.getpid(), 0.0)
+    own = Driver(id=uuid.uuid4().hex, machine=_machine(), pid=os.getpid(), until=0.0)
     other = _read(run)
     if other is not None and not other.gone():
         raise ArtifactError(_refusal(run, other))
@@ -90,13 +90,13 @@ def _mine(run: Folder, own: Driver) -> bool:
 def _read(run: Folder) -> Driver | None:
     """The holder; None where there is none, or none that can be understood."""
     try:
-        return Driver(**json.loads(run.read(FILE))) if run.exists(FILE) else None
-    except (ValueError, TypeError, FileNotFoundError):
+        return Driver.model_validate_json(run.read(FILE)) if run.exists(FILE) else None
+    except (ValidationError, FileNotFoundError):
         return None
 
 
 def _write(run: Folder, own: Driver) -> None:
-    run.write(FILE, json.dumps(asdict(own) | {"until": time.time() + LASTS_S}).encode())
+    run.write(FILE, own.model_copy(update={"until": time.time() + LASTS_S}).model_dump_json().encode())
 
 
 def _refusal(run: Folder, other: Driver) -> str:

@@ -64,7 +64,10 @@ class Pool:
                 try:
                     result = ray.get(reference)
                 except ray.exceptions.RayError as error:
-                    todo.extendleft(reversed(self._lost(actor, unit, error)))
+                    results, again = self._lost(actor, unit, error)
+                    todo.extendleft(reversed(again))
+                    left -= len(results)
+                    yield from results
                     continue
                 actor.heard = time.monotonic()
                 if unit is None:
@@ -93,8 +96,15 @@ class Pool:
                     actor.units.append(unit)
                     self.waited[getattr(actor.handle, method).remote(unit)] = actor, unit
 
-    def _lost(self, actor: _Actor, unit: Any, error: ray.exceptions.RayError) -> list[Any]:
-        """The units that have to be done again. Raises what is not mended by doing them again."""
+    def _lost(self, actor: _Actor, unit: Any, error: ray.exceptions.RayError) -> tuple[list[Any], list[Any]]:
+        """Results that came before the actor died, and the units that have to be done again. Raises what is not mended
+        by doing them again."""
+        theirs = {reference: at for reference, (other, at) in self.waited.items() if other is actor}
+        results = []
+        for reference in ray.wait(list(theirs), num_returns=len(theirs), timeout=0)[0] if theirs else []:
+            with contextlib.suppress(ray.exceptions.RayError):
+                results.append(ray.get(reference))
+                actor.units.remove(theirs[reference])
         blamed = actor.units[0] if actor.units else None  # the one that was worked on
         if isinstance(error, ray.exceptions.ObjectLostError):  # done, but the node that had the result has died
             blamed = unit
@@ -103,9 +113,10 @@ class Pool:
         if hopeless or self.deaths[blamed] > cluster.RETRIES:
             raise cluster.plainly(error) from error
         self.actors.remove(actor)
-        self.waited = {reference: (other, at) for reference, (other, at) in self.waited.items() if other is not actor}
+        for reference in theirs:
+            del self.waited[reference]
         ray.kill(actor.handle)
-        return actor.units
+        return results, actor.units
 
     def _end_the_hung(self) -> None:
         """Kill who has not ended a unit for too long; what follows is as for any other death."""

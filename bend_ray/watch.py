@@ -1,7 +1,7 @@
 """A thread that looks on while the driver works, and ends the work with an error where that is due."""
 
-import _thread
 import contextlib
+import signal
 import threading
 from collections.abc import Callable, Iterator
 
@@ -16,6 +16,7 @@ def watching(look: Callable[[], None], every: float) -> Iterator[None]:
     (in the main thread; elsewhere it is raised when the block ends).
     """
     stop, found = threading.Event(), list[BendError]()
+    main = threading.main_thread().ident or 0
 
     def watch() -> None:
         last = False
@@ -26,7 +27,7 @@ def watching(look: Callable[[], None], every: float) -> Iterator[None]:
             except BendError as error:
                 found.append(error)
                 if not last:
-                    _thread.interrupt_main()
+                    signal.pthread_kill(main, signal.SIGINT)
 
     def end() -> None:
         stop.set()
