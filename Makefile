@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check bench docs clean
+.PHONY: run test faults check bench docs clean
 
 run: $(VENV)/.installed ## install, then the whole pipeline on the digits data
 	$(BIN)/bend-ray run jobs/digits.yaml
 
 test: $(VENV)/.installed-dev ## all tests
 	$(BIN)/pytest
+
+faults: $(VENV)/.installed-dev ## 44 kills at random moments (a quarter of an hour)
+	$(BIN)/pytest tests/faults/test_kills.py --kills 44
 
 check: $(VENV)/.installed-dev ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -230,11 +230,15 @@ def load(folder: Folder, kind: Kind) -> Manifest:
 
 def write_tensors(folder: Folder, name: str, tensors: Mapping[str, Any], note: str = "") -> None:
     """Tensors as one .safetensors file, with ``note`` in its header."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    # One entry only: with more, the header's order, and with it the file's bytes, would vary.
     with folder.staged(name) as path:
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path, {"note": note})
+        try:
+            # One entry only: with more, the header's order, and with it the file's bytes, would vary.
+            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path, {"note": note})
+        except SafetensorError as error:  # a full disk, most often
+            raise OSError(str(error)) from None
 
 
 def read_tensors(folder: Folder, name: str) -> tuple[dict[str, Any], str]:

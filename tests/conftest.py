@@ -35,6 +35,10 @@ TOY: dict[str, Any] = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=6, help="how many random kills tests/faults/test_kills.py makes")
+
+
 def pytest_configure() -> None:
     """Before anything imports Ray: the tests' cluster has a token of its own, whatever is in ~/.ray."""
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
@@ -70,16 +74,27 @@ def reference(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def ray_cluster() -> Iterator[str]:
     """A real cluster of one node with 2 CPUs in processes of its own, joined by RAY_ADDRESS; drivers may die on it."""
+    with ray_head("--num-cpus=2", "--port=0") as address:
+        os.environ["RAY_ADDRESS"] = address
+        yield address
+        import ray as ray_module
+
+        ray_module.shutdown()
+        del os.environ["RAY_ADDRESS"]
+
+
+@contextlib.contextmanager
+def ray_head(*more: str, **environment: str) -> Iterator[str]:
+    """The address of a cluster's head in processes of its own, with further words for `ray start`."""
     # A folder of its own: what looks for a cluster of this machine must not find this one. Sockets want a short path.
     scratch = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-    environment = os.environ | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
-    words = ["--head", "--block", "--num-cpus=2", "--port=0", "--include-dashboard=false", "--disable-usage-stats"]
-    words.append(f"--temp-dir={scratch}")
+    environment |= {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
+    words = ["--head", "--block", "--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={scratch}", *more]
     head = subprocess.Popen(
         [sys.executable, "-m", "ray.scripts.scripts", "start", *words],
-        env=environment | {"PYTHONUNBUFFERED": "1"},
+        env=os.environ | environment | {"PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -88,13 +103,7 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     said = next(line for line in head.stdout if "--address='" in line)
     drain = threading.Thread(target=head.stdout.read, daemon=True)  # a full pipe would stop it
     drain.start()
-    address = said.split("--address='")[1].split("'")[0]
-    os.environ["RAY_ADDRESS"] = address
-    yield address
-    import ray as ray_module
-
-    ray_module.shutdown()
-    del os.environ["RAY_ADDRESS"]
+    yield said.split("--address='")[1].split("'")[0]
     for process in [*psutil.Process(head.pid).children(recursive=True), head]:  # no other cluster's
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
