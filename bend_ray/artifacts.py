@@ -7,7 +7,7 @@ pickle anywhere.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -204,12 +204,15 @@ def read_manifest(folder: Folder, kind: Kind) -> Manifest | None:
 
 def verify(folder: Folder, manifest: Manifest) -> None:
     """Raises ArtifactError if a file of the artifact is missing, truncated, or altered."""
-    for name, expected in manifest.files.items():
+    for name in manifest.files:
         if "/" in name or "\\" in name or name.startswith("."):
             raise ArtifactError(f"{folder}/{manifest_name(manifest.kind)}: names a file outside the folder ({name!r})")
-        if not folder.exists(name):
+    there = set(folder.list())
+    for name in manifest.files:
+        if name not in there:
             raise ArtifactError(f"{folder}/{name}: is missing; delete {folder} and run the same command again")
-        found = _facts(folder, name)
+    seen = folder.each(lambda name: _facts(folder, name), manifest.files)
+    for (name, expected), found in zip(manifest.files.items(), seen, strict=True):
         if found != expected:
             what = "truncated or grown" if found.bytes != expected.bytes else "altered"
             raise ArtifactError(
@@ -239,6 +242,19 @@ def write_tensors(folder: Folder, name: str, tensors: Mapping[str, Any], note: s
             save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path, {"note": note})
         except SafetensorError as error:  # a full disk, most often
             raise OSError(str(error)) from None
+
+
+def write_rows(folder: Folder, name: str, key: str, shape: tuple[int, int], blocks: Iterable[Any]) -> None:
+    """What `write_tensors` writes for one float32 tensor of this ``shape``, from blocks of its rows, one at a time."""
+    size = 4 * shape[0] * shape[1]
+    entry = {"dtype": "F32", "shape": list(shape), "data_offsets": [0, size]}
+    header = json.dumps({"__metadata__": {"note": ""}, key: entry}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    with folder.staged(name) as path, path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for block in blocks:
+            file.write(block.contiguous().numpy().data)
+        assert file.tell() == 8 + len(header) + size
 
 
 def read_tensors(folder: Folder, name: str) -> tuple[dict[str, Any], str]:

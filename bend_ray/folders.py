@@ -7,7 +7,8 @@ import re
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +22,11 @@ BACK_OFF_S = 0.5
 HOPELESS = re.compile(r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|NO_SUCH|TOKEN|UNAUTHORIZED|FORBIDDEN|\b40[134]\b")
 """What asking again does not mend."""
 
+AT_ONCE = 16
+"""Files asked of a store at once."""
+
 Found = TypeVar("Found")
+Item = TypeVar("Item")
 
 
 class Folder:
@@ -75,6 +80,17 @@ class Folder:
 
         info = self._ask(name, lambda system, path: system.get_file_info(path))
         return bool(info.type == fs.FileType.File)
+
+    def each(self, work: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
+        """``work``, which reads or writes a file here, on each of ``items``, in order; several at once where they would
+        wait for a store, and no more results are kept than that."""
+        if not self.remote:
+            yield from map(work, items)
+            return
+        todo = list(items)
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            for start in range(0, len(todo), AT_ONCE):
+                yield from threads.map(work, todo[start : start + AT_ONCE])
 
     def read(self, name: str) -> bytes:
         with self.local(name) as path:

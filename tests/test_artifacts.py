@@ -132,3 +132,18 @@ def test_seconds_add_up(tmp_path: Path) -> None:
 def test_uri_of_a_local_folder_is_that_folder(tmp_path: Path) -> None:
     Folder(f"file://{tmp_path}").write("x", b"1")
     assert Folder(tmp_path).read("x") == b"1"
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 3), (12, 1), (3, 12345)])
+def test_rows_written_block_by_block_are_the_same_bytes(tmp_path: Path, shape: tuple[int, int]) -> None:
+    folder, theta_MD = Folder(tmp_path), torch.randn(shape)
+    artifacts.write_tensors(folder, "whole.safetensors", {"theta_MD": theta_MD})
+    artifacts.write_rows(folder, "rows.safetensors", "theta_MD", shape, theta_MD.split(2))
+    assert folder.read("rows.safetensors") == folder.read("whole.safetensors")
+
+
+def test_each_keeps_the_order_and_passes_errors_on(tmp_path: Path) -> None:
+    for folder in (Folder(tmp_path), Folder("s3://bucket/run")):  # one by one, and several at once
+        assert list(folder.each(lambda n: n * n, range(40))) == [n * n for n in range(40)]
+        with pytest.raises(ZeroDivisionError):
+            list(folder.each(lambda n: 1 / (n - 20), range(40)))

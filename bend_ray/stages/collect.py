@@ -36,7 +36,8 @@ def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
     done = 0
     if base is not None:
         recipe = artifacts.recipe("snapshots", config, {"base": base.digest, **base_inputs})
-        done = sum(parts.part_is_done(run / "snapshots", c, recipe) for c in range(config.collect.chains))
+        folder = run / "snapshots"
+        done = sum(folder.each(lambda chain: parts.part_is_done(folder, chain, recipe), range(config.collect.chains)))
     base_steps, chain_steps = _steps(config, dataset)
     total = base_steps + config.collect.chains * chain_steps
     already = (base_steps if base else 0) + done * chain_steps
@@ -185,17 +186,17 @@ def _run_chains(config: Config, run: Folder, dataset: Dataset, inputs: dict[str,
 
 def _publish(config: Config, run: Folder, inputs: dict[str, str]) -> Manifest:
     collect = config.collect
-    snapshots = parts.read(run / "snapshots", collect.chains)
-    accuracy = [fact.val_accuracy for fact in snapshots.facts]
+    subset, known = parts.read_facts(run / "snapshots", collect.chains)
+    accuracy = [fact.val_accuracy for fact in known]
     mean = math.fsum(accuracy) / len(accuracy)
     facts = {
         "count": len(accuracy),
-        "subset": snapshots.subset.to_json(),
-        "subset_size": snapshots.subset.D,
+        "subset": subset.to_json(),
+        "subset_size": subset.D,
         "val_accuracy_mean": mean,
     }
     readme = (
-        f"# Snapshots\n\n{len(accuracy)} snapshots of {snapshots.subset.D} parameters (`{collect.subset}`): "
+        f"# Snapshots\n\n{len(accuracy)} snapshots of {subset.D} parameters (`{collect.subset}`): "
         f"{collect.chains} chains of {collect.snapshots_per_chain}, one Parquet part a chain. Mean validation accuracy "
         f"{mean:.4f}. The last {collect.held_out} chains are withheld from the generator.\n\n"
         '```python\nimport pandas\npandas.read_parquet("snapshots")  # chain, step, seed, val_loss, val_accuracy, '

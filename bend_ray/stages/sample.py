@@ -33,7 +33,8 @@ def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
     inputs = _inputs(config, run, dataset)
     recipe = artifacts.recipe("ensemble", config, inputs)
     blocks = range(math.ceil(config.sample.members / config.sample.block))
-    todo = [block for block in blocks if not _is_done(run / "ensemble", block, recipe)]
+    done = set(_done(run / "ensemble", recipe))
+    todo = [block for block in blocks if block not in done]
     already = len(blocks) - len(todo)
     with Progress("sample", "blocks", len(blocks), already) as show:
         if already:
@@ -96,18 +97,22 @@ def _block_name(block: int) -> str:
     return f"block-{block:05d}.safetensors"
 
 
-def _is_done(folder: Folder, block: int, recipe: str) -> bool:
-    if not folder.exists(_block_name(block)):
-        return False
-    artifacts.check_recipe(folder, _block_name(block), artifacts.read_tensors(folder, _block_name(block))[1], recipe)
-    return True
+def _done(folder: Folder, recipe: str) -> list[int]:
+    """Blocks that are there. Raises ArtifactError where one is of another recipe."""
+    names = [name for name in folder.list() if name.startswith(artifacts.UNITS["ensemble"])]
+    made_by = folder.each(lambda name: artifacts.read_tensors(folder, name)[1], names)
+    for name, note in zip(names, made_by, strict=True):
+        artifacts.check_recipe(folder, name, note, recipe)
+    return [int(name.split("-")[1].split(".")[0]) for name in names]
 
 
 def _publish(config: Config, run: Folder, dataset: Dataset, inputs: dict[str, str], blocks: int) -> Manifest:
     base, generator = artifacts.load(run / "base", "base"), artifacts.load(run / "generator", "generator")
     folder = run / "ensemble"
-    members = [artifacts.read_tensors(folder, _block_name(block))[0]["theta_MD"] for block in range(blocks)]
-    artifacts.write_tensors(folder, MEMBERS, {"theta_MD": torch.cat(members)})
+    names = [_block_name(block) for block in range(blocks)]
+    D = artifacts.read_tensors(folder, names[0])[0]["theta_MD"].shape[1]
+    members = folder.each(lambda name: artifacts.read_tensors(folder, name)[0]["theta_MD"], names)
+    artifacts.write_rows(folder, MEMBERS, "theta_MD", (config.sample.members, D), members)  # never all of them at once
     folder.write(bases.FILE, (run / "base").read(bases.FILE))
     facts = {key: base.facts[key] for key in ("classifier", "class_names", "preprocess", "dataset")}
     facts |= {"subset": generator.facts["subset"], "members": config.sample.members}
@@ -121,6 +126,6 @@ def _publish(config: Config, run: Folder, dataset: Dataset, inputs: dict[str, st
         'Ensemble.load("ensemble").predict(images, strategy="abend")\n```\n'
     )
     manifest = artifacts.publish(run, "ensemble", config, inputs, facts, [MEMBERS, bases.FILE], readme)
-    for block in range(blocks):
-        folder.delete(_block_name(block))
+    for _ in folder.each(folder.delete, names):
+        pass
     return manifest

@@ -91,16 +91,31 @@ def read(folder: Folder, chains: int) -> Snapshots:
 
     Raises ArtifactError where a part is missing, broken, of another subset, or holds a number that is not finite.
     """
-    parts = [_read_part(folder, chain) for chain in range(chains)]
+    parts = list(folder.each(lambda chain: _read_part(folder, chain), range(chains)))
     subset = parts[0][0].subset
     for chain, (part, _) in enumerate(parts):
-        if part.subset != subset:
-            raise ArtifactError(f"{folder}/{part_name(chain)}: holds another subset than {part_name(0)}")
+        _check_subset(folder, chain, part.subset, subset)
     return Snapshots(
         subset,
         torch.cat([part.theta_SD for part, _ in parts]),
         tuple(fact for part, _ in parts for fact in part.facts),
     )
+
+
+def read_facts(folder: Folder, chains: int) -> tuple[Subset, list[Fact]]:
+    """What is known of all snapshots of chains 0 to ``chains`` - 1: `read` without keeping their parameters."""
+    subset, facts = None, list[Fact]()
+    for chain, (part, _) in enumerate(folder.each(lambda chain: _read_part(folder, chain), range(chains))):
+        subset = subset or part.subset
+        _check_subset(folder, chain, part.subset, subset)
+        facts += part.facts
+    assert subset is not None
+    return subset, facts
+
+
+def _check_subset(folder: Folder, chain: int, own: Subset, first: Subset) -> None:
+    if own != first:
+        raise ArtifactError(f"{folder}/{part_name(chain)}: holds another subset than {part_name(0)}")
 
 
 def _read_part(folder: Folder, chain: int) -> tuple[Snapshots, str]:
