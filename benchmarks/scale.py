@@ -1,10 +1,10 @@
 """What two workers gain over one, and what the driver costs: on one machine with two cores, one thread a worker.
 
 Efficiency: the same chains with one and with two Ray Train workers, the same blocks with one and with two actors, in
-turn; half of one worker's seconds over two workers' seconds. Counted from the first unit's begin to the last one's end: what
-starts up before is printed beside it, for on long work it vanishes. Driver: CPU seconds of the process that runs the
-sample stage over the stage's seconds, at several numbers of blocks, and what one block more costs. Rates: what one core
-does with bytes and products, from which the model of a large run is reckoned (docs/scale.md). Writes
+turn; half of one worker's seconds over two workers' seconds. Counted from the first unit's begin to the last one's
+end: what starts up before is printed beside it, for on long work it vanishes. Driver: CPU seconds of the process that
+runs the sample stage over the stage's seconds, at several numbers of blocks, and what one block more costs. Rates:
+what one core does with bytes and products, from which the model of a large run is reckoned (docs/scale.md). Writes
 benchmarks/scale.json; runs are kept in runs/.
 
     python benchmarks/scale.py [--rounds 2] [--chains 12] [--blocks 2000]
