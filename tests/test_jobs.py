@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import bend_ray
 from bend_ray.config import dump
 from bend_ray.folders import Folder
 from conftest import ROOT, bits, changed
@@ -129,14 +130,6 @@ def chains(run: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in run.glob("snapshots/chain-*.parquet")}
 
 
-def test_pipeline_as_a_job_gives_the_bits_of_a_plain_run(cluster: Cluster, plain: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    code, said = ended(cluster.submit("through", f"python jobs/pipeline.py toy.yaml --run-dir {run}"))
-    assert code == 0, said
-    assert "aBEND (mean of probabilities)" in said and "succeeded" in said
-    assert bits(run) == bits(plain)
-
-
 def test_wrong_key_is_one_sentence_in_the_jobs_log(cluster: Cluster, tmp_path: Path) -> None:
     run = tmp_path / "run"
     code, said = ended(cluster.submit("wrong", f"python jobs/collect.py toy.yaml --run-dir {run} --collect.chians 3"))
@@ -145,7 +138,7 @@ def test_wrong_key_is_one_sentence_in_the_jobs_log(cluster: Cluster, tmp_path: P
     assert "exit code 2" in said and "Traceback" not in said and not run.exists()
 
 
-def test_stopped_job_goes_on_where_it_was(cluster: Cluster, plain: Path, tmp_path: Path) -> None:
+def test_stopped_job_goes_on_to_the_bits_of_a_plain_run(cluster: Cluster, plain: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     entrypoint = f"python jobs/pipeline.py toy.yaml --run-dir {run}"
     process = cluster.submit("stopped", entrypoint)
@@ -155,12 +148,22 @@ def test_stopped_job_goes_on_where_it_was(cluster: Cluster, plain: Path, tmp_pat
         assert time.monotonic() < end, "the moment to stop never came"
         time.sleep(0.02)
     cluster.stop("stopped")
-    assert "was stopped" in ended(process)[1]
+    _, said = ended(process)
     kept = chains(run)
-    assert 0 < len(kept) < COLLECT["chains"]
+    assert "was stopped" in said and 0 < len(kept) < COLLECT["chains"]
 
     code, said = ended(cluster.submit("again", entrypoint))
     assert code == 0, said
     assert f"the base is there already, and {len(kept)} of {COLLECT['chains']} chains" in said
+    assert "aBEND (mean of probabilities)" in said and "'again' succeeded" in said
     assert kept.items() <= chains(run).items()
     assert bits(run) == bits(plain)
+
+
+def test_endpoint_outlives_the_job_that_deployed_it(cluster: Cluster, plain: Path) -> None:
+    port = free_port()
+    words = f"--port {port} --serve.cpus_per_replica 0.5"
+    code, said = ended(cluster.submit("serve", f"python jobs/serve.py {plain} {words}"))
+    assert code == 0, said
+    with bend_ray.Client(f"http://127.0.0.1:{port}") as client:
+        assert client.ensemble()["run"] == str(plain)
