@@ -1,0 +1,14 @@
+"""The stage fit as a Ray job: autoencoder and diffusion model, on a run that has snapshots.
+
+    ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- \
+        python jobs/fit.py jobs/digits.yaml --run-dir s3://BUCKET/runs/digits
+
+RAY_ADDRESS names the dashboard, http://HEAD:8265. bend_ray need not be installed there: it is in the working directory.
+"""
+
+import sys
+
+from bend_ray.cli import main
+
+if __name__ == "__main__":
+    main(["fit", *sys.argv[1:]])
