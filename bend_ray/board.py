@@ -70,14 +70,14 @@ def board(show: Progress, stall: float, already: int = 0) -> Iterator[Any]:
             done, hung = ray.get(actor.read.remote(stall), timeout=5)
             show.update(already + done)
             for worker in hung:
-                show.line(f"process {worker.pid} has said nothing for {stall:g} s (cluster.stall): killed")
-                cluster.end(worker)
+                if cluster.end(worker):
+                    show.line(f"process {worker.pid} has said nothing for {stall:g} s (cluster.stall): killed")
 
     try:
         with watching(look, READ_S):
             yield actor
-    except Exception as error:
-        if (failure := _failure(actor)) is not None and not isinstance(error, BendError):
+    except Exception:
+        if (failure := _failure(actor)) is not None:
             raise failure from None
         raise
     else:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,6 @@ RETRIES = 3
 
 def connect(verbose: bool) -> bool:
     """Join the cluster that RAY_ADDRESS (or `ray start`) names, or start one on this machine; whether one was."""
-    if ray.is_initialized():
-        return False
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon the end of a loop is seen
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray warns of a coming change otherwise
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
@@ -29,6 +28,8 @@ def connect(verbose: bool) -> bool:
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Control-C ends the command, not the search alone
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a failed trial has none
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # a trial is our own file; others are asked for
+    if ray.is_initialized():
+        return False
     level = logging.INFO if verbose else logging.ERROR
     try:
         ray.init(log_to_driver=verbose, logging_level=level, include_dashboard=False, namespace="bend_ray")
@@ -43,8 +44,15 @@ def connect(verbose: bool) -> bool:
     if not verbose:
         for name in ("ray", "ray.train", "ray.tune", "ray.data"):
             logging.getLogger(name).setLevel(logging.ERROR)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
     node: Any = ray._private.worker._global_node
     return bool(node.is_head())
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    """SIGTERM (`ray job stop`, a machine that goes down) ends as Control-C does; Ray's own way is to abort."""
+    raise KeyboardInterrupt
 
 
 def nodes() -> int:
@@ -85,7 +93,7 @@ def wants(config: Config, stages: tuple[str, ...]) -> list[Want]:
             ("search.cpus_per_trial", "CPU", 1, config.search.cpus_per_trial),
             ("search.gpus_per_trial", "GPU", 1, config.search.gpus_per_trial),
         ],
-        "fit": [("diffusion.gpus", "GPU", 1, config.diffusion.gpus)],
+        "fit": [("fit", "CPU", 1, 1.0), ("diffusion.gpus", "GPU", 1, config.diffusion.gpus)],
         "sample": [
             ("sample.cpus_per_actor", "CPU", sample.actors, sample.cpus_per_actor),
             ("sample.gpus_per_actor", "GPU", sample.actors, sample.gpus_per_actor),
@@ -103,22 +111,50 @@ def room(resource: str, each: float) -> int:
 
 
 def _amounts(resource: str) -> list[float]:
-    return [node["Resources"].get(resource, 0.0) for node in ray.nodes() if node["Alive"]]
+    return [node["Resources"].get(resource, 0.0) for node in _alive()]
+
+
+def _alive() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def bundles(wanted: list[Want]) -> list[tuple[int, dict[str, float]]]:
+    """How many processes of what each: all that one process asks for must be there on one node."""
+    found: dict[str, tuple[int, dict[str, float]]] = {}
+    for key, resource, processes, each in wanted:
+        kind = "fit" if key == "diffusion.gpus" else key.split(".")[0]
+        count, bundle = found.get(kind, (0, {}))
+        found[kind] = max(count, processes), bundle | {resource: each}
+    return list(found.values())
 
 
 def check_resources(wanted: list[Want]) -> None:
     """Raises ResourceError where more is asked for than the cluster has: Ray would wait for it for ever."""
     has = ray.cluster_resources()
     for key, resource, processes, each in wanted:
-        largest = max(_amounts(resource))
+        largest = max(_amounts(resource), default=0.0)
         if room(resource, each) < processes:
             raise ResourceError(
                 f"{key}: {processes} x {each:g} {resource} asked for, but the cluster has"
                 f" {has.get(resource, 0.0):g} (at most {largest:g} on one node); {_less(key)}"
             )
+    for processes, bundle in bundles(wanted):
+        together = sum(
+            min(int(node["Resources"].get(resource, 0.0) / each + 1e-9) for resource, each in bundle.items())
+            for node in _alive()
+        )
+        if together < processes:
+            asked = " with ".join(f"{each:g} {resource}" for resource, each in bundle.items())
+            keys = ", ".join(key for key, resource, _, each in wanted if bundle.get(resource) == each)
+            raise ResourceError(
+                f"{keys}: {processes} x {asked} asked for, but nodes that have both have room for {together};"
+                " lower one of them"
+            )
 
 
 def _less(key: str) -> str:
+    if key == "fit":
+        return "it is one process"
     counts = {"collect": "collect.workers", "sample": "sample.actors", "serve": "serve.replicas"}
     count = counts.get(key.split(".")[0])
     return f"lower {key}" + (f" or {count}" if count else "")
@@ -157,10 +193,11 @@ def this_process() -> Process:
     return Process(ray.get_runtime_context().get_node_id(), os.getpid(), _birth(os.getpid()))
 
 
-def end(process: Process) -> None:
-    """Kill it, wherever it is, even if it is stopped or hangs; nothing happens where it is gone."""
+def end(process: Process) -> bool:
+    """Kill it, wherever it is, even if it is stopped or hangs; whether it was still there."""
     with contextlib.suppress(ray.exceptions.RayError):
-        ray.get(on(process.node, _kill).remote(process.pid, process.birth), timeout=30)
+        return bool(ray.get(on(process.node, _kill).remote(process.pid, process.birth), timeout=10))
+    return False
 
 
 def on(node: str, task: Any) -> Any:
@@ -169,10 +206,13 @@ def on(node: str, task: Any) -> Any:
 
 
 @ray.remote
-def _kill(pid: int, birth: str) -> None:
-    if _birth(pid) == birth:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+def _kill(pid: int, birth: str) -> bool:
+    if _birth(pid) != birth:
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+        return True
+    return False
 
 
 def _birth(pid: int) -> str:

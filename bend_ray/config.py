@@ -320,7 +320,8 @@ class Cluster(Section):
     """Seconds to wait for the autoscaler; also for nodes that were lost, and what a stage needs with them, to be
     replaced."""
     stall: float = _placement(900.0, gt=0)
-    """Seconds without progress of a worker or actor after which it is killed and started again."""
+    """Seconds without progress of a worker or actor after which it is killed and started again: a training step, a
+    block of members, in evaluate a whole set of classifiers on all rows."""
 
 
 class Serve(Section):

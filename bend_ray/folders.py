@@ -19,7 +19,9 @@ PATIENCE_S = 60.0
 """How long an object store that does not answer is asked again."""
 BACK_OFF_S = 0.5
 """Before the first time it is asked again; then twice as long each time."""
-HOPELESS = re.compile(r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|NO_SUCH|TOKEN|UNAUTHORIZED|FORBIDDEN|\b40[134]\b")
+HOPELESS = re.compile(
+    r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|NO_SUCH|TOKEN|UNAUTHORIZED|FORBIDDEN|HTTP status 40[134]"
+)
 """What asking again does not mend."""
 
 AT_ONCE = 16
@@ -60,7 +62,7 @@ class Folder:
             return _opened(self.address)
         except (OSError, ValueError) as error:
             raise ArtifactError(
-                f"{self}: cannot be reached ({_why(error)}); check the URI and its credentials"
+                f"{self}: cannot be reached ({why(error)}); check the URI and its credentials"
             ) from None
 
     def list(self) -> list[str]:
@@ -181,12 +183,12 @@ def patiently(where: str, question: Callable[[], Found]) -> Found:
         except OSError as error:
             if isinstance(error, PermissionError) or HOPELESS.search(str(error)):
                 raise ArtifactError(
-                    f"{where}: cannot be used ({_why(error)}); check the bucket's name, its region, and the"
+                    f"{where}: cannot be used ({why(error)}); check the bucket's name, its region, and the"
                     " credentials (AWS_ACCESS_KEY_ID and the like) that this process has"
                 ) from None
             if time.monotonic() + pause > until:
                 raise ArtifactError(
-                    f"{where}: does not answer ({_why(error)}), asked again for {PATIENCE_S:g} s; what is finished is"
+                    f"{where}: does not answer ({why(error)}), asked again for {PATIENCE_S:g} s; what is finished is"
                     " kept: check the connection and run the same command again"
                 ) from None
             logging.getLogger(__name__).warning("%s: no answer, asking again in %g s", where, pause)
@@ -196,7 +198,12 @@ def patiently(where: str, question: Callable[[], Found]) -> Found:
 
 def shown(where: str) -> str:
     """A path or URI for people, without passwords and options."""
-    return re.sub(r"://[^/@]*@", "://", where.partition("?")[0] if "://" in where else where)
+    return _unlocked(where.partition("?")[0]) if "://" in where else where
+
+
+def _unlocked(text: str) -> str:
+    """The text without what stands for passwords in URIs."""
+    return re.sub(r"://([^@]*:[^@]*|[^/@]*)@", "://", text)
 
 
 @contextlib.contextmanager
@@ -238,5 +245,6 @@ def _writing(final: Path) -> Iterator[None]:
         raise ArtifactError(f"{final}: cannot be written ({error.strerror or error}); check path and disk") from None
 
 
-def _why(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+def why(error: Exception) -> str:
+    """What an error says, in one line and without passwords."""
+    return _unlocked(" ".join(str(error).split()))[:300]

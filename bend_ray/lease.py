@@ -57,11 +57,6 @@ def held(run: Folder) -> Iterator[None]:
     if other is not None and not other.gone():
         raise ArtifactError(_refusal(run, other))
     _write(run, own)
-    # Of two that come at once the last to write has it; this is how long a writer may take after it has looked.
-    time.sleep(1.0 if run.remote else 0.1)
-    other = _read(run)
-    if other is not None and other.id != own.id:
-        raise ArtifactError(_refusal(run, other))
 
     def renew() -> None:
         try:
@@ -74,6 +69,11 @@ def held(run: Folder) -> Iterator[None]:
         raise ArtifactError(_refusal(run, other))
 
     try:
+        # Of two that come at once the last to write has it; this is how long a writer may take after it has looked.
+        time.sleep(1.0 if run.remote else 0.3)
+        other = _read(run)
+        if other is not None and other.id != own.id:
+            raise ArtifactError(_refusal(run, other))
         with watching(renew, RENEWED_S):
             yield
     finally:
@@ -109,7 +109,8 @@ def _refusal(run: Folder, other: Driver) -> str:
 
 def _machine() -> str:
     """Where a process number means the same process: this host, and on Linux this container of it."""
-    namespace = ""
+    found = [socket.gethostname()]
     with contextlib.suppress(OSError):
-        namespace = str(Path("/proc/self/ns/pid").readlink())
-    return f"{socket.gethostname()} {namespace}"
+        found.append(str(Path("/proc/self/ns/pid").readlink()))
+        found.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    return " ".join(found)

@@ -55,8 +55,9 @@ class Pool:
             while len(self.actors) < min(self.most, left):
                 self._start()
             self._hand_out(method, todo)
-            # An eighth of them at once, for a wait costs in proportion to what is waited for.
-            done, _ = ray.wait(list(self.waited), num_returns=max(1, len(self.waited) // 8), timeout=LOOK_S)
+            # An eighth of the units at once, for a wait costs in proportion to what is waited for.
+            units_out = sum(len(actor.units) for actor in self.actors)
+            done, _ = ray.wait(list(self.waited), num_returns=max(1, units_out // 8), timeout=LOOK_S)
             for reference in done:
                 if reference not in self.waited:  # its actor has died since
                     continue
@@ -110,7 +111,8 @@ class Pool:
             blamed = unit
         self.deaths[blamed] += 1
         hopeless = isinstance(error, ray.exceptions.RayTaskError) or cluster.own_error(error) is not None
-        if hopeless or self.deaths[blamed] > cluster.RETRIES:
+        # Starts are counted together: a node may take many with it.
+        if hopeless or self.deaths[blamed] > cluster.RETRIES * (self.most if blamed is None else 1):
             raise cluster.plainly(error) from error
         self.actors.remove(actor)
         for reference in theirs:
@@ -129,11 +131,14 @@ class Pool:
                         f" {cluster.RETRIES + 1} times over; raise it if so much time is needed"
                     )
                 cluster.end(actor.process)
+                ray.kill(actor.handle)  # where even that has no effect, it is given up
                 actor.heard = time.monotonic()
 
     def close(self) -> None:
         for actor in self.actors:
             ray.kill(actor.handle)
+        self.actors.clear()
+        self.waited.clear()
 
 
 def _process(actor: Any) -> cluster.Process:

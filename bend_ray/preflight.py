@@ -27,6 +27,8 @@ SPARE = 1 << 28
 ANSWER_S = 60.0
 """How long a node may take to say what it sees."""
 LOOK_S = 2.0
+RELEASED_S = 3.0
+"""Within which Ray sees that processes of the stage before have ended."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def check(config: Config, run: Folder, stages: tuple[str, ...], size: int = 0) -
     """
     if not config.cluster.allow_autoscale:
         cluster.check_resources(cluster.wants(config, stages))
-    marker = f"visible-{uuid.uuid4().hex}"
+    marker = f".tmp-visible-{uuid.uuid4().hex}"  # swept with others if this is killed
     run.write(marker, b"")
     try:
         paths = [path for path in (config.data.path, config.classifier.weights) if path and "://" not in path]
@@ -155,9 +157,10 @@ def make_room(config: Config, stage: str, say: Callable[[str], None]) -> None:
         return
     from ray.autoscaler.sdk import request_resources
 
-    processes = max(processes for _, _, processes, _ in wants)
-    bundle = {resource: each for _, resource, _, each in wants}
-    request_resources(bundles=[bundle] * processes)
+    bundles = cluster.bundles(wants)
+    request_resources(bundles=[bundle for processes, bundle in bundles for _ in range(processes)])
+    asked = ", ".join(f"{processes} x {bundle}" for processes, bundle in bundles)
+    names = sorted({name for _, bundle in bundles for name in bundle})
     began, said = time.monotonic(), -EVERY_S
     try:
         while lack := _lacks(wants):
@@ -167,17 +170,39 @@ def make_room(config: Config, stage: str, say: Callable[[str], None]) -> None:
             if waited - said > EVERY_S:
                 said = waited
                 say(
-                    f"waiting for nodes, {waited:.0f} of at most {config.cluster.wait:g} s: {processes} x {bundle}"
-                    f" asked for, the cluster of {cluster.nodes()} nodes has {_amounts(bundle)}"
+                    f"waiting for nodes, {waited:.0f} of at most {config.cluster.wait:g} s: {asked} asked for,"
+                    f" the cluster of {cluster.nodes()} nodes has {_amounts(names)}"
                 )
             time.sleep(min(LOOK_S, config.cluster.wait))
     finally:
         request_resources(bundles=[])  # the stage's own processes hold on to what came
 
 
-def _amounts(bundle: dict[str, float]) -> str:
+def say_who_waits(config: Config, stage: str, say: Callable[[str], None]) -> None:
+    """A word where the cluster has what ``stage`` asks for, but others are using it: Ray waits for them."""
+    wants = cluster.wants(config, (stage,))
+    until = time.monotonic() + RELEASED_S
+    while busy := _busy(wants):
+        if time.monotonic() > until:
+            say(f"{busy}; it begins when others have ended")
+            return
+        time.sleep(0.2)
+
+
+def _busy(wants: list[cluster.Want]) -> str:
+    free, has = ray.available_resources(), ray.cluster_resources()
+    for key, resource, processes, each in wants:
+        if free.get(resource, 0.0) + 1e-9 < processes * each:
+            return (
+                f"{processes} x {each:g} {resource} asked for ({key}), {free.get(resource, 0.0):g} of"
+                f" {has.get(resource, 0.0):g} are free"
+            )
+    return ""
+
+
+def _amounts(names: list[str]) -> str:
     has = ray.cluster_resources()
-    return ", ".join(f"{has.get(resource, 0.0):g} {resource}" for resource in bundle)
+    return ", ".join(f"{has.get(resource, 0.0):g} {resource}" for resource in names)
 
 
 def _lacks(wants: list[cluster.Want]) -> str:

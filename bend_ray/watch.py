@@ -4,49 +4,60 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
-from bend_ray.errors import BendError
+SIGNAL = signal.SIGUSR2
+"""What wakes the main thread: Control-C's own signal is ignored by what a shell has put in the background."""
 
 
 @contextlib.contextmanager
 def watching(look: Callable[[], None], every: float) -> Iterator[None]:
     """Call ``look`` every so many seconds while the block runs, and once when it has ended well or badly.
 
-    A BendError of ``look``'s is raised in the place of the block, which is broken off as by Control-C if it still runs
-    (in the main thread; elsewhere it is raised when the block ends).
+    An error of ``look``'s is raised in the place of the block, which is broken off as by Control-C if it still runs (in
+    the main thread; elsewhere the error is raised when the block ends).
     """
-    stop, found = threading.Event(), list[BendError]()
-    main = threading.main_thread().ident or 0
+    stop, ended, found = threading.Event(), threading.Event(), list[Exception]()
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(SIGNAL, _interrupt) if main else None
 
     def watch() -> None:
         last = False
-        while not last and not found:
-            last = stop.wait(every)
-            try:
-                look()
-            except BendError as error:
-                found.append(error)
-                if not last:
-                    signal.pthread_kill(main, signal.SIGINT)
+        try:
+            while not last and not found:
+                last = stop.wait(every)
+                try:
+                    look()
+                except Exception as error:
+                    found.append(error)
+                    if main and not last:
+                        signal.pthread_kill(threading.main_thread().ident or 0, SIGNAL)
+        finally:
+            ended.set()
 
     def end() -> None:
         stop.set()
         interrupted = False
-        while watcher.is_alive():
+        while not ended.is_set():  # join would take an interrupted wait for the thread's end
             try:
-                watcher.join()
+                ended.wait()
             except KeyboardInterrupt:
                 interrupted = True
+        if main:
+            signal.signal(SIGNAL, before)
         if found:
             raise found[0] from None
         if interrupted:
             raise KeyboardInterrupt
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     except BaseException:
         end()
         raise
     end()
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt

@@ -121,3 +121,33 @@ def test_watching_ends_a_block_and_leaves_real_interrupts_alone() -> None:
         threading.Event().wait(30)
     with pytest.raises(ArtifactError, match="enough"), watching(complain, 30.0):
         raise ValueError("the block's own")
+
+
+def test_a_watcher_ends_what_ignores_control_c_and_stays_out_of_other_threads() -> None:
+    def complain() -> None:
+        raise ArtifactError("enough")
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a shell
+    try:
+        with pytest.raises(ArtifactError, match="enough"), watching(complain, 0.01):
+            threading.Event().wait(30)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    found: list[Exception] = []
+
+    def work() -> None:
+        try:
+            with watching(complain, 0.01):
+                time.sleep(0.2)
+        except ArtifactError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()  # nothing interrupts this one
+    assert [str(error) for error in found] == ["enough"]
+
+
+def test_a_watcher_that_breaks_is_not_passed_over() -> None:
+    with pytest.raises(ZeroDivisionError), watching(lambda: print(1 / 0), 0.01):
+        threading.Event().wait(30)

@@ -16,7 +16,7 @@ from pyarrow import fs
 
 from bend_ray.data.datasets import Split, pixels
 from bend_ray.errors import BendError, DataError
-from bend_ray.folders import patiently, shown
+from bend_ray.folders import patiently, shown, why
 
 Found = TypeVar("Found")
 NAMES = {"train": "train", "training": "train", "test": "test", "validation": "val", "valid": "val", "val": "val"}
@@ -55,7 +55,7 @@ def _files(path: str) -> tuple[Any, dict[str, list[str]]]:
         else:
             files = [root] if info.type == fs.FileType.File else []
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"data.path: {shown(path)}: cannot be opened ({' '.join(str(error).split())})") from None
+        raise DataError(f"data.path: {shown(path)}: cannot be opened ({why(error)})") from None
     if not files:
         raise DataError(f"data.path: {shown(path)}: no such file, or a folder without .parquet files")
     by_split: dict[str, list[str]] = {}

@@ -104,7 +104,10 @@ def _train(config: Config, run: Folder, inputs: dict[str, str], show: Progress, 
             run_config=RunConfig(
                 name=uuid.uuid4().hex,  # a name seen before would make Ray look for its own checkpoints
                 storage_path=cluster.scratch(),
-                failure_config=FailureConfig(max_failures=cluster.RETRIES),
+                failure_config=FailureConfig(  # type: ignore[call-arg]
+                    max_failures=cluster.RETRIES,
+                    controller_failure_limit=10 * cluster.RETRIES,  # groups that cannot start
+                ),
             ),
         )
         try:

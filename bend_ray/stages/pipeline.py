@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+from functools import partial
 from typing import Any
 
 import ray
@@ -31,38 +32,47 @@ def run(config: Config, run: Folder, stages: tuple[str, ...] = (), verbose: bool
     artifacts.check_run(run, config)
     dataset = load_dataset(config.data, config.seed)
     model = _classifier(config, dataset) if "collect" in stages else None
+    todo = tuple(stage for stage in stages if not _is_there(stage, config, run, dataset))
     with contextlib.ExitStack() as held:
-        if not _all_there(config, run, dataset, stages):
+        if todo:
             held.enter_context(lease.held(run))
-            cluster.connect(verbose)
-            preflight.check(config, run, stages, _size(config, run, model))
             run.sweep()
+            cluster.connect(verbose)
+            preflight.check(config, run, todo, _size(config, run, todo, model))
         resolved = dump(config).encode()
         if not run.exists("config.yaml") or run.read("config.yaml") != resolved:
             run.write("config.yaml", resolved)
         for stage in stages:
-            _run_stage(stage, _config_for(stage, config, run), run, dataset)
+            tuned = _config_for(stage, config, run)
+            if stage not in todo:
+                _stage(stage).run(tuned, run, dataset)
+                continue
+            for look in (preflight.make_room, preflight.say_who_waits):
+                look(tuned, stage, partial(_say, stage))
+            with preflight.while_there_is_room(tuned, stage):
+                _stage(stage).run(tuned, run, dataset)
 
 
-def _run_stage(stage: str, config: Config, run: Folder, dataset: Dataset) -> None:
-    module = _stage(stage)
-    if not ray.is_initialized():  # all is there
-        module.run(config, run, dataset)
-        return
-    preflight.make_room(config, stage, lambda words: print(f"{stage:<9} {words}", flush=True))
-    with preflight.while_there_is_room(config, stage):
-        module.run(config, run, dataset)
+def _say(stage: str, words: str) -> None:
+    print(f"{stage:<9} {words}", flush=True)
 
 
-def _size(config: Config, run: Folder, model: tuple[nn.Module, Subset] | None) -> int:
-    """Bytes that a run takes at most: the base twice, snapshots, and members in blocks and together."""
-    if model is None:
-        made = artifacts.read_manifest(run / "snapshots", "snapshots")
-        D, base = (made.facts["subset_size"] if made else 0), 0
-    else:
-        D, base = model[1].D, sum(tensor.nbytes for tensor in model[0].state_dict().values())
-    snapshots = config.collect.chains * config.collect.snapshots_per_chain
-    return 2 * base + 4 * D * (snapshots + 2 * config.sample.members)
+def _size(config: Config, run: Folder, todo: tuple[str, ...], model: tuple[nn.Module, Subset] | None) -> int:
+    """Bytes that the stages will write at most: the base, snapshots, members in blocks and together."""
+    made = artifacts.read_manifest(run / "snapshots", "snapshots")
+    D = model[1].D if model else (made.facts["subset_size"] if made else 0)
+    base = sum(tensor.nbytes for tensor in model[0].state_dict().values()) if model else 0
+    size = 0
+    if "collect" in todo:
+        size += base + 4 * D * config.collect.chains * config.collect.snapshots_per_chain - _there(run / "snapshots")
+    if "sample" in todo:
+        size += base + 8 * D * config.sample.members - _there(run / "ensemble")
+    return max(0, size)
+
+
+def _there(folder: Folder) -> int:
+    """Bytes of the files in a local folder."""
+    return 0 if folder.remote else sum((folder.path / name).stat().st_size for name in folder.list())
 
 
 def _stage(name: str) -> Any:
@@ -75,11 +85,11 @@ def _config_for(stage: str, config: Config, run: Folder) -> Config:
     return config if stage == "search" else artifacts.tuned(run, config)
 
 
-def _all_there(config: Config, run: Folder, dataset: Dataset, stages: tuple[str, ...]) -> bool:
-    """Whether nothing is left to do, so that no cluster is needed."""
+def _is_there(stage: str, config: Config, run: Folder, dataset: Dataset) -> bool:
+    """Whether the stage has nothing left to do, so that it needs no cluster."""
     try:
-        return all(_stage(stage).found(_config_for(stage, config, run), run, dataset) for stage in stages)
-    except ArtifactError:  # an input is not there, or something is broken: the stages say so
+        return _stage(stage).found(_config_for(stage, config, run), run, dataset) is not None
+    except ArtifactError:  # an input is not there, or something is broken: the stage says so
         return False
 
 

@@ -13,6 +13,7 @@ import uuid
 from collections import Counter
 from dataclasses import asdict
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -98,6 +99,8 @@ def _tune(config: Config, run: Folder, dataset: Dataset, table: "_Table") -> Non
         tuner.fit()
     except ray.exceptions.RayError as error:
         raise cluster.plainly(error) from error
+    if table.broken is not None:
+        raise table.broken
     if left := search.trials - len(table.known):
         raise ResourceError(f"search: Ray Tune ended with {left} trials to go; run the same command again")
 
@@ -193,9 +196,12 @@ def _classifier(where: str, config_json: str, subset: Subset, device: str) -> tu
 
 
 def _tried(values: dict[str, Any], job: dict[str, Any], prepared: Prepared) -> None:
-    """A trial whose error is a result: what Tune sees fail is a process that died, and only that is tried again."""
+    """A trial whose error is a result, if its values or the classifier are at fault: what Tune sees fail is a process
+    that died, and is tried again, or what no trial can do without (the store, the disk), and ends the search."""
     try:
         _trial(values, job, prepared)
+    except OSError:
+        raise
     except Exception as error:
         tune.report({FAILED: str(error) if isinstance(error, BendError) else f"{type(error).__name__}: {error}"})
 
@@ -245,6 +251,8 @@ class _Table(Callback):
         self.running: dict[str, dict[str, Any]] = {}
         """Values by Tune's name of the trial, its number among them."""
         self.looks: dict[str, list[dict[str, float]]] = {}
+        self.broken: BendError | None = None
+        """What ends the search."""
         self.deaths: Counter[int] = Counter()
         """How often the process of each number died."""
         self.again: list[dict[str, Any]] = []
@@ -277,6 +285,12 @@ class _Table(Callback):
     def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
         self.looks.pop(trial.trial_id, None)
         number = self.running[trial.trial_id]["number"]
+        if trial.pickled_error_file is not None:
+            error = ray.cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+            if not isinstance(error, ray.exceptions.RayActorError):
+                self.broken = cluster.plainly(error)
+                del self.running[trial.trial_id]
+                return
         self.deaths[number] += 1
         if self.deaths[number] <= cluster.RETRIES:
             self.again.append(self.running.pop(trial.trial_id))
@@ -289,9 +303,13 @@ class _Table(Callback):
         number, looks = values.pop("number"), self.looks.get(trial.trial_id, [])
         ended = Trial(number, values, status, looks, seconds, reason)
         unit = f"trial-{number:05d}"
-        artifacts.note_seconds(self.run, unit, seconds)
         text = json.dumps({"recipe": self.recipe} | asdict(ended), indent=1)
-        (self.run / "search").write(f"{unit}.json", text.encode())
+        try:
+            artifacts.note_seconds(self.run, unit, seconds)
+            (self.run / "search").write(f"{unit}.json", text.encode())
+        except BendError as error:  # Tune must not see it: it would take the trial for failed
+            self.broken = error
+            return
         self.known.append(ended)
         if self.show is not None:
             self.show.line(pictures.line(self.config, ended))
@@ -321,6 +339,8 @@ class _Suggest(Searcher):
         self.todo = [number for number in range(config.search.trials) if number not in there]
 
     def suggest(self, trial_id: str) -> Any:
+        if self.table.broken is not None:
+            return Searcher.FINISHED
         if self.table.again:
             self.table.running[trial_id] = self.table.again.pop(0)
             return dict(self.table.running[trial_id])

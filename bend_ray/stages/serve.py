@@ -8,13 +8,11 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import tempfile
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any
 
 from bend_ray import artifacts
 from bend_ray.config import Serve, Serving
@@ -44,7 +42,6 @@ def run(where: str, overrides: dict[str, str], verbose: bool = False) -> None:
         own = cluster.connect(verbose)
         deployment.check(limits)
         if own:
-            _end_on_sigterm()
             ending.callback(deployment.stop)
             ending.callback(_note(limits, cluster.address()).unlink, missing_ok=True)
         started = deployment.start(limits, {name: os.environ[name] for name in environment}, verbose)
@@ -109,12 +106,3 @@ def _words(members: int, where: str, limits: Serve, metrics: str, own: bool) -> 
         lines.append(f"warning:   anybody who reaches {limits.host} may ask; set {guard.TOKEN} to ask for a token")
     lines.append("new one:   bend-ray serve OTHER_RUN, while this goes on" + ("; stop: Control-C" if own else ""))
     return "\n".join(lines)
-
-
-def _end_on_sigterm() -> None:
-    """SIGTERM ends as Control-C does (Ray's own way, set when it starts, is to abort)."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
