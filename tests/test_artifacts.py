@@ -9,6 +9,7 @@ import torch
 from bend_ray import artifacts
 from bend_ray.artifacts import Manifest
 from bend_ray.config import Config
+from bend_ray.data.datasets import load_dataset
 from bend_ray.errors import ArtifactError
 from bend_ray.folders import Folder
 from conftest import changed
@@ -147,3 +148,17 @@ def test_each_keeps_the_order_and_passes_errors_on(tmp_path: Path) -> None:
         assert list(folder.each(lambda n: n * n, range(40))) == [n * n for n in range(40)]
         with pytest.raises(ZeroDivisionError):
             list(folder.each(lambda n: 1 / (n - 20), range(40)))
+
+
+def test_what_a_run_still_needs_on_disk(tmp_path: Path, toy: Config) -> None:
+    from bend_ray.stages import pipeline
+
+    run, dataset = Folder(tmp_path), load_dataset(toy.data, 0)
+    model = pipeline._classifier(toy, dataset)
+    base = sum(tensor.nbytes for tensor in model[0].state_dict().values())
+    D, snapshots = model[1].D, toy.collect.chains * toy.collect.snapshots_per_chain
+    assert pipeline._size(toy, run, ("collect",), model) == base + 4 * D * snapshots
+    assert pipeline._size(toy, run, ("collect", "sample"), model) == 2 * base + 4 * D * snapshots + 8 * D * 7
+    (run / "snapshots").write("chain-00000.parquet", bytes(1000))
+    assert pipeline._size(toy, run, ("collect",), model) == base + 4 * D * snapshots - 1000
+    assert pipeline._size(toy, run, ("evaluate",), None) == 0

@@ -29,7 +29,7 @@ def two_nodes(ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (old / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 1.0\n")
     ray.shutdown()
     with nodes(1, 0) as made:
-        made.add(env_vars={"PYTHONPATH": str(old.parent)})
+        made.add(env_vars={"PYTHONPATH": str(old.parent)}, num_gpus=4)
         monkeypatch.setenv("RAY_ADDRESS", made.address)
         cluster.connect(verbose=False)
         yield
@@ -41,6 +41,17 @@ def test_nodes_must_fit_each_other(two_nodes: None, tmp_path: Path, monkeypatch:
     with pytest.raises(ResourceError, match=r"torch: version 1\.0 on node 2 \(.*, 2\.\S+ on node this one"):
         preflight.check(config, run, ("collect",))
     assert list((tmp_path / "run").iterdir()) == []
+    both = changed(collect={"gpus_per_worker": 1})  # the head has no GPU, and the other node one CPU
+    with pytest.raises(
+        ResourceError, match=r"2 x 1 CPU with 1 GPU asked for, but nodes that have both have room for 1"
+    ):
+        preflight.check(both, run, ("collect",))
+    cluster.check_resources(cluster.wants(changed(collect={"gpus_per_worker": 1, "workers": [1, 8]}), ("collect",)))
+    assert cluster.bundles(cluster.wants(both, ("collect", "fit", "sample"))) == [
+        (2, {"CPU": 1.0, "GPU": 1.0}),
+        (1, {"CPU": 1.0}),
+        (2, {"CPU": 1.0}),
+    ]
     real = preflight._compare
 
     def without_versions(run: Folder, seen: dict, marker: str) -> None:

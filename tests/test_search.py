@@ -19,7 +19,7 @@ from bend_ray.config import Config, load
 from bend_ray.data.datasets import load_dataset
 from bend_ray.ensemble import metrics
 from bend_ray.ensemble.ensemble import Ensemble
-from bend_ray.errors import ConfigError, ResourceError, TrainingError
+from bend_ray.errors import ArtifactError, ConfigError, ResourceError, TrainingError
 from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
 from bend_ray.progress import Progress
@@ -235,6 +235,17 @@ def test_a_search_without_a_finished_trial_says_why(tmp_path: Path) -> None:
     known = [study.Trial(0, {}, "failed", reason="NaN"), study.Trial(1, {}, "failed", reason="its process died")]
     with pytest.raises(TrainingError, match=r"no trial of 2 came to its end \(NaN; its process died\)"):
         search._publish(asked(), Folder(tmp_path), {}, known, Progress("search", "trials", 2))
+
+
+def test_a_table_that_cannot_be_written_ends_the_search(reference: Path, tmp_path: Path) -> None:
+    """As on a full disk: the trial that has just ended is not taken for a failure."""
+    run = begun(reference, tmp_path)
+    (tmp_path / "search").write_text("in the way")
+    with pytest.raises(ArtifactError, match=r"trial-00000\.json: cannot be written"):
+        pipeline.run(asked(), run, ("search",))
+    (tmp_path / "search").unlink()
+    table = search._Table(asked(), run, "recipe")
+    assert table.known == [] and not list(tmp_path.glob("search/*"))
 
 
 def test_what_cannot_be_searched_is_said_at_once(reference: Path, tmp_path: Path) -> None:

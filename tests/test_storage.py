@@ -50,6 +50,26 @@ def test_passwords_and_options_are_not_shown(store: Store) -> None:
     assert Folder(folder.address).address == folder.address == store.uri("a/b")
 
 
+@pytest.mark.parametrize(
+    ("where", "shown"),
+    [
+        ("s3://key:wo/rd@bucket/x@y?region=z", "s3://bucket/x@y"),
+        ("s3://bucket/run@v1", "s3://bucket/run@v1"),
+        ("s3://key@bucket/x", "s3://bucket/x"),
+        ("/a?b@c", "/a?b@c"),
+    ],
+)
+def test_what_is_shown_of_a_place(where: str, shown: str) -> None:
+    assert folders.shown(where) == shown
+
+
+@pytest.mark.parametrize("uri", ["s3://key:wo rd@bucket/x", "s3://key:wo%zrd@bucket/x", "s3://key:word@bucket/x?a=b"])
+def test_a_uri_that_is_none_keeps_its_secret(uri: str) -> None:
+    with pytest.raises(ArtifactError, match="cannot be reached") as error:
+        Folder(uri).exists("x")
+    assert "rd" not in str(error.value) and "key" not in str(error.value).replace("keys", "")
+
+
 def test_an_object_appears_when_it_is_whole(store: Store) -> None:
     folder = Folder(store.uri("whole"))
     with pytest.raises(RuntimeError), folder.staged("x") as path:
