@@ -248,6 +248,18 @@ def test_a_table_that_cannot_be_written_ends_the_search(reference: Path, tmp_pat
     assert table.known == [] and not list(tmp_path.glob("search/*"))
 
 
+def test_a_trial_that_cannot_read_the_run_ends_the_search(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one whose store is away: the values it had are not to blame."""
+    begun(reference, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    run = Folder("/proc/self/cwd/run")  # another folder for each process
+    with pytest.raises(ArtifactError, match=r"/proc/self/cwd/run/base: there is no base here"):
+        pipeline.run(asked(), run, ("search",))
+    assert not list(tmp_path.glob("run/search/*"))
+
+
 def test_what_cannot_be_searched_is_said_at_once(reference: Path, tmp_path: Path) -> None:
     run = begun(reference, tmp_path)
     with pytest.raises(ConfigError, match=r"search\.trials: is 0"):

@@ -287,7 +287,7 @@ class _Table(Callback):
         number = self.running[trial.trial_id]["number"]
         if trial.pickled_error_file is not None:
             error = ray.cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
-            if not isinstance(error, ray.exceptions.RayActorError):
+            if isinstance(error, ray.exceptions.RayTaskError):  # it spoke itself
                 self.broken = cluster.plainly(error)
                 del self.running[trial.trial_id]
                 return
