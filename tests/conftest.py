@@ -36,7 +36,7 @@ TOY: dict[str, Any] = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=6, help="how many random kills tests/faults/test_kills.py makes")
+    parser.addoption("--kills", type=int, default=5, help="how many random kills tests/faults/test_kills.py makes")
 
 
 def pytest_configure() -> None:

@@ -68,7 +68,7 @@ def victim(driver: subprocess.Popen, choose: random.Random) -> psutil.Process | 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "kill" in metafunc.fixturenames:
-        stages = [stage for stage in MAKES for _ in range(3 if stage == "collect" else 2)]  # collect lasts the longest
+        stages = list(MAKES)
         kills = [f"{stages[number % len(stages)]}-{number}" for number in range(metafunc.config.getoption("kills"))]
         metafunc.parametrize("kill", kills)
 
