@@ -5,9 +5,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from nodes import Nodes, nodes, three_nodes
 
 from conftest import TOY, bits
+from nodes import Nodes, nodes, three_nodes
 from processes import Start, count, ended_well, start, wait_for, workers
 
 __all__ = ["start", "three_nodes"]
