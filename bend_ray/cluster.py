@@ -14,6 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bend_ray.config import Config
 from bend_ray.errors import ArtifactError, BendError, ResourceError
+from bend_ray.watch import interrupt
 
 RETRIES = 3
 """How often a killed worker, actor or task is started again."""
@@ -39,25 +40,21 @@ def connect(verbose: bool) -> bool:
             f"RAY_ADDRESS: no Ray cluster can be joined or started at {address} ({' '.join(str(error).split())[:300]});"
             " is the address right, and RAY_AUTH_MODE=token set where the cluster asks for a token?"
         ) from None
-    if len(ray.nodes()) == 1:
+    if len(nodes()) == 1:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process more to start, a second of each
     if not verbose:
         for name in ("ray", "ray.train", "ray.tune", "ray.data"):
             logging.getLogger(name).setLevel(logging.ERROR)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)
+        # `ray job stop`, a machine that goes down: the end is as by Control-C, where Ray's own way is to abort.
+        signal.signal(signal.SIGTERM, interrupt)
     node: Any = ray._private.worker._global_node
     return bool(node.is_head())
 
 
-def _interrupt(number: int, frame: Any) -> None:
-    """SIGTERM (`ray job stop`, a machine that goes down) ends as Control-C does; Ray's own way is to abort."""
-    raise KeyboardInterrupt
-
-
-def nodes() -> int:
-    """How many machines the cluster has."""
-    return sum(node["Alive"] for node in ray.nodes())
+def nodes() -> list[dict[str, Any]]:
+    """The machines that the cluster has now."""
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def scratch() -> str:
@@ -73,7 +70,7 @@ def address() -> str:
 
 def metrics_address() -> str:
     """Where Prometheus finds the metrics of the first node."""
-    node = ray.nodes()[0]
+    node = nodes()[0]
     return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
 
@@ -105,17 +102,11 @@ def wants(config: Config, stages: tuple[str, ...]) -> list[Want]:
     return [want for stage in stages for want in asked.get(stage, []) if want[3] > 0]
 
 
-def room(resource: str, each: float) -> int:
-    """How many processes that take ``each`` of a resource the cluster has room for; none spreads over two nodes."""
-    return sum(int(amount / each + 1e-9) for amount in _amounts(resource))
-
-
-def _amounts(resource: str) -> list[float]:
-    return [node["Resources"].get(resource, 0.0) for node in _alive()]
-
-
-def _alive() -> list[dict[str, Any]]:
-    return [node for node in ray.nodes() if node["Alive"]]
+def room(bundle: dict[str, float]) -> int:
+    """How many processes that each take so much of these resources the cluster has room for; none spreads over two
+    nodes."""
+    amounts = [node["Resources"] for node in nodes()]
+    return sum(min(int(has.get(name, 0.0) / each + 1e-9) for name, each in bundle.items()) for has in amounts)
 
 
 def bundles(wanted: list[Want]) -> list[tuple[int, dict[str, float]]]:
@@ -130,20 +121,16 @@ def bundles(wanted: list[Want]) -> list[tuple[int, dict[str, float]]]:
 
 def check_resources(wanted: list[Want]) -> None:
     """Raises ResourceError where more is asked for than the cluster has: Ray would wait for it for ever."""
-    has = ray.cluster_resources()
     for key, resource, processes, each in wanted:
-        largest = max(_amounts(resource), default=0.0)
-        if room(resource, each) < processes:
+        if room({resource: each}) < processes:
+            has = ray.cluster_resources().get(resource, 0.0)
+            largest = max((node["Resources"].get(resource, 0.0) for node in nodes()), default=0.0)
             raise ResourceError(
-                f"{key}: {processes} x {each:g} {resource} asked for, but the cluster has"
-                f" {has.get(resource, 0.0):g} (at most {largest:g} on one node); {_less(key)}"
+                f"{key}: {processes} x {each:g} {resource} asked for, but the cluster has {has:g}"
+                f" (at most {largest:g} on one node); {_less(key)}"
             )
     for processes, bundle in bundles(wanted):
-        together = sum(
-            min(int(node["Resources"].get(resource, 0.0) / each + 1e-9) for resource, each in bundle.items())
-            for node in _alive()
-        )
-        if together < processes:
+        if (together := room(bundle)) < processes:
             asked = " with ".join(f"{each:g} {resource}" for resource, each in bundle.items())
             keys = ", ".join(key for key, resource, _, each in wanted if bundle.get(resource) == each)
             raise ResourceError(
@@ -245,7 +232,11 @@ def plainly(error: Exception) -> BendError:
         return ResourceError(f"a Ray process ran out of memory ({str(error).splitlines()[0]}); use fewer at once")
     if isinstance(error, ray.exceptions.OutOfDiskError):
         return ArtifactError("a node's disk is full; free some space and run the same command again")
-    last = [line for line in str(error).splitlines() if line.strip()][-1:] or [""]
     return ResourceError(
-        f"Ray gave up after {RETRIES} tries ({type(error).__name__}: {last[0].strip()}); see --verbose"
+        f"Ray gave up after {RETRIES} tries ({type(error).__name__}: {last_line(error)}); see --verbose"
     )
+
+
+def last_line(error: Exception) -> str:
+    """What a long message comes to."""
+    return ([line.strip() for line in str(error).splitlines() if line.strip()] or [""])[-1]

@@ -70,18 +70,18 @@ def _deployment(limits: Serve) -> Any:
 def _surge(limits: Serve) -> int:
     """Replicas, in percent, that a roll-over may start before old ones end: as many as there is room for."""
     most = limits.max_replicas or limits.replicas
-    rooms = [cluster.room("CPU", limits.cpus_per_replica)]
+    rooms = [cluster.room({"CPU": limits.cpus_per_replica})]
     if limits.gpus_per_replica:
-        rooms.append(cluster.room("GPU", limits.gpus_per_replica))
+        rooms.append(cluster.room({"GPU": limits.gpus_per_replica}))
     return min(100, 100 * max(0, min(rooms) - most) // most)
 
 
 def check(limits: Serve) -> None:
     """Raises ResourceError where the cluster cannot hold the replicas (Ray would wait for it for ever), ConfigError
     where they could not be reached."""
-    if limits.host in LOOPBACK and cluster.nodes() > 1:
+    if limits.host in LOOPBACK and len(cluster.nodes()) > 1:
         raise ConfigError(
-            f"serve.host: replicas on the other {cluster.nodes() - 1} nodes cannot be reached at {limits.host};"
+            f"serve.host: replicas on the other {len(cluster.nodes()) - 1} nodes cannot be reached at {limits.host};"
             f" give --host 0.0.0.0, and set {guard.TOKEN} to ask for a token"
         )
     each = {"cpu": limits.cpus_per_replica, "gpu": limits.gpus_per_replica}
@@ -130,8 +130,7 @@ def deploy(arguments: Arguments, verbose: bool) -> None:
     try:
         serve.run(_bound(arguments), name=NAME, route_prefix="/")
     except RuntimeError as error:
-        lines = [line for line in str(error).splitlines() if line.strip()] or [""]
-        raise EndpointError(f"serve: the replicas cannot start ({lines[-1].strip()}); see --verbose") from None
+        raise EndpointError(f"serve: the replicas cannot start ({cluster.last_line(error)}); see --verbose") from None
 
 
 def stop() -> None:

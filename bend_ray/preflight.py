@@ -70,7 +70,7 @@ def check(config: Config, run: Folder, stages: tuple[str, ...], size: int = 0) -
 def _seen(run: Folder, marker: str, paths: list[str]) -> dict[str, Seen]:
     """What each node sees, by its address; this one first. Raises ResourceError where one cannot say."""
     own = ray.get_runtime_context().get_node_id()
-    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in cluster.nodes()}
     arguments = (run.address, marker, paths)
     found = {f"this one ({nodes[own]})": _look(*arguments)}
     asked = {cluster.on(node, _look_remotely).remote(*arguments): node for node in nodes if node != own}
@@ -82,11 +82,11 @@ def _seen(run: Folder, marker: str, paths: list[str]) -> dict[str, Seen]:
         except ray.exceptions.RayError as error:
             if (own_error := cluster.own_error(error)) is not None:
                 raise type(own_error)(f"on node {where}: {own_error}") from None
-            if asked[reference] not in {node["NodeID"] for node in ray.nodes() if node["Alive"]}:
+            if asked[reference] not in {node["NodeID"] for node in cluster.nodes()}:
                 continue  # lost a moment ago
-            last = [line for line in str(error).splitlines() if line.strip()][-1].strip()
             raise ResourceError(
-                f"node {where}: cannot run bend_ray ({last}); install it there, or submit the job with --working-dir"
+                f"node {where}: cannot run bend_ray ({cluster.last_line(error)}); install it there, or submit the job"
+                " with --working-dir"
             ) from None
     if late:
         raise ResourceError(
@@ -171,7 +171,7 @@ def make_room(config: Config, stage: str, say: Callable[[str], None]) -> None:
                 said = waited
                 say(
                     f"waiting for nodes, {waited:.0f} of at most {config.cluster.wait:g} s: {asked} asked for,"
-                    f" the cluster of {cluster.nodes()} nodes has {_amounts(names)}"
+                    f" the cluster of {len(cluster.nodes())} nodes has {_amounts(names)}"
                 )
             time.sleep(min(LOOK_S, config.cluster.wait))
     finally:

@@ -19,7 +19,7 @@ def watching(look: Callable[[], None], every: float) -> Iterator[None]:
     """
     stop, ended, found = threading.Event(), threading.Event(), list[Exception]()
     main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(SIGNAL, _interrupt) if main else None
+    before = signal.signal(SIGNAL, interrupt) if main else None
 
     def watch() -> None:
         last = False
@@ -59,5 +59,6 @@ def watching(look: Callable[[], None], every: float) -> Iterator[None]:
     end()
 
 
-def _interrupt(number: int, frame: Any) -> None:
+def interrupt(number: int, frame: Any) -> None:
+    """A handler of signals that does as Control-C does."""
     raise KeyboardInterrupt

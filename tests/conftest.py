@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +86,18 @@ def ray_cluster() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def ray_head(*more: str, **environment: str) -> Iterator[str]:
+def ray_head(
+    *more: str, environment: Mapping[str, str] = os.environ, python: str | Path = sys.executable
+) -> Iterator[str]:
     """The address of a cluster's head in processes of its own, with further words for `ray start`."""
     # A folder of its own: what looks for a cluster of this machine must not find this one. Sockets want a short path.
     scratch = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-    environment |= {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
+    quiet = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TRAIN_METRICS_ENABLED": "0", "PYTHONUNBUFFERED": "1"}
     words = ["--head", "--block", "--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={scratch}", *more]
     head = subprocess.Popen(
-        [sys.executable, "-m", "ray.scripts.scripts", "start", *words],
-        env=os.environ | environment | {"PYTHONUNBUFFERED": "1"},
+        [python, "-m", "ray.scripts.scripts", "start", *words],
+        cwd=scratch,
+        env={**environment, **quiet},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -103,14 +106,16 @@ def ray_head(*more: str, **environment: str) -> Iterator[str]:
     said = next(line for line in head.stdout if "--address='" in line)
     drain = threading.Thread(target=head.stdout.read, daemon=True)  # a full pipe would stop it
     drain.start()
-    yield said.split("--address='")[1].split("'")[0]
-    for process in [*psutil.Process(head.pid).children(recursive=True), head]:  # no other cluster's
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    head.wait()
-    drain.join()
-    head.stdout.close()
-    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        yield said.split("--address='")[1].split("'")[0]
+    finally:
+        for process in [*psutil.Process(head.pid).children(recursive=True), head]:  # no other cluster's
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        head.wait()
+        drain.join()
+        head.stdout.close()
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def bits(run: Path) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
+from processes import workers
+
 FAST = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
 """How soon the head notices that a node is gone."""
 
@@ -47,14 +49,9 @@ class Nodes:
     @staticmethod
     def workers(node: Any, title: str) -> list[psutil.Process]:
         """Processes of the node that run the actor or task ``title``."""
-        found = []
         with contextlib.suppress(psutil.NoSuchProcess):
-            for process in _raylet(node).children(recursive=True):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    words = process.cmdline()
-                    if words and words[0].startswith("ray::") and title in words[0]:
-                        found.append(process)
-        return found
+            return workers(title, _raylet(node).children(recursive=True))
+        return []
 
     def kill(self, node: Any) -> None:
         """All its processes at once, without a word: a machine that has lost its power."""

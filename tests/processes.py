@@ -1,10 +1,11 @@
 """Processes of a run, real ones: started as a user would, found by what they do, and killed at a chosen moment."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ Start = Callable[..., subprocess.Popen]
 
 @pytest.fixture
 def start(ray_cluster: str, tmp_path: Path) -> Iterator[Start]:
-    """Starts `bend-ray` on ``tmp_path/run`` as a process of its own, on the cluster of the session or another."""
+    """Starts `bend-ray` on ``tmp_path/run`` as a process of its own, on the tests' common cluster or another."""
     started: list[subprocess.Popen] = []
 
     def start(*words: str, config: dict[str, Any] = TOY, address: str = ray_cluster, **more: str) -> subprocess.Popen:
@@ -52,13 +53,14 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen) -> None
         time.sleep(0.005)
 
 
-def workers(title: str) -> list[psutil.Process]:
+def workers(title: str, among: Iterable[psutil.Process] | None = None) -> list[psutil.Process]:
     """Ray's processes that run the actor or task ``title``; Ray writes it into the command line."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or []
-        if words and words[0].startswith("ray::") and title in words[0]:
-            found.append(process)
+    for process in psutil.process_iter() if among is None else among:
+        with contextlib.suppress(psutil.Error):
+            words = process.cmdline()
+            if words and words[0].startswith("ray::") and title in words[0]:
+                found.append(process)
     return found
 
 

@@ -1,26 +1,23 @@
 """Jobs for real: `ray job submit` and `ray job stop` to a cluster whose nodes have no bend_ray of their own."""
 
-import contextlib
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import time
 import venv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 
 from bend_ray.config import dump
 from bend_ray.folders import Folder
-from conftest import ROOT, bits, changed
+from bend_ray.serving.front import free_port
+from conftest import ROOT, bits, changed, ray_head
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -55,12 +52,6 @@ class Cluster:
         subprocess.run(self.ray("job", "stop", name), env=self.environment, check=True, capture_output=True)
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 def nodes_python(where: Path) -> Path:
     """A Python that has all that this one has, but not bend_ray: what a cluster's nodes are."""
     venv.create(where, symlinks=True)
@@ -75,7 +66,6 @@ def nodes_python(where: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    scratch = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # sockets want a short path
     folder = tmp_path_factory.mktemp("jobs")
     for name in ("bend_ray", "jobs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -84,34 +74,19 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "PYTHONPATH")}
     environment |= {"PATH": f"{python.parent}:{environment['PATH']}", "OMP_NUM_THREADS": "1"}
     port = free_port()
-    words = ["--head", "--block", "--num-cpus=2", "--port=0", "--disable-usage-stats", f"--temp-dir={scratch}"]
-    words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={port}", "--dashboard-agent-listen-port=0"]
-    words += [f"--ray-client-server-port={free_port()}"]
-    log = scratch / "head.log"
-    with log.open("wb") as stream:
-        head = subprocess.Popen(
-            [python, "-m", "ray.scripts.scripts", "start", *words],
-            cwd=scratch,
-            env=environment,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-        )
+    words = ["--num-cpus=2", "--port=0", "--include-dashboard=true", "--dashboard-host=127.0.0.1"]
+    words += [f"--dashboard-port={port}", "--dashboard-agent-listen-port=0", f"--ray-client-server-port={free_port()}"]
     found = Cluster(folder, environment | {"RAY_ADDRESS": f"http://127.0.0.1:{port}"})
-    try:
+    with ray_head(*words, environment=environment, python=python):
+        end = time.monotonic() + LIMIT_S
         while subprocess.run(found.ray("job", "list"), env=found.environment, capture_output=True).returncode:
-            assert head.poll() is None, log.read_text()
+            assert time.monotonic() < end, "the dashboard does not answer"
         yield found
-    finally:
-        for process in [*psutil.Process(head.pid).children(recursive=True), head]:  # no other cluster's
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        head.wait()
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
 def plain(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run without a job, in this process, on the cluster of the session."""
+    """The same run without a job, by this process on the tests' common cluster."""
     from bend_ray.stages import pipeline
 
     run = tmp_path_factory.mktemp("plain") / "run"

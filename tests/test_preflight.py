@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from bend_ray import artifacts, cluster, preflight
 from bend_ray.config import Config
 from bend_ray.errors import ResourceError
 from bend_ray.folders import Folder
+from bend_ray.serving.front import free_port
 from conftest import BEND_RAY, TOY, changed, ray_head
 from nodes import nodes
 
@@ -98,12 +98,11 @@ def test_nodes_that_do_not_come_are_not_waited_for_for_ever(ray_cluster: str, tm
 
 def test_the_autoscaler_is_waited_for(reference: Path, tmp_path: Path) -> None:
     """Ray's own, which starts further raylets on this machine in the place of machines."""
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     (tmp_path / "scale.json").write_text(json.dumps(_scaling(f"{ray.util.get_node_ip_address()}:{port}")))
     words = (f"--port={port}", "--num-cpus=0", f"--autoscaling-config={tmp_path / 'scale.json'}")
-    with ray_head(*words, AUTOSCALER_UPDATE_INTERVAL_S="1", RAY_FAKE_CLUSTER="1") as address:
+    scaled = os.environ | {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
+    with ray_head(*words, environment=scaled) as address:
         refused = collect(tmp_path, address)
         assert refused.returncode == 2 and "2 x 1 CPU asked for, but the cluster has 0" in refused.stderr
         ended = collect(tmp_path, address, "--cluster.allow_autoscale", "true", "--cluster.wait", "60")

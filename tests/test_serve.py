@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -23,6 +22,7 @@ from bend_ray import artifacts
 from bend_ray.ensemble.ensemble import MEMBERS, Ensemble
 from bend_ray.errors import ArtifactError, DataError
 from bend_ray.folders import Folder
+from bend_ray.serving.front import free_port
 from conftest import BEND_RAY, ROOT
 
 pytestmark = pytest.mark.ray
@@ -80,9 +80,7 @@ def other(run: Path, where: Path) -> Path:
 @pytest.fixture(scope="module")
 def endpoint(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     scratch = tmp_path_factory.mktemp("serve")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "BEND_SERVE_TOKEN")}
     environment["XDG_CACHE_HOME"] = str(scratch)
     command = [BEND_RAY, "serve", str(reference), "--port", str(port), "--serve.cpus_per_replica", "0.5"]

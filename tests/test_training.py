@@ -1,6 +1,5 @@
 """Training gives the same bits on any number of workers, and a chain depends on (seed, chain) alone."""
 
-import socket
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from bend_ray.data import training
 from bend_ray.data.base import Description
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.errors import ConfigError, TrainingError
+from bend_ray.serving.front import free_port
 from bend_ray.weights import chains
 from bend_ray.weights.subset import choose
 from conftest import changed
@@ -44,10 +44,7 @@ def _rank(rank: int, world: int, port: int, where: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3])
 def test_base_has_the_same_bits_on_any_number_of_workers(tmp_path: Path, world: int) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_rank, (world, port, str(tmp_path)), nprocs=world)
+    mp.spawn(_rank, (world, free_port(), str(tmp_path)), nprocs=world)
     alone = state(trained(data()))
     for rank in range(world):
         assert torch.equal(torch.load(tmp_path / f"{rank}.pt"), alone)
