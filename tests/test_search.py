@@ -14,7 +14,7 @@ import torch
 import yaml
 from PIL import Image
 
-from bend_ray import artifacts, cli, cluster
+from bend_ray import artifacts, cli, cluster, tuning
 from bend_ray.config import Config, load
 from bend_ray.data.datasets import load_dataset
 from bend_ray.ensemble import metrics
@@ -207,8 +207,8 @@ def test_trials_that_are_behind_are_stopped_but_for_the_first() -> None:
             self.known = [study.Trial(i, {}, "done", [{"abend_nll": nll}] * 2) for i, nll in enumerate(nlls)]
 
     def decisions(table: Recorded, number: int, *nlls: float) -> list[str]:
-        scheduler = search._scheduler(asked(early_stop=True), table)  # type: ignore[arg-type]
-        trial: Any = search._Earlier(number)
+        scheduler = tuning.scheduler(asked(early_stop=True), table)  # type: ignore[arg-type]
+        trial: Any = tuning._Earlier(number)
         scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
         return [
             scheduler.on_trial_result(None, trial, {"training_iteration": look + 1, "abend_nll": nll})  # type: ignore[arg-type]
@@ -244,7 +244,7 @@ def test_a_table_that_cannot_be_written_ends_the_search(reference: Path, tmp_pat
     with pytest.raises(ArtifactError, match=r"trial-00000\.json: cannot be written"):
         pipeline.run(asked(), run, ("search",))
     (tmp_path / "search").unlink()
-    table = search._Table(asked(), run, "recipe")
+    table = tuning.Table(asked(), run, "recipe")
     assert table.known == [] and not list(tmp_path.glob("search/*"))
 
 

@@ -5,24 +5,16 @@ there. A finished trial is a file: whatever is killed, the same command goes on 
 configuration as it stands.
 """
 
-import importlib.util
-import json
 import math
 import time
 import uuid
-from collections import Counter
-from dataclasses import asdict
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
-from ray.tune import Callback
-from ray.tune.experiment import Trial as RayTrial
-from ray.tune.search import Searcher
 
-from bend_ray import artifacts, cluster
+from bend_ray import artifacts, cluster, tuning
 from bend_ray.artifacts import Manifest
 from bend_ray.config import Config, dump
 from bend_ray.data import base as bases
@@ -32,7 +24,7 @@ from bend_ray.ensemble import plan
 from bend_ray.ensemble.ensemble import make_trunk
 from bend_ray.ensemble.recalibrate import Recalibration
 from bend_ray.ensemble.trunk import SharedTrunk
-from bend_ray.errors import ArtifactError, BendError, ConfigError, ResourceError, TrainingError
+from bend_ray.errors import BendError, ConfigError, ResourceError, TrainingError
 from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
 from bend_ray.progress import Progress
@@ -43,16 +35,13 @@ from bend_ray.search.study import LOOKS, Trial
 from bend_ray.weights import snapshots as parts
 from bend_ray.weights.subset import Subset
 
-FAILED = "failed"
-"""What a trial reports in the place of metrics when it fails."""
-
 
 def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
     """Make the search of ``config`` in ``run``, or find it there whole. Returns its manifest."""
     if (whole := found(config, run, dataset)) is not None:
         return whole
     inputs = _inputs(run, dataset)
-    table = _Table(config, run, artifacts.recipe("search", config, inputs))
+    table = tuning.Table(config, run, artifacts.recipe("search", config, inputs))
     with Progress("search", "trials", config.search.trials, len(table.known)) as show:
         if table.known:
             show.line(f"{len(table.known)} of {config.search.trials} trials are there already")
@@ -72,7 +61,7 @@ def _inputs(run: Folder, dataset: Dataset) -> dict[str, str]:
     return {kind: artifacts.load(run / kind, kind).digest for kind in kinds} | {"data": dataset.digest()}
 
 
-def _tune(config: Config, run: Folder, dataset: Dataset, table: "_Table") -> None:
+def _tune(config: Config, run: Folder, dataset: Dataset, table: tuning.Table) -> None:
     search = config.search
     prepared = _prepare(config, run, dataset)
     job = {"config": config.model_dump(mode="json"), "run": run.address}
@@ -82,8 +71,8 @@ def _tune(config: Config, run: Folder, dataset: Dataset, table: "_Table") -> Non
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=_Suggest(config, table),
-            scheduler=_scheduler(config, table),
+            search_alg=tuning.Suggest(config, table),
+            scheduler=tuning.scheduler(config, table),
             num_samples=-1,  # until the searcher says that all are there
             max_concurrent_trials=search.concurrent,
             reuse_actors=True,  # a process that has torch and the classifier's graph
@@ -91,7 +80,7 @@ def _tune(config: Config, run: Folder, dataset: Dataset, table: "_Table") -> Non
         run_config=tune.RunConfig(
             name=uuid.uuid4().hex,
             **_storage(run / "tensorboard" if kept else None),
-            callbacks=[table, *_loggers(config)],
+            callbacks=[table, *tuning.loggers(config)],
             verbose=0,
         ),
     )
@@ -113,62 +102,6 @@ def _storage(kept: Folder | None) -> dict[str, Any]:
         return {"storage_path": kept.address}
     system, path = kept.opened()
     return {"storage_path": path, "storage_filesystem": system}
-
-
-def _scheduler(config: Config, table: "_Table") -> tune.schedulers.TrialScheduler:
-    """Stops trials that are behind, those of an earlier run counted in. With several objectives none is behind."""
-    if not config.search.early_stop or len(config.search.objective) > 1:
-        return tune.schedulers.FIFOScheduler()
-    name = config.search.objective[0]
-    mode = "min" if study.direction(name) == "minimize" else "max"
-    scheduler: Any = _Halving(metric=name, mode=mode, max_t=LOOKS, grace_period=1, reduction_factor=2)
-    for trial in sorted(table.known, key=lambda trial: trial.number):
-        earlier = _Earlier(trial.number)
-        scheduler.on_trial_add(None, earlier)
-        for look, metrics in enumerate(trial.looks):
-            scheduler.on_trial_result(None, earlier, {"training_iteration": look + 1, name: metrics[name]})
-    return scheduler
-
-
-class _Halving(tune.schedulers.ASHAScheduler):
-    """ASHA, but trial 0, which the gain is measured against, always comes to its end."""
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        action: str = super().on_trial_result(tune_controller, trial, result)
-        own = trial.config["number"] == 0 and result["training_iteration"] < LOOKS
-        return tune.schedulers.TrialScheduler.CONTINUE if own else action
-
-    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Its process died: it is tried again under another name, and must not count twice."""
-        for _, recorded in self._trial_info[trial.trial_id]._rungs:
-            recorded.pop(trial.trial_id, None)
-        super().on_trial_error(tune_controller, trial)
-
-
-class _Earlier:
-    """All that the scheduler asks of a trial."""
-
-    def __init__(self, number: int) -> None:
-        self.trial_id, self.config = f"earlier-{number}", {"number": number}
-
-
-def _loggers(config: Config) -> list[Callback]:
-    """Ray's own integrations, each where the user asked for it."""
-    found: list[Callback] = []
-    for name in config.search.loggers:
-        if name != "tensorboard" and importlib.util.find_spec(name) is None:
-            raise ConfigError(f"search.loggers: {name} is not installed; pip install bend-ray[{name}]")
-        if name == "tensorboard":
-            found.append(tune.logger.TBXLoggerCallback())
-        elif name == "mlflow":
-            from ray.air.integrations.mlflow import MLflowLoggerCallback
-
-            found.append(MLflowLoggerCallback(experiment_name="bend_ray"))
-        else:
-            from ray.air.integrations.wandb import WandbLoggerCallback
-
-            found.append(WandbLoggerCallback(project="bend_ray"))
-    return found
 
 
 def _prepare(config: Config, run: Folder, dataset: Dataset) -> Prepared:
@@ -203,7 +136,7 @@ def _tried(values: dict[str, Any], job: dict[str, Any], prepared: Prepared) -> N
     except OSError:
         raise
     except Exception as error:
-        tune.report({FAILED: str(error) if isinstance(error, BendError) else f"{type(error).__name__}: {error}"})
+        tune.report({tuning.FAILED: str(error) if isinstance(error, BendError) else f"{type(error).__name__}: {error}"})
 
 
 def _trial(values: dict[str, Any], job: dict[str, Any], prepared: Prepared) -> None:
@@ -239,121 +172,6 @@ def _trial(values: dict[str, Any], job: dict[str, Any], prepared: Prepared) -> N
     Generator.fit_in(
         prepared.subset, span, c_SR, config.autoencoder, config.diffusion, config.seed, device, progress, look, LOOKS
     )
-
-
-class _Table(Callback):
-    """The trials that are known: one file each, written when it ends."""
-
-    def __init__(self, config: Config, run: Folder, recipe: str) -> None:
-        self.config, self.run, self.recipe = config, run, recipe
-        self.show: Progress | None = None
-        self.known = [_read(run / "search", name, recipe) for name in artifacts.finished_units(run, "search")]
-        self.running: dict[str, dict[str, Any]] = {}
-        """Values by Tune's name of the trial, its number among them."""
-        self.looks: dict[str, list[dict[str, float]]] = {}
-        self.broken: BendError | None = None
-        """What ends the search."""
-        self.deaths: Counter[int] = Counter()
-        """How often the process of each number died."""
-        self.again: list[dict[str, Any]] = []
-        """Values, as in `running`, of trials whose process died."""
-        self.reasons: dict[str, str] = {}
-        """Why each failed."""
-        self.seconds: dict[str, float] = {}
-        """Of work, as the trial itself counts them."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune keeps a copy of its callbacks, which nobody reads: the files are what is gone on from."""
-        return {key: value for key, value in vars(self).items() if key != "show"}
-
-    def on_trial_result(
-        self, iteration: int, trials: list[RayTrial], trial: RayTrial, result: dict, **info: Any
-    ) -> None:
-        if FAILED in result:
-            self.reasons[trial.trial_id] = " ".join(result[FAILED].split())
-            return
-        self.seconds[trial.trial_id] = result["seconds"]
-        found = {name: float(result[name]) for name in objective.METRICS}
-        self.looks.setdefault(trial.trial_id, []).append(found)
-
-    def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        if trial.trial_id in self.reasons:
-            self._end(trial, "failed", self.reasons[trial.trial_id])
-        else:
-            self._end(trial, "done" if len(self.looks.get(trial.trial_id, [])) == LOOKS else "stopped")
-
-    def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        self.looks.pop(trial.trial_id, None)
-        number = self.running[trial.trial_id]["number"]
-        if trial.pickled_error_file is not None:
-            error = ray.cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
-            if isinstance(error, ray.exceptions.RayTaskError):  # it spoke itself
-                self.broken = cluster.plainly(error)
-                del self.running[trial.trial_id]
-                return
-        self.deaths[number] += 1
-        if self.deaths[number] <= cluster.RETRIES:
-            self.again.append(self.running.pop(trial.trial_id))
-        else:
-            self._end(trial, "failed", "its process died")
-
-    def _end(self, trial: RayTrial, status: study.Status, reason: str = "") -> None:
-        values = dict(self.running.pop(trial.trial_id))
-        seconds = self.seconds.get(trial.trial_id, 0.0)
-        number, looks = values.pop("number"), self.looks.get(trial.trial_id, [])
-        ended = Trial(number, values, status, looks, seconds, reason)
-        unit = f"trial-{number:05d}"
-        text = json.dumps({"recipe": self.recipe} | asdict(ended), indent=1)
-        try:
-            artifacts.note_seconds(self.run, unit, seconds)
-            (self.run / "search").write(f"{unit}.json", text.encode())
-        except BendError as error:  # Tune must not see it: it would take the trial for failed
-            self.broken = error
-            return
-        self.known.append(ended)
-        if self.show is not None:
-            self.show.line(pictures.line(self.config, ended))
-            self.show.update(len(self.known))
-
-
-def _read(folder: Folder, name: str, recipe: str) -> Trial:
-    try:
-        raw = json.loads(folder.read(name))
-        made_by = raw.pop("recipe")
-        trial = Trial(**raw)
-    except (KeyError, TypeError, ValueError):
-        raise ArtifactError(
-            f"{folder}/{name}: is no finished trial; delete it and run the same command again"
-        ) from None
-    artifacts.check_recipe(folder, name, made_by, recipe)
-    return trial
-
-
-class _Suggest(Searcher):
-    """Hands out the numbers that have no trial yet, with the values that `study.suggest` gives each."""
-
-    def __init__(self, config: Config, table: _Table) -> None:
-        super().__init__(metric=config.search.objective[0], mode="min")
-        self.config, self.table = config, table
-        there = {trial.number for trial in table.known}
-        self.todo = [number for number in range(config.search.trials) if number not in there]
-
-    def suggest(self, trial_id: str) -> Any:
-        if self.table.broken is not None:
-            return Searcher.FINISHED
-        if self.table.again:
-            self.table.running[trial_id] = self.table.again.pop(0)
-            return dict(self.table.running[trial_id])
-        if not self.todo:  # one that runs may have to be tried again
-            return None if self.table.running else Searcher.FINISHED
-        number = self.todo.pop(0)
-        running = [{k: v for k, v in values.items() if k != "number"} for values in self.table.running.values()]
-        values = study.suggest(self.config, number, self.table.known, running)
-        self.table.running[trial_id] = {"number": number, **values}
-        return dict(self.table.running[trial_id])
-
-    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """The table hears of it as well."""
 
 
 def _publish(config: Config, run: Folder, inputs: dict[str, str], known: list[Trial], show: Progress) -> Manifest:
