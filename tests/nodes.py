@@ -3,16 +3,17 @@
 import contextlib
 import os
 import shutil
+import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from processes import workers
+from processes import wait_for, workers
 
 FAST = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
 """How soon the head notices that a node is gone."""
@@ -45,6 +46,12 @@ class Nodes:
     def with_worker(self, title: str) -> Any:
         """A node but the head on which a process runs the actor or task ``title``; None where there is none."""
         return next((node for node in self.others if self.workers(node, title)), None)
+
+    def first_with_worker(self, title: str, moment: Callable[[], object], process: subprocess.Popen) -> Any:
+        """`with_worker`, from when ``moment`` has come; while ``process`` lives."""
+        found: list[Any] = []
+        wait_for(lambda: moment() and (found.append(self.with_worker(title)) or found[-1]), process)
+        return found[-1]
 
     @staticmethod
     def workers(node: Any, title: str) -> list[psutil.Process]:

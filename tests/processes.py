@@ -39,9 +39,8 @@ def start(ray_cluster: str, tmp_path: Path) -> Iterator[Start]:
 
     yield start
     for process in started:
-        if process.poll() is None:
+        with process:  # its pipe is closed, also where it has ended by itself
             process.kill()
-            process.communicate()
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen) -> None:

@@ -18,16 +18,19 @@ SEARCHED = TOY | {"search": {"trials": 3, "concurrent": 1, "method": "random", "
 
 
 def test_a_node_dies_in_every_stage(reference: Path, three_nodes: Nodes, start: Start, tmp_path: Path) -> None:
-    run, process = tmp_path / "run", start(address=three_nodes.address)
-    for title, moment in (
-        ("RayTrainWorker", lambda: count(run, "snapshots/chain-*.parquet") >= 1),
-        ("_Sampler", lambda: True),
-        ("_Evaluator", lambda: True),
+    run = tmp_path / "run"
+    for stage, title, moment in (
+        ("collect", "RayTrainWorker", lambda: count(run, "snapshots/chain-*.parquet") >= 1),
+        ("fit", None, None),
+        ("sample", "_Sampler", lambda: True),
+        ("evaluate", "_Evaluator", lambda: True),
     ):
-        wait_for(lambda title=title, moment=moment: moment() and three_nodes.with_worker(title), process)
-        three_nodes.kill(three_nodes.with_worker(title))
-        three_nodes.add()
-    ended_well(process)
+        process = start(stage, address=three_nodes.address)
+        if moment is not None:
+            dying = three_nodes.first_with_worker(title, moment, process)
+            three_nodes.kill(dying)
+            three_nodes.add()
+        ended_well(process)
     assert bits(run) == bits(reference)
 
 
@@ -39,13 +42,9 @@ def test_a_node_dies_in_search(reference: Path, start: Start, tmp_path: Path) ->
     with nodes(0, 1) as cluster:
         process = start("search", config=SEARCHED, address=cluster.address)
         for done in (0, 2):
-            wait_for(
-                lambda done=done: (
-                    count(tmp_path / "run", "search/trial-*.json") >= done and cluster.with_worker("ImplicitFunc")
-                ),
-                process,
+            dying = cluster.first_with_worker(
+                "ImplicitFunc", lambda done=done: count(tmp_path / "run", "search/trial-*.json") >= done, process
             )
-            dying = cluster.with_worker("ImplicitFunc")
             cluster.add()
             cluster.kill(dying)
         ended_well(process)
