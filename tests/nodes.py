@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -24,6 +25,7 @@ class Nodes:
 
     def __init__(self, head: int, others: int) -> None:
         self.scratch = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+        Path("/tmp/ray").mkdir(exist_ok=True)  # Ray's own place for the address of a `Cluster`, which it expects there
         self.cluster = Cluster(
             initialize_head=True,
             head_node_args={
