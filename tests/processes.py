@@ -15,7 +15,7 @@ import yaml
 
 from conftest import BEND_RAY, TOY
 
-LIMIT_S = 90.0
+LIMIT_S = 300.0
 
 Start = Callable[..., subprocess.Popen]
 """(stage and options, configuration, address of the cluster, further environment) to a driver's process."""

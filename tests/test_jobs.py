@@ -21,7 +21,7 @@ from conftest import ROOT, bits, changed, ray_head
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-LIMIT_S = 120.0
+LIMIT_S = 300.0
 COLLECT = {"chains": 8, "epochs": 80}
 """Seconds of chains: `ray job stop`, a second in coming, must find some of them done and some not."""
 

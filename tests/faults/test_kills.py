@@ -33,7 +33,7 @@ MAKES = {"collect": ("base", "snapshots"), "search": ("search",), "fit": ("gener
 MAKES["evaluate"] = ("report",)
 OURS = ("RayTrainWorker", "TrainController", "ImplicitFunc", "_fit", "_Sampler", "_Evaluator", "_train_rival", "_Board")
 """Titles of the processes that a run has, beside its driver."""
-LIMIT_S = 120.0
+LIMIT_S = 300.0
 
 
 @pytest.fixture(scope="session")
