@@ -32,7 +32,11 @@ DEPENDS: dict[Kind, tuple[str, ...]] = {
 }
 
 # Files of finished units of work, there before the artifact is.
-UNITS: dict[Kind, str] = {"snapshots": "chain-", "search": "trial-", "ensemble": "block-"}
+UNITS: dict[Kind, tuple[str, ...]] = {
+    "snapshots": ("chain-", "raw-"),
+    "search": ("trial-",),
+    "ensemble": ("block-",),
+}
 
 
 class FileFacts(BaseModel):

@@ -123,6 +123,12 @@ class Collect(Section):
     """Rows a step of a chain."""
     bootstrap: bool = True
     """Train each chain on rows drawn with replacement; false: on all rows, in an order of its own."""
+    init: Literal["base", "fresh"] = "base"
+    """Where a chain starts: at the base (all end in one mode), or with the subset initialised anew (each in its own
+    mode)."""
+    align: bool | None = None
+    """Permute hidden units of each chain, which changes no function, so that chains of different modes lie as near to
+    each other as they can; None: where init is fresh."""
     subset: str = "norm+head"
     """Parameters that vary: head, norm, norm+head, last_block, regex:..., or names joined by commas."""
     held_out: int = Field(4, ge=1)
@@ -131,6 +137,16 @@ class Collect(Section):
     """CPU cores of a worker, and (rounded down, at least 1) its threads."""
     gpus_per_worker: Gpus = _placement(0.0, ge=0)
     """GPUs of a worker, from 0 to 1 or a whole number."""
+
+    @property
+    def seen(self) -> int:
+        """Snapshots that the generator may see: the first ones."""
+        return (self.chains - self.held_out) * self.snapshots_per_chain
+
+    @property
+    def aligned(self) -> bool:
+        """Whether hidden units are permuted."""
+        return self.init == "fresh" if self.align is None else self.align
 
     @property
     def fewest(self) -> int:
@@ -158,12 +174,20 @@ class Collect(Section):
 
 
 class Autoencoder(Section):
+    kind: Literal["span", "conv"] = "span"
+    """`span`: on coordinates in the snapshots' span, at a cost that does not grow with D; `conv`: a 1-D convolutional
+    one on all D parameters, as in the literature, for comparison."""
     explained: float = Field(0.999, gt=0, le=1)
     """Share of the snapshots' variance that the span must keep; it sets the rank R."""
+    scaling: Literal["tensor", "parameter", "none"] = "tensor"
+    """What counts as much as what in the span: each tensor's values are divided by their spread over the snapshots, or
+    each parameter's by its own, or none is."""
     latent: int = Field(32, ge=1)
     """Latent size Z, cut to R where that is smaller."""
     hidden: int = Field(256, ge=1)
-    """Width of the hidden layers."""
+    """Width of the hidden layers (`span`)."""
+    channels: int = Field(64, ge=1)
+    """Channels of the first convolution, which later ones multiply (`conv`)."""
     iterations: int = Field(500, ge=0)
     """Training steps."""
     batch_size: int = Field(64, ge=1)
@@ -172,13 +196,25 @@ class Autoencoder(Section):
     """Learning rate (AdamW, cosine)."""
     noise: float = Field(0.05, ge=0)
     """Standard deviation of the noise added to normalised latents in training."""
+    input_noise: float = Field(0.0, ge=0)
+    """Standard deviation of the noise added to the input in training, in units of each coordinate's spread."""
+    kl: float = Field(0.0, ge=0)
+    """Weight of the Kullback-Leibler divergence from a standard normal (variational autoencoder); 0: a plain one."""
 
 
 class Diffusion(Section):
+    objective: Literal["ddpm", "flow"] = "ddpm"
+    """DDPM, or rectified flow (flow matching) with the same network."""
     steps: int = Field(1000, ge=2)
     """Diffusion steps T in training."""
     schedule: Literal["linear", "cosine"] = "cosine"
-    """Noise schedule."""
+    """Noise schedule of DDPM."""
+    prediction: Literal["v", "epsilon", "x0"] = "v"
+    """What DDPM's network is asked for: a mixture of both (v), the noise, or the clean latent."""
+    min_snr: float | None = Field(None, gt=0)
+    """Gamma of DDPM's min-SNR weighting of timesteps, 5 in its paper; None: all count alike."""
+    condition: tuple[Literal["val_loss", "chain"], ...] = ()
+    """What the network is told of a snapshot, so that it can be asked for it: its validation loss, its chain."""
     hidden: int = Field(128, ge=2)
     """Width of the denoiser."""
     blocks: int = Field(3, ge=1)
@@ -198,12 +234,30 @@ class Diffusion(Section):
 class Sample(Section):
     members: int = Field(64, ge=1)
     """Members M: classifiers to generate."""
-    sampler: Literal["ddim", "ddpm"] = "ddim"
-    """Sampler of the reverse process."""
+    sampler: Literal["ddim", "ddpm", "dpm++", "heun"] = "ddim"
+    """Sampler of the reverse process: dpm++ (2M) and heun are of second order, heun asks the network twice a step."""
     steps: int = Field(50, ge=1)
     """Reverse steps (at most diffusion.steps)."""
     eta: float = Field(0.0, ge=0)
     """DDIM's noise: 0 deterministic, 1 as much as DDPM."""
+    temperature: float = Field(1.0, ge=0)
+    """Standard deviation of all noise that sampling starts from and adds: below 1 members are likelier and more
+    alike."""
+    spread: float = Field(1.0, ge=0)
+    """How far members lie from the mean of the snapshots, times as far as sampled."""
+    outside: float = Field(0.0, ge=0)
+    """Noise outside the snapshots' span as well: so many standard deviations of each parameter over the snapshots. At 0
+    members are combinations of snapshots."""
+    wanted_loss: float | None = None
+    """Validation loss that members are asked to have, in standard deviations from the snapshots' mean, below 0 better
+    than that (needs val_loss in diffusion.condition); None: any."""
+    guidance: float = Field(1.0, ge=0)
+    """Strength of the condition (classifier-free guidance): 1 as learnt, above 1 exaggerated."""
+    keep: Literal["all", "best", "greedy"] = "all"
+    """Which of the candidates become members: all, those of lowest loss on validation rows, or those that make the best
+    ensemble there, some more than once (greedy selection)."""
+    candidates: int | None = Field(None, ge=1)
+    """Members to choose from (keep: best or greedy); None: four times `members`."""
     block: int = Field(16, ge=1)
     """Members sampled at once: the unit of work, the same for any number of actors."""
     recalibrate: int = Field(0, ge=0)
@@ -215,6 +269,17 @@ class Sample(Section):
     """CPU cores of an actor, and (rounded down, at least 1) its threads."""
     gpus_per_actor: Gpus = _placement(0.0, ge=0)
     """GPUs of an actor; a fraction shares one."""
+
+    @property
+    def made(self) -> int:
+        """Members sampled, before any are chosen."""
+        return self.members if self.keep == "all" else self.candidates or 4 * self.members
+
+    @model_validator(mode="after")
+    def _enough_candidates(self) -> "Sample":
+        if self.made < self.members:
+            raise ValueError(f"sample.candidates: {self.candidates} is less than sample.members: {self.members}")
+        return self
 
 
 class Ensemble(Section):
@@ -377,6 +442,16 @@ class Config(Section):
     def _steps_fit(self) -> "Config":
         if self.sample.steps > self.diffusion.steps:
             raise ValueError(f"sample.steps: {self.sample.steps} is more than diffusion.steps: {self.diffusion.steps}")
+        return self
+
+    @model_validator(mode="after")
+    def _sampling_fits(self) -> "Config":
+        if self.sample.wanted_loss is not None and "val_loss" not in self.diffusion.condition:
+            raise ValueError("sample.wanted_loss: the model is not told of losses; add val_loss to diffusion.condition")
+        if self.diffusion.objective == "flow" and (self.sample.eta or self.sample.sampler == "ddpm"):
+            raise ValueError("sample.eta: a flow has no noise to add; use ddim with eta 0, dpm++ or heun")
+        if self.search.trials and self.autoencoder.kind == "conv":
+            raise ValueError("search.trials: a search works in the snapshots' span; use autoencoder.kind: span")
         return self
 
     @model_validator(mode="after")

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from bend_ray.ensemble import aggregate
-from bend_ray.generator.generator import Generator
 from bend_ray.report import numbers, words
 from bend_ray.weights.snapshots import Fact, Snapshots
 from conftest import changed
-from test_generator import SUBSET, fitted, snapshots
+from test_generator import SUBSET, snapshots, span_of
 
 BASELINE = {"members": 4, "accuracy": 0.9, "sbend_accuracy": 0.9, "nll": 0.3, "ece": 0.1, "brier": 0.2, "seconds": 1.0}
 
@@ -29,6 +28,7 @@ def metrics(**intervals: tuple[float, float]) -> dict[str, Any]:
         "baselines": dict.fromkeys(intervals, BASELINE),
         "versus": {name: {"nll_gain": 0.0, "low": low, "high": high} for name, (low, high) in intervals.items()},
         "novelty": {"verdict": "new"},
+        "chosen": {"keep": "all", "candidates": 4, "rejected": 0},
     }
 
 
@@ -54,6 +54,15 @@ def test_above_mean_and_median_is_strict() -> None:
     assert "aBEND yes, sBEND no" in " ".join(words.headline(metrics()))
 
 
+def test_rejected_members_are_counted() -> None:
+    chosen = {"keep": "greedy", "candidates": 16, "rejected": 13}
+    lines = words.headline(metrics() | {"chosen": chosen})
+    assert any(
+        "(greedy) among 16, and so were those of null models; 13 of ours were rejected" in line for line in lines
+    )
+    assert not any("rejected" in line for line in words.headline(metrics()))
+
+
 def test_table_has_a_row_for_each() -> None:
     table = words.table(metrics(swag=(0.1, 0.2)))
     assert [line.split("  ")[0] for line in table.splitlines()[2:7]] == [
@@ -68,44 +77,54 @@ def test_table_has_a_row_for_each() -> None:
 # --- novelty
 
 
-@pytest.fixture(scope="module")
-def generator() -> Generator:
-    return fitted()
-
-
 def rows(theta_SD: Tensor, first_chain: int) -> Snapshots:
     """Two snapshots a chain."""
     facts = tuple(Fact(first_chain + i // 2, i % 2, 0, 0.0, 0.0) for i in range(len(theta_SD)))
     return Snapshots(SUBSET, theta_SD, facts)
 
 
-def novelty(generator: Generator, theta_MD: Tensor) -> dict[str, Any]:
+SPAN = span_of(snapshots())
+
+
+def novelty(theta_MD: Tensor) -> dict[str, Any]:
     seen, held_out = rows(snapshots(), 0), rows(snapshots(1)[:6], 12)
-    return numbers.novelty(generator, theta_MD, seen.theta_SD, seen, held_out)
+    return numbers.novelty(SPAN, theta_MD, seen.theta_SD, seen, held_out)
 
 
-def test_copies_are_called_copying(generator: Generator) -> None:
+def test_copies_are_called_copying() -> None:
     noise = 0.01 * torch.randn(snapshots().shape, generator=torch.Generator().manual_seed(0))
-    facts = novelty(generator, snapshots() + noise * generator.span.scale_D)
+    facts = novelty(snapshots() + noise * SPAN.scale_D)
     assert facts["verdict"] == "copying" and facts["replica_rate"] == 1
     assert facts["generated_to_nearest_original"] == pytest.approx(0.01 * SUBSET.D**0.5, rel=0.1)
+    assert facts["copies"] == 1 and facts["raw"]["generated_to_nearest_original"] > 0
     assert facts["variance_ratio"] == pytest.approx(1, abs=0.01) and facts["noised_to_nearest_original"] < 1e-2
 
 
-def test_averages_are_called_averaging_not_copying(generator: Generator) -> None:
+def test_averages_are_called_averaging_not_copying() -> None:
     order = torch.stack([torch.randperm(24, generator=torch.Generator().manual_seed(i))[:8] for i in range(40)])
-    assert novelty(generator, snapshots()[order].mean(1))["verdict"] == "averaging"
+    assert novelty(snapshots()[order].mean(1))["verdict"] == "averaging"
 
 
-def test_snapshots_of_other_chains_are_called_new(generator: Generator) -> None:
-    facts = novelty(generator, snapshots(2))
+def test_members_that_shrink_copy_nothing() -> None:
+    """They come nearer to every snapshot than withheld ones are."""
+    facts = novelty(snapshots().mean(0) + 0.5 * (snapshots(2) - snapshots().mean(0)))
+    assert facts["verdict"] == "averaging" and facts["copies"] < 0.3
+
+
+def test_a_few_copies_among_new_members_are_counted() -> None:
+    facts = novelty(torch.cat([snapshots()[:8], snapshots(2)]))
+    assert facts["copies"] == pytest.approx(8 / 32) and facts["verdict"] != "copying"
+
+
+def test_snapshots_of_other_chains_are_called_new() -> None:
+    facts = novelty(snapshots(2))
     assert facts["verdict"] == "new" and facts["outside_span"] < 1e-3
     assert facts["held_out_to_nearest_original"] == pytest.approx(facts["generated_to_nearest_original"], rel=0.3)
 
 
-def test_what_leaves_the_span_is_seen(generator: Generator) -> None:
-    away = snapshots() + generator.span.scale_D * torch.randn(SUBSET.D, generator=torch.Generator().manual_seed(3))
-    assert novelty(generator, away)["outside_span"] > 0.5
+def test_what_leaves_the_span_is_seen() -> None:
+    away = snapshots() + SPAN.scale_D * torch.randn(SUBSET.D, generator=torch.Generator().manual_seed(3))
+    assert novelty(away)["outside_span"] > 0.5
 
 
 # --- numbers

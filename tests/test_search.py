@@ -21,7 +21,7 @@ from bend_ray.ensemble import metrics
 from bend_ray.ensemble.ensemble import Ensemble
 from bend_ray.errors import ArtifactError, ConfigError, ResourceError, TrainingError
 from bend_ray.folders import Folder
-from bend_ray.generator.generator import Generator
+from bend_ray.generator.generator import Generator, condition
 from bend_ray.progress import Progress
 from bend_ray.report import numbers
 from bend_ray.search import objective, study
@@ -79,8 +79,8 @@ def test_a_trial_is_what_the_pipeline_would_measure(reference: Path) -> None:
     seen, held_out = snapshots.divide(config.collect.chains, config.collect.held_out)
     cut, _ = search._classifier(run.address, config.model_dump_json(), seen.subset, "cpu")
     blind = dataclasses.replace(dataset, test=None)  # type: ignore[arg-type]
-    prepared = Prepared.of(cut, seen, held_out, blind, 1.0)
-    span, c_SR = prepared.coordinates(config.autoencoder.explained)
+    prepared = Prepared.of(cut, snapshots, config.collect.seen, blind)
+    span, c_SR = prepared.coordinates(config.autoencoder)
     shown: list[dict[str, float]] = []
     fitted = Generator.fit_in(
         prepared.subset,
@@ -91,17 +91,18 @@ def test_a_trial_is_what_the_pipeline_would_measure(reference: Path) -> None:
         config.seed,
         look=lambda generator: shown.append(objective.measure(generator, prepared, cut, config)),
         looks=3,
+        asked=condition(prepared.facts),
     )
     found = objective.measure(fitted, prepared, cut, config)
     assert shown[-1] == found and shown[0] != found and len(shown) == 3 and tuple(found) == objective.METRICS
-    generator = Generator.load(run / "generator")
+    generator = Generator.load(run)
     blocks = [generator.sample(range(start, start + 4), config.seed, config.sample) for start in (0, 4, 8)]
     theta_MD = torch.cat(blocks)[:9]
     ensemble = dataclasses.replace(Ensemble.load(run), theta_MD=theta_MD)
     images, label_B = dataset.val.images, dataset.val.labels
     answers = {kind: ensemble.predict(images, kind) for kind in ("abend", "sbend")}  # type: ignore[arg-type]
     logits_MBK = ensemble.logits(images)
-    novelty = numbers.novelty(generator, theta_MD, theta_MD, seen, held_out)
+    novelty = numbers.novelty(generator.span, theta_MD, theta_MD, seen, held_out)
     accuracy_M, nll_M = metrics.member_scores(logits_MBK, label_B)
     expected = {
         "abend_nll": metrics.nll(answers["abend"].prob_BK, label_B).mean().item(),

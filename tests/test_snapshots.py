@@ -12,8 +12,9 @@ from torch import Tensor
 
 from bend_ray.errors import ArtifactError
 from bend_ray.folders import Folder
+from bend_ray.generator.span import Blocks
 from bend_ray.weights import snapshots as parts
-from bend_ray.weights.snapshots import Fact
+from bend_ray.weights.snapshots import Fact, Held
 from bend_ray.weights.subset import Subset
 
 SUBSET = Subset(("head.weight", "norm.bias"), ((3, 2), (4,)), ("float32", "float32"))
@@ -101,3 +102,47 @@ def test_number_that_is_not_finite_is_named(tmp_path: Path, bad: float) -> None:
     put(Folder(tmp_path), 0, theta_SD=theta)
     with pytest.raises(ArtifactError, match=r"'norm\.bias' of chain 0, step 20 is not finite"):
         parts.read(Folder(tmp_path), 1)
+
+
+# --- streams
+
+
+def flat(blocks: Blocks) -> list[tuple[str, list[list[float]]]]:
+    return [(name, theta_Sd.tolist()) for name, theta_Sd in blocks()]
+
+
+@pytest.mark.parametrize("piece", [2, 5, 1 << 18])
+def test_streamed_is_what_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    """Again and again, whatever the size of a column; and a plain reader finds the pieces by their names."""
+    monkeypatch.setattr(parts, "PIECE", piece)
+    theta = [put(Folder(tmp_path), chain) for chain in range(3)]
+    with parts.Parts.open(Folder(tmp_path), 3) as stream:
+        first, again = flat(stream), flat(stream)
+        assert stream.facts == parts.read(Folder(tmp_path), 3).facts
+    assert first == again == flat(Held(SUBSET, torch.cat(theta)))
+    assert torch.equal(parts.read(Folder(tmp_path), 3).theta_SD, torch.cat(theta))
+    columns = [name for name in pq.read_schema(tmp_path / parts.part_name(0)).names if name.startswith("theta.")]
+    whole = pq.read_table(tmp_path, columns=columns).to_pydict()
+    values = [[value for name in columns for value in whole[name][row]] for row in range(6)]
+    assert torch.equal(torch.tensor(values), torch.cat(theta))
+    if piece == 5:
+        assert "theta.head.weight[0:5]" in columns
+
+
+def test_few_are_held_and_many_are_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for chain in range(3):
+        put(Folder(tmp_path), chain)
+    few = parts.held(Folder(tmp_path), 2)
+    monkeypatch.setattr(parts, "IN_MEMORY", 0)
+    many = parts.held(Folder(tmp_path), 2)
+    assert isinstance(few, Held) and isinstance(many, parts.Parts) and flat(few) == flat(many)
+    many.__exit__()
+
+
+def test_raw_parts_are_no_parts(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    theta_SD = torch.randn(2, SUBSET.D)
+    facts = [parts.Fact(0, step, 0, 0.0, 0.0) for step in range(2)]
+    parts.write_part(folder, 0, SUBSET, theta_SD, facts, "r", parts.RAW)
+    assert parts.part_is_done(folder, 0, "r", parts.RAW) and not parts.part_is_done(folder, 0, "r")
+    assert torch.equal(parts.read_part(folder, 0, parts.RAW).theta_SD, theta_SD)

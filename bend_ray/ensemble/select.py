@@ -1,6 +1,7 @@
 """Fewer or surer members, chosen on validation rows: the best ones, a greedy ensemble, and a temperature."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -49,10 +50,7 @@ def best(logits_MBK: Tensor, label_B: Tensor, k: int) -> list[int]:
 
     Raises ConfigError where there are not so many, and as `fit_temperature`.
     """
-    label_B = _checked(logits_MBK, label_B)
-    if not 1 <= k <= len(logits_MBK):
-        raise ConfigError(f"{k} of {len(logits_MBK)} members asked for; give 1 to {len(logits_MBK)}")
-    return metrics.member_scores(logits_MBK, label_B)[1].argsort(stable=True)[:k].tolist()
+    return choose("best", true_probability(logits_MBK, label_B), k)
 
 
 def greedy(logits_MBK: Tensor, label_B: Tensor, k: int) -> list[int]:
@@ -62,11 +60,24 @@ def greedy(logits_MBK: Tensor, label_B: Tensor, k: int) -> list[int]:
     probability, so only what members give to the true class matters. Raises ConfigError unless ``k`` is 1 or more, and
     as `fit_temperature`.
     """
+    return choose("greedy", true_probability(logits_MBK, label_B), k)
+
+
+def true_probability(logits_MBK: Tensor, label_B: Tensor) -> Tensor:
+    """``p_MB``, float64: what each member gives to the true class, which is all that `choose` needs to know."""
     label_B = _checked(logits_MBK, label_B)
+    true_MB1 = label_B.expand(len(logits_MBK), -1)[..., None]
+    return logits_MBK.double().log_softmax(-1).gather(-1, true_MB1)[..., 0].exp()
+
+
+def choose(how: Literal["best", "greedy"], p_MB: Tensor, k: int) -> list[int]:
+    """`best` or `greedy`, from `true_probability`."""
+    if how == "best":
+        if not 1 <= k <= len(p_MB):
+            raise ConfigError(f"{k} of {len(p_MB)} members asked for; give 1 to {len(p_MB)}")
+        return (-p_MB.clamp_min(metrics.FLOOR).log().mean(1)).argsort(stable=True)[:k].tolist()
     if k < 1:
         raise ConfigError(f"{k} members asked for; give 1 or more")
-    true_MB1 = label_B.expand(len(logits_MBK), -1)[..., None]
-    p_MB = logits_MBK.double().log_softmax(-1).gather(-1, true_MB1)[..., 0].exp()
     chosen: list[int] = []
     sum_B = torch.zeros_like(p_MB[0])
     for count in range(1, k + 1):

@@ -1,4 +1,4 @@
-"""The autoencoder: coordinates in the span to a few latents and back."""
+"""The autoencoder: coordinates to a few latents and back."""
 
 import torch
 from torch import Tensor, nn
@@ -7,9 +7,13 @@ from bend_ray import seeds
 from bend_ray.config import Autoencoder as Settings
 from bend_ray.data.training import Progress
 from bend_ray.errors import TrainingError
+from bend_ray.generator.convolutional import ConvAutoencoder
+
+QUIET = -6.0
+"""Logarithm of the latents' variance at which a variational autoencoder starts."""
 
 
-class Autoencoder(nn.Module):
+class SpanAutoencoder(nn.Module):
     """``c_SR -> z_SZ -> c_SR``. Both ways are a linear map, which starts as principal components, plus a small network,
     which starts at zero: training begins at the best linear autoencoder. ``z_SZ`` leaves and enters with mean
     0 and standard deviation 1 over the snapshots."""
@@ -25,6 +29,14 @@ class Autoencoder(nn.Module):
         self.register_buffer("spread_R", torch.ones(rank))
         self.register_buffer("mean_Z", torch.zeros(latent))
         self.register_buffer("std_Z", torch.ones(latent))
+
+    def start(self, c_SR: Tensor) -> None:
+        """At principal components, for coordinates come in order of variance."""
+        with torch.no_grad():
+            for linear in (self.encode_linear, self.decode_linear):
+                linear.weight.copy_(torch.eye(*linear.weight.shape))
+                linear.bias.zero_()
+            self.spread_R.copy_(c_SR.square().mean(0).sqrt())
 
     def encode(self, c_SR: Tensor) -> Tensor:
         """Latents ``z_SZ``, normalised."""
@@ -42,6 +54,9 @@ class Autoencoder(nn.Module):
         return (self.decode_linear(raw_SZ) + self.decode_rest(raw_SZ)) * self.spread_R
 
 
+Autoencoder = SpanAutoencoder | ConvAutoencoder
+
+
 def _network(inputs: int, outputs: int, hidden: int) -> nn.Sequential:
     last = nn.Linear(hidden, outputs)
     nn.init.zeros_(last.weight)
@@ -49,34 +64,57 @@ def _network(inputs: int, outputs: int, hidden: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), last)
 
 
+def make(settings: Settings, R: int) -> Autoencoder:
+    """The untrained autoencoder for ``R`` coordinates."""
+    Z = min(settings.latent, R)
+    if settings.kind == "conv":
+        return ConvAutoencoder(R, Z, settings.channels)
+    return SpanAutoencoder(R, Z, settings.hidden)
+
+
 def fit(c_SR: Tensor, settings: Settings, seed: int, progress: Progress | None = None) -> Autoencoder:
     """Train an autoencoder on coordinates of snapshots (on their device) and return it in eval mode.
 
-    The loss is the unexplained share of the variance. Noise on the latents (``settings.noise``, in units of their
-    spread) makes neighbours of a latent decode to neighbours of the snapshot. Raises TrainingError if the loss is not
-    finite.
+    The loss is the unexplained share of the variance. Noise on the input (``settings.input_noise``, in units of each
+    coordinate's spread) and on the latents (``settings.noise``, in units of theirs) makes neighbours of a latent decode
+    to neighbours of the snapshot. With ``settings.kl`` it is variational (Kingma & Welling 2014): the latents' noise is
+    learnt, and held against a standard normal. Raises TrainingError if the loss is not finite.
     """
     S, R = c_SR.shape
     with seeds.seeded(seed, "autoencoder"):
-        model = Autoencoder(R, min(settings.latent, R), settings.hidden)
-    with torch.no_grad():  # principal components, for coordinates come in order of variance
-        for linear in (model.encode_linear, model.decode_linear):
-            linear.weight.copy_(torch.eye(*linear.weight.shape))
-            linear.bias.zero_()
-        model.spread_R.copy_(c_SR.square().mean(0).sqrt())
+        model = make(settings, R)
+        log_variance = nn.Linear(R, len(model.mean_Z)).to(c_SR.device)  # a part of the training alone
+    if isinstance(model, SpanAutoencoder):
+        model.start(c_SR.cpu())
     model = model.to(c_SR.device)
-    variance = c_SR.square().sum(1).mean()
+    Z = len(model.mean_Z)
+    nn.init.zeros_(log_variance.weight)
+    nn.init.constant_(log_variance.bias, QUIET)
+    variance, spread_R = c_SR.square().sum(1).mean(), c_SR.square().mean(0).sqrt()
     generator = seeds.generator_for(seed, "autoencoder", "batches")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.0)
+    learnt = [*model.parameters(), *(log_variance.parameters() if settings.kl else ())]
+    optimizer = torch.optim.AdamW(learnt, lr=settings.lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(settings.iterations, 1))
     size = min(settings.batch_size, S)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(c_SR.device)
+
     for step in range(settings.iterations):
         batch_BR = c_SR[torch.randperm(S, generator=generator)[:size].to(c_SR.device)]
-        raw_BZ = model._raw(batch_BR)
-        noise_BZ = torch.randn(raw_BZ.shape, generator=generator).to(c_SR.device)
-        # Noise in units of the latents' own spread: they would otherwise grow until it no longer mattered.
-        noise_BZ = settings.noise * raw_BZ.detach().std(0, correction=0) * noise_BZ
-        loss = (model._coordinates(raw_BZ + noise_BZ) - batch_BR).square().sum(1).mean() / variance
+        seen_BR = batch_BR
+        if settings.input_noise:
+            seen_BR = batch_BR + settings.input_noise * spread_R * noise(size, R)
+        raw_BZ = model._raw(seen_BR)
+        # In units of the latents' own spread: they would otherwise grow until it no longer mattered.
+        noisy_BZ = raw_BZ + settings.noise * raw_BZ.detach().std(0, correction=0) * noise(size, Z)
+        divergence: Tensor | float = 0.0
+        if settings.kl:
+            log_BZ = log_variance(seen_BR / spread_R.clamp_min(1e-12))
+            noisy_BZ = noisy_BZ + (0.5 * log_BZ).exp() * noise(size, Z)
+            divergence = 0.5 * (raw_BZ.square() + log_BZ.exp() - 1 - log_BZ).sum(1).mean()
+        unexplained = (model._coordinates(noisy_BZ) - batch_BR).square().sum(1).mean() / variance
+        loss = unexplained + settings.kl * divergence
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

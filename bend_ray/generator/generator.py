@@ -1,6 +1,6 @@
 """The generator: noise -> latents (diffusion) -> coordinates (autoencoder) -> parameters (span)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bend_ray import artifacts, seeds
 from bend_ray.config import Autoencoder as AutoencoderSettings
 from bend_ray.config import Diffusion as DiffusionSettings
-from bend_ray.config import Sample
+from bend_ray.config import Sample, placement_keys
 from bend_ray.data.training import Progress
 from bend_ray.errors import ArtifactError
 from bend_ray.folders import Folder
@@ -19,8 +19,11 @@ from bend_ray.generator import diffusion as diffusions
 from bend_ray.generator import samplers
 from bend_ray.generator import span as spans
 from bend_ray.generator.autoencoder import Autoencoder
-from bend_ray.generator.diffusion import Diffusion
-from bend_ray.generator.span import Blocks, Span
+from bend_ray.generator.diffusion import Condition, Diffusion
+from bend_ray.generator.samplers import Path
+from bend_ray.generator.span import Blocks, FullSpace, Span
+from bend_ray.weights import snapshots as parts
+from bend_ray.weights.snapshots import Fact
 from bend_ray.weights.subset import Subset
 
 FILE = "model.safetensors"
@@ -31,38 +34,49 @@ class Generator:
     """Everything between noise and ``theta_MD``."""
 
     subset: Subset
-    span: Span
+    span: Span | FullSpace
     autoencoder: Autoencoder
     diffusion: Diffusion
     facts: dict[str, Any]
-    """Sizes that the networks are built from, and what was measured when they were fitted."""
+    """What the networks are built from, and what was measured when they were fitted."""
 
     @staticmethod
     def fit(
         subset: Subset,
         blocks: Blocks,
-        held_out_theta_SD: Tensor,
+        facts: Sequence[Fact],
+        held_out: int,
         autoencoder: AutoencoderSettings,
         diffusion: DiffusionSettings,
         seed: int,
         device: torch.device | str = "cpu",
         progress: Progress | None = None,
     ) -> "Generator":
-        """Fit all three parts to the snapshots in ``blocks``; the withheld ones are only measured.
+        """Fit all three parts to the snapshots in ``blocks``, one of ``facts`` for each row; the last ``held_out`` are
+        only measured. The blocks are passed over once, or, by a convolutional autoencoder, held whole.
 
         ``progress`` counts the iterations of both trainings. Raises TrainingError where they do not stay finite.
         """
-        span = spans.fit(blocks, autoencoder.explained)
-        theta_SD = torch.cat([theta_Sd for _, theta_Sd in blocks()], dim=1)
-        fitted = Generator.fit_in(subset, span, span.encode(theta_SD), autoencoder, diffusion, seed, device, progress)
-        unexplained = {"train": fitted.unexplained(theta_SD), "held_out": fitted.unexplained(held_out_theta_SD)}
-        fitted.facts.update({f"unexplained_{name}": share for name, share in unexplained.items()})
+        S = len(facts) - held_out
+        gram = spans.gram(blocks, S, autoencoder.scaling)
+        space: Span | FullSpace
+        if autoencoder.kind == "conv":
+            space = FullSpace(gram.mean_D, gram.scale_D)
+            c_XR = space.encode(torch.cat([theta_Xd for _, theta_Xd in blocks()], dim=1))
+        else:
+            space, c_XR = gram.span(first(blocks, S), autoencoder.explained)
+        asked = condition(facts[:S])
+        fitted = Generator.fit_in(subset, space, c_XR[:S], autoencoder, diffusion, seed, device, progress, asked=asked)
+        lost_X = fitted.lost(c_XR, gram.length_X)
+        for name, rows in (("train", slice(S)), ("held_out", slice(S, None))):
+            fitted.facts[f"unexplained_{name}"] = (lost_X[rows].sum() / gram.length_X[rows].sum()).item()
+        fitted.facts["snapshots"] = S
         return fitted
 
     @staticmethod
     def fit_in(
         subset: Subset,
-        span: Span,
+        span: Span | FullSpace,
         c_SR: Tensor,
         autoencoder: AutoencoderSettings,
         diffusion: DiffusionSettings,
@@ -71,6 +85,7 @@ class Generator:
         progress: Progress | None = None,
         look: Callable[["Generator"], object] | None = None,
         looks: int = 1,
+        asked: Condition | None = None,
     ) -> "Generator":
         """`fit` where the span is known: autoencoder and diffusion model on the snapshots' coordinates ``c_SR`` in it.
 
@@ -87,18 +102,16 @@ class Generator:
         facts: dict[str, Any] = {
             "rank": span.R,
             "latent": min(autoencoder.latent, span.R),
-            "autoencoder_hidden": autoencoder.hidden,
-            "denoiser_hidden": diffusion.hidden,
-            "denoiser_blocks": diffusion.blocks,
-            "schedule": diffusion.schedule,
-            "steps": diffusion.steps,
+            "chains": int(asked.chain_B.max()) + 1 if asked is not None else 0,
+            "autoencoder": autoencoder.model_dump(mode="json"),
+            "diffusion": diffusion.model_dump(mode="json", exclude=placement_keys(DiffusionSettings)),
         }
 
         def shown(model: Diffusion) -> None:
             if look is not None:
                 look(Generator(subset, there, coder, model, facts))
 
-        model = diffusions.fit(coder.encode(c_SR), diffusion, seed, later, shown, looks)
+        model = diffusions.fit(coder.encode(c_SR), diffusion, seed, later, shown, looks, asked)
         return Generator(subset, there, coder, model, facts)
 
     @torch.no_grad()
@@ -107,23 +120,47 @@ class Generator:
 
         Its bits depend on the number of ids too, by rounding: sample whole blocks where they must be the same.
         """
-        return self.span.decode(self.coordinates(ids, seed, sample)).cpu()
+        return self.parameters(self.coordinates(ids, seed, sample), ids, seed, sample).cpu()
+
+    @torch.no_grad()
+    def parameters(self, c_MR: Tensor, ids: Sequence[int], seed: int, sample: Sample) -> Tensor:
+        """``theta_MD`` of the members ``ids``, whose coordinates are known."""
+        noise = tuple(seeds.generator_for(seed, "outside", i) for i in ids) if sample.outside else ()
+        return self.span.decode(c_MR, sample.outside, noise)
 
     @torch.no_grad()
     def coordinates(self, ids: Sequence[int], seed: int, sample: Sample) -> Tensor:
-        """``c_MR`` of the members ``ids`` in the span; see `sample`."""
+        """``c_MR`` of the members ``ids`` in the span, without what lies outside it; see `sample`."""
         device = self.span.mean_D.device
         generators = [seeds.generator_for(seed, "member", i) for i in ids]
         Z = len(self.autoencoder.mean_Z)
         z_MZ = torch.stack([torch.randn(Z, generator=generator) for generator in generators]).to(device)
-        eta = 1.0 if sample.sampler == "ddpm" else sample.eta
-        noise_NMZ = None
-        if eta > 0:
-            noise_NMZ = torch.stack([torch.randn(sample.steps, Z, generator=g) for g in generators], dim=1).to(device)
-        alpha_bar_T = self.diffusion.alpha_bar_T
-        return self.autoencoder.decode(
-            samplers.ddim(self.diffusion.velocity, z_MZ, alpha_bar_T, sample.steps, eta, noise_NMZ)
-        )
+        z_MZ = sample.temperature * z_MZ
+        path = Path.of(self.diffusion.alpha_T, self.diffusion.sigma_T, sample.steps)
+        denoise = self.diffusion.denoise(sample.steps, self._asked(ids, sample), sample.guidance)
+        if sample.sampler == "dpm++":
+            z_MZ = samplers.dpm_solver(denoise, z_MZ, path)
+        elif sample.sampler == "heun":
+            z_MZ = samplers.heun(denoise, z_MZ, path)
+        else:
+            eta = 1.0 if sample.sampler == "ddpm" else sample.eta
+            noise_NMZ = None
+            if eta > 0:
+                drawn = [torch.randn(sample.steps, Z, generator=g) for g in generators]
+                noise_NMZ = sample.temperature * torch.stack(drawn, dim=1).to(device)
+            z_MZ = samplers.ddim(denoise, z_MZ, path, eta, noise_NMZ)
+        return sample.spread * self.autoencoder.decode(z_MZ)
+
+    def _asked(self, ids: Sequence[int], sample: Sample) -> Condition | None:
+        """What is asked of the members ``ids``: the loss that is wanted, and each chain in turn."""
+        if not self.diffusion.asks:
+            return None
+        device, asked = self.span.mean_D.device, Condition.none(len(ids))
+        if sample.wanted_loss is not None:
+            asked.loss_B.fill_(sample.wanted_loss)
+        if self.diffusion.denoiser.chain is not None:
+            asked = Condition(asked.loss_B, torch.tensor(list(ids)) % self.facts["chains"])
+        return asked.to(device)
 
     @torch.no_grad()
     def encode(self, theta_SD: Tensor) -> Tensor:
@@ -135,45 +172,79 @@ class Generator:
         """``theta_MD`` of normalised latents, on the CPU."""
         return self.span.decode(self.autoencoder.decode(z_MZ.to(self.span.mean_D.device))).cpu()
 
-    def unexplained(self, theta_SD: Tensor) -> float:
-        """Share of the variance (standardised, about the mean of what was fitted) lost by encoding and decoding."""
-        span = self.span.to("cpu")
-        x_SD = span.standardise(theta_SD)
-        lost = (x_SD - span.standardise(self.decode(self.encode(theta_SD)))).square().sum()
-        return (lost / x_SD.square().sum().clamp_min(1e-12)).item()
+    @torch.no_grad()
+    def lost(self, c_XR: Tensor, length_X: Tensor) -> Tensor:
+        """Squared distance of snapshots from what encoding and decoding makes of them, standardised; ``length_X`` is
+        the squared length of each."""
+        device = self.span.mean_D.device
+        again_XR = self.autoencoder.decode(self.autoencoder.encode(c_XR.to(device))).cpu()
+        inside_X = (c_XR.double() - again_XR).square().sum(1)
+        # The rest of each is orthogonal to the span.
+        return inside_X + (length_X - c_XR.double().square().sum(1)).clamp_min(0)
 
     def to(self, device: torch.device | str) -> "Generator":
         span, coder, model = self.span.to(device), self.autoencoder.to(device), self.diffusion.to(device)
         return Generator(self.subset, span, coder, model, self.facts)
 
     def state(self) -> dict[str, Tensor]:
-        """All tensors by name: what `load` reads."""
-        span = {name: getattr(self.span, name) for name in ("mean_D", "scale_D", "basis_RD")}
+        """All tensors by name: what `load` reads. A span's snapshots are not among them."""
+        names = ("mean_D", "scale_D", *(("weights_SR",) if isinstance(self.span, Span) else ()))
+        span = {name: getattr(self.span, name) for name in names}
         return span | _named("autoencoder", self.autoencoder) | _named("diffusion", self.diffusion)
 
     @staticmethod
-    def load(folder: Folder) -> "Generator":
-        """The generator in ``folder`` (RUN/generator). Raises ArtifactError where it is missing, broken or forged."""
+    def load(run: Folder) -> "Generator":
+        """The generator of ``run``, with the snapshots that its members are combinations of.
+
+        Raises ArtifactError where one is missing, broken or forged.
+        """
+        folder = run / "generator"
         facts = artifacts.load(folder, "generator").facts
         tensors, _ = artifacts.read_tensors(folder, FILE)
         try:
             subset = Subset.from_json(facts["subset"])
-            R, Z = int(facts["rank"]), int(facts["latent"])
-            coder = Autoencoder(R, Z, int(facts["autoencoder_hidden"]))
-            width, blocks = int(facts["denoiser_hidden"]), int(facts["denoiser_blocks"])
-            model = Diffusion(Z, width, blocks, str(facts["schedule"]), int(facts["steps"]))
-            span = Span(tensors["mean_D"], tensors["scale_D"], tensors["basis_RD"])
-            if span.basis_RD.shape != (R, subset.D) or not span.mean_D.shape == span.scale_D.shape == (subset.D,):
-                raise ValueError(f"basis_RD is {tuple(span.basis_RD.shape)}, not {(R, subset.D)}")
+            settings = AutoencoderSettings.model_validate(facts["autoencoder"])
+            coder = autoencoders.make(settings, int(facts["rank"]))
+            chains, diffusion = int(facts["chains"]), DiffusionSettings.model_validate(facts["diffusion"])
+            model = Diffusion(len(coder.mean_Z), diffusion, chains)
+            space: Span | FullSpace = FullSpace(tensors["mean_D"], tensors["scale_D"])
+            if not space.mean_D.shape == space.scale_D.shape == (subset.D,):
+                raise ValueError(f"mean_D is {tuple(space.mean_D.shape)}, not {(subset.D,)}")
             for prefix, module in (("autoencoder", coder), ("diffusion", model)):
                 module.load_state_dict(
                     {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
                 )
                 module.eval().requires_grad_(False)
+            weights_SR = tensors["weights_SR"] if settings.kind == "span" else None
+            if weights_SR is not None and weights_SR.shape != (facts["snapshots"], facts["rank"]):
+                raise ValueError(f"weights_SR is {tuple(weights_SR.shape)}")
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             why = " ".join(str(error).split())
             raise ArtifactError(f"{folder}: config.json and {FILE} do not describe one generator ({why})") from None
-        return Generator(subset, span, coder, model, facts)
+        if weights_SR is not None:
+            blocks = parts.held(run / "snapshots", chains)
+            if blocks.subset != subset or len(next(blocks())[1]) != len(weights_SR):
+                raise ArtifactError(f"{folder}: was not fitted on the snapshots in {run / 'snapshots'}")
+            space = Span(blocks, space.mean_D, space.scale_D, weights_SR)
+        return Generator(subset, space, coder, model, facts)
+
+
+def first(blocks: Blocks, S: int) -> Blocks:
+    """The first ``S`` rows of ``blocks``."""
+
+    def rows() -> Iterator[tuple[str, Tensor]]:
+        for name, theta_Xd in blocks():
+            yield name, theta_Xd[:S]
+
+    return rows
+
+
+def condition(facts: Sequence[Fact]) -> Condition:
+    """What is known of the snapshots: their validation loss, standardised, and their chain, counted from 0."""
+    loss_S = torch.tensor([fact.val_loss for fact in facts], dtype=torch.float64)
+    loss_S = (loss_S - loss_S.mean()) / loss_S.std(correction=0).clamp_min(1e-12)
+    order = {chain: i for i, chain in enumerate(dict.fromkeys(fact.chain for fact in facts))}
+    return Condition(loss_S.float(), torch.tensor([order[fact.chain] for fact in facts]))
 
 
 def _named(prefix: str, module: nn.Module) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ def draw(
         "member_accuracy.png": lambda axes: _histograms(axes, metrics, scored),
         "reliability.png": lambda axes: _reliability(axes, scored, label_B),
         "parameter_map.png": lambda axes: _map(axes, points),
+        "accuracy_against_novelty.png": lambda axes: _novelty(axes, scored),
     }
     return save(folder, plots)
 
@@ -113,6 +114,23 @@ def _map(axes: Axes, points: dict[str, Tensor]) -> None:
     title = "Parameters on the span's first two directions"
     axes.set(xlabel="direction 1 (standardised)", ylabel="direction 2", title=title)
     axes.legend(frameon=False, fontsize=8)
+
+
+def _novelty(axes: Axes, scored: dict[str, Scored]) -> None:
+    """Members' mean accuracy against how far they are from what was seen: to do well far away takes some learning."""
+    for name, one in scored.items():
+        if one.away is None:
+            continue
+        color = {"generated": GENERATED, "originals": ORIGINALS}.get(name, MUTED)
+        accuracy = 100 * one.accuracy_M.double().mean().item()
+        axes.scatter(one.away, accuracy, color=color, s=36, zorder=2)
+        label = name.replace("_", " ")
+        axes.annotate(label, (one.away, accuracy), (4, 4), textcoords="offset points", fontsize=7, color=color)
+    axes.set(
+        xlabel="mean distance to the nearest snapshot seen (standardised)",
+        ylabel="mean test accuracy (%)",
+        title="Accuracy against novelty",
+    )
 
 
 def _percent(curve: tuple[float, ...]) -> list[float]:

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from bend_ray.config import BASELINES, Config
 from bend_ray.ensemble import aggregate, metrics
-from bend_ray.generator.generator import Generator
+from bend_ray.generator.span import Span
 from bend_ray.weights.snapshots import Snapshots
 
 RIVALS = ("bagging", "deep_ensemble")
 """Baselines that train whole classifiers."""
+SNAPSHOTS = ("originals", "reconstructed", "withheld", "withheld_reconstructed")
+"""Snapshots that the generator saw and those of withheld chains, and both as its autoencoder gives them back."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,22 @@ class Scored:
     """Ensemble sizes of the two curves."""
     abend_curve: tuple[float, ...]
     sbend_curve: tuple[float, ...]
+    away: float | None = None
+    """Mean distance to the nearest snapshot that the generator saw, standardised; None for whole trainings."""
 
     @property
     def members(self) -> int:
         return len(self.accuracy_M)
 
 
-def score(logits_MBK: Tensor, label_B: Tensor, val_logits_MBK: Tensor, val_label_B: Tensor, seconds: float) -> Scored:
+def score(
+    logits_MBK: Tensor,
+    label_B: Tensor,
+    val_logits_MBK: Tensor,
+    val_label_B: Tensor,
+    seconds: float,
+    away: float | None = None,
+) -> Scored:
     """Reduce test and validation logits of M classifiers; ``seconds`` is what making the M cost."""
     accuracy_M, nll_M = metrics.member_scores(logits_MBK, label_B)
     M = len(logits_MBK)
@@ -58,6 +69,7 @@ def score(logits_MBK: Tensor, label_B: Tensor, val_logits_MBK: Tensor, val_label
         sizes=sizes,
         abend_curve=tuple(_accuracy(share.argmax(-1), label_B) for share in shares),
         sbend_curve=tuple(_accuracy(aggregate.sbend_label(logits_MBK[:m]), label_B) for m in sizes),
+        away=away,
     )
 
 
@@ -90,7 +102,9 @@ def assemble(
             name: metrics.diversity(scored[name].predicted_MB, label_B) if name in scored else None
             for name in ("originals", "generated", "bagging")
         },
-        "novelty": novelty | {"max_error_iou": _max_error_iou(generated, originals, label_B)},
+        "novelty": novelty | _error_iou(generated, originals, label_B),
+        "autoencoder": {name: scored[name].accuracy_M.double().mean().item() for name in SNAPSHOTS},
+        "away": {name: one.away for name, one in scored.items()},
     }
 
 
@@ -112,39 +126,55 @@ def cost(config: Config, seconds: dict[str, float], rivals: list[float]) -> dict
 
 
 def novelty(
-    generator: Generator, generated_MD: Tensor, noised_MD: Tensor, seen: Snapshots, held_out: Snapshots
-) -> dict:
+    span: Span, generated_MD: Tensor, noised_MD: Tensor, seen: Snapshots, held_out: Snapshots
+) -> dict[str, Any]:
     """Are the members copies? Mean Euclidean distances to the nearest snapshot the generator saw, standardised.
 
-    Withheld snapshots are of other chains than all seen ones, so an original's honest distance is to other chains too.
+    ``span`` is that of all snapshots seen. Withheld snapshots are of other chains than all seen ones, so an original's
+    honest distance is to other chains too.
     """
-    standard = generator.span.standardise
-    originals, generated, withheld = standard(seen.theta_SD), standard(generated_MD), standard(held_out.theta_SD)
     same_chain_SS = seen.chains_S[:, None] == seen.chains_S[None, :]
-    between_SS = torch.cdist(originals, originals)
-    own_SS = torch.eye(len(originals), dtype=torch.bool)
-    held_out_S = torch.cdist(withheld, originals).amin(1)
-    generated_M = torch.cdist(generated, originals).amin(1)
+    thetas = (seen.theta_SD, held_out.theta_SD, generated_MD, noised_MD)
+    facts, generated_M, neighbours_S = _distances(same_chain_SS, *map(span.standardise, thetas))
+    raw, _, _ = _distances(same_chain_SS, *thetas)
+    originals, generated = span.standardise(seen.theta_SD), span.standardise(generated_MD)
+    withheld_S = torch.cdist(span.standardise(held_out.theta_SD), originals).amin(1)
     variance = generated.var(0, correction=0).sum() / originals.var(0, correction=0).sum()
-    outside = generator.span.residual(generated_MD).mean() / generated.norm(dim=1).mean().clamp_min(1e-12)
-    facts = {
-        "generated_to_nearest_original": generated_M.mean().item(),
-        "held_out_to_nearest_original": held_out_S.mean().item(),
-        "original_to_nearest_original": between_SS.masked_fill(same_chain_SS, torch.inf).amin(1).mean().item(),
-        "original_to_nearest_of_any_chain": between_SS.masked_fill(own_SS, torch.inf).amin(1).mean().item(),
-        "noised_to_nearest_original": torch.cdist(standard(noised_MD), originals).amin(1).mean().item(),
-        "replica_rate": (generated_M < held_out_S.quantile(0.01)).float().mean().item(),
+    outside = span.residual(generated_MD).mean() / generated.norm(dim=1).mean().clamp_min(1e-12)
+    facts |= {
+        "copies": (generated_M < 0.5 * neighbours_S.mean()).float().mean().item(),
+        "replica_rate": (generated_M < withheld_S.quantile(0.01)).float().mean().item(),
         "variance_ratio": variance.item(),
         "outside_span": outside.item(),
+        "raw": raw,
     }
     return facts | {"verdict": verdict(facts)}
 
 
+def _distances(
+    same_chain_SS: Tensor, original_SD: Tensor, held_out_HD: Tensor, generated_MD: Tensor, noised_MD: Tensor
+) -> tuple[dict[str, Any], Tensor, Tensor]:
+    """Means, and for each member and each original the distance to the nearest original (of any chain)."""
+    between_SS = torch.cdist(original_SD, original_SD)
+    own_SS = torch.eye(len(original_SD), dtype=torch.bool)
+    generated_M = torch.cdist(generated_MD, original_SD).amin(1)
+    neighbours_S = between_SS.masked_fill(own_SS, torch.inf).amin(1)
+    facts = {
+        "generated_to_nearest_original": generated_M,
+        "held_out_to_nearest_original": torch.cdist(held_out_HD, original_SD).amin(1),
+        "original_to_nearest_original": between_SS.masked_fill(same_chain_SS, torch.inf).amin(1),
+        "original_to_nearest_of_any_chain": neighbours_S,
+        "noised_to_nearest_original": torch.cdist(noised_MD, original_SD).amin(1),
+    }
+    return {name: each.mean().item() for name, each in facts.items()}, generated_M, neighbours_S
+
+
 def verdict(facts: dict[str, Any]) -> str:
-    """copying: members lie by one seen snapshot, at less than half the distance between seen neighbours (an average of
-    several lies far from each); averaging: less than half of the snapshots' variance is left; interpolating: nearer
-    than withheld snapshots are; new: as far from what was seen as a snapshot the generator never saw."""
-    if facts["generated_to_nearest_original"] < 0.5 * facts["original_to_nearest_of_any_chain"]:
+    """copying: most members lie by one seen snapshot, at less than half the distance between seen neighbours (an
+    average of several lies far from each); averaging: less than half of the snapshots' variance is left;
+    interpolating: nearer than withheld snapshots are; new: as far from what was seen as a snapshot the generator never
+    saw."""
+    if facts["copies"] > 0.5:
         return "copying"
     if facts["variance_ratio"] < 0.5:
         return "averaging"
@@ -193,6 +223,7 @@ def _versus(ours: Scored, theirs: Scored, label_B: Tensor, seed: int) -> dict[st
     return {"nll_gain": difference_B.mean().item(), "low": low, "high": high}
 
 
-def _max_error_iou(generated: Scored, originals: Scored, label_B: Tensor) -> float:
+def _error_iou(generated: Scored, originals: Scored, label_B: Tensor) -> dict[str, float]:
+    """Overlap of errors of members with snapshots: of all pairs, and of each member's most similar one, the largest."""
     iou_MS = metrics.cross_error_iou(generated.predicted_MB, originals.predicted_MB, label_B)
-    return iou_MS.max().item()
+    return {"mean_error_iou": iou_MS.mean().item(), "max_error_iou": iou_MS.max().item()}

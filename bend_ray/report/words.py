@@ -39,6 +39,7 @@ def readme(metrics: dict[str, Any], figures: list[str]) -> str:
         _against_nulls(metrics),
         _diversity(metrics),
         _novelty(metrics["novelty"]),
+        _autoencoder(metrics["autoencoder"]),
         _cost(metrics["cost"], metrics["members"]),
         "\n\n".join(f"![{name.removesuffix('.png').replace('_', ' ')}]({name})" for name in figures),
     ]
@@ -72,6 +73,11 @@ def headline(metrics: dict[str, Any]) -> list[str]:
         f" {_percent(metrics['originals']['accuracy']['mean'])} %. Above mean and median of both:"
         f" aBEND {better[0]}, sBEND {better[1]}."
     )
+    if chosen := metrics["chosen"]["rejected"]:
+        lines.append(
+            f"Members were chosen on validation rows ({metrics['chosen']['keep']}) among"
+            f" {metrics['chosen']['candidates']}, and so were those of null models; {chosen} of ours were rejected."
+        )
     lines.append(f"Novelty: {metrics['novelty']['verdict']}.")
     return lines
 
@@ -122,30 +128,57 @@ def _diversity(metrics: dict[str, Any]) -> str:
     for name, facts in metrics["diversity"].items():
         if facts is not None:
             lines.append(f"| {name} | {facts['disagreement']:.4f} | {facts['error_iou']:.3f} |")
+    lines.append(f"| generated with originals | | {metrics['novelty']['mean_error_iou']:.3f} |")
     return "\n".join(lines)
 
 
 def _novelty(facts: dict[str, Any]) -> str:
+    places = {
+        "generated members": "generated_to_nearest_original",
+        "snapshots of withheld chains": "held_out_to_nearest_original",
+        "snapshots, to another chain's": "original_to_nearest_original",
+        "snapshots, to any other": "original_to_nearest_of_any_chain",
+        "snapshots with noise added": "noised_to_nearest_original",
+    }
     return "\n".join(
         [
             f"## Novelty: {facts['verdict']}",
             "",
-            "Mean distance to the nearest snapshot that the generator saw (standardised parameters):",
+            "Mean distance to the nearest snapshot that the generator saw:",
             "",
-            "| from | distance |",
-            "|---|---:|",
-            f"| generated members | {facts['generated_to_nearest_original']:.3f} |",
-            f"| snapshots of withheld chains | {facts['held_out_to_nearest_original']:.3f} |",
-            f"| snapshots, to another chain's | {facts['original_to_nearest_original']:.3f} |",
-            f"| snapshots, to any other | {facts['original_to_nearest_of_any_chain']:.3f} |",
-            f"| snapshots with noise added | {facts['noised_to_nearest_original']:.3f} |",
+            "| from | standardised | raw |",
+            "|---|---:|---:|",
+            *(f"| {label} | {facts[key]:.3f} | {facts['raw'][key]:.3f} |" for label, key in places.items()),
             "",
-            f"Nearer than the nearest 1 % of withheld snapshots: {_percent(facts['replica_rate'])} % of members."
+            f"Copies (nearer to one snapshot than half the distance between neighbours): {_percent(facts['copies'])} %"
+            f" of members. Nearer than the nearest 1 % of withheld snapshots: {_percent(facts['replica_rate'])} %."
             f" Variance kept: {facts['variance_ratio']:.2f} of the snapshots'. Outside their span:"
-            f" {facts['outside_span']:.1e} (members are combinations of snapshots by construction). Largest overlap of"
-            f" errors with one snapshot: {facts['max_error_iou']:.2f}.",
+            f" {_outside(facts['outside_span'])}. Largest overlap of errors with one snapshot:"
+            f" {facts['max_error_iou']:.2f}.",
         ]
     )
+
+
+def _outside(share: float) -> str:
+    if share < 1e-2:
+        return f"{share:.1e} of a member's length (members are combinations of snapshots by construction)"
+    return f"{share:.2f} of a member's length"
+
+
+def _autoencoder(accuracy: dict[str, float]) -> str:
+    lines = [
+        "## What the autoencoder keeps",
+        "",
+        "Mean test accuracy of snapshots, and of what it gives back of them:",
+        "",
+    ]
+    lines += ["| | as they are | given back |", "|---|---:|---:|"]
+    for label, name, again in (
+        ("snapshots seen", "originals", "reconstructed"),
+        ("snapshots of withheld chains", "withheld", "withheld_reconstructed"),
+    ):
+        lines.append(f"| {label} | {_percent(accuracy[name])} | {_percent(accuracy[again])} |")
+    return "\n".join(lines)
 
 
 def _cost(cost: dict[str, Any], members: int) -> str:

@@ -5,6 +5,7 @@ a trial. They are plain arrays, which processes of one machine share without a c
 """
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bend_ray.config import Config
+from bend_ray.config import Autoencoder, Config
 from bend_ray.data.datasets import Dataset
 from bend_ray.ensemble import aggregate, metrics
 from bend_ray.ensemble.recalibrate import Recalibration
 from bend_ray.ensemble.trunk import SharedTrunk
 from bend_ray.generator import span as spans
 from bend_ray.generator.generator import Generator
-from bend_ray.generator.span import Span
-from bend_ray.weights.snapshots import Snapshots
+from bend_ray.generator.span import Gram, Scaling, Span
+from bend_ray.weights.snapshots import Fact, Held, Snapshots
 from bend_ray.weights.subset import Subset
 
 METRICS = (
@@ -44,47 +45,49 @@ class Prepared:
     """What does not depend on a trial, as numpy arrays."""
 
     subset: Subset
-    span: dict[str, np.ndarray]
-    c_SR: np.ndarray
-    """Of the snapshots that the generator may see."""
-    kept_R: np.ndarray
-    """Share of their variance in the coordinates up to each."""
-    withheld: float
-    """Mean distance of a withheld snapshot to the nearest of those, standardised."""
+    theta_SD: np.ndarray
+    """Snapshots that the generator may see."""
+    facts: tuple[Fact, ...]
+    """Of these."""
+    grams: dict[Scaling, tuple[np.ndarray, np.ndarray, np.ndarray]]
+    """`Gram` (mean_D, scale_D, product_XX) of these and the withheld ones, for each scaling that trials may ask for."""
     features: list[tuple[Any, ...]]
     """What the trunk gives of each batch of validation rows."""
     labels: np.ndarray
 
     @staticmethod
-    def of(cut: SharedTrunk, seen: Snapshots, held_out: Snapshots, dataset: Dataset, explained: float) -> "Prepared":
-        """``explained``: the largest that any trial will ask for."""
-        span = spans.fit(seen.blocks, explained)
-        c_SR, c_HR = span.encode(seen.theta_SD), span.encode(held_out.theta_SD)
-        # In an orthonormal basis the distance to a point of the span is that of coordinates and the rest outside.
-        outside_H = span.residual(held_out.theta_SD)
-        withheld_H = (torch.cdist(c_HR, c_SR).amin(1).square() + outside_H.square()).sqrt()
-        variance_R = c_SR.double().square().sum(0)
-        total = span.standardise(seen.theta_SD).double().square().sum()
+    def of(
+        cut: SharedTrunk, snapshots: Snapshots, S: int, dataset: Dataset, scalings: Iterable[Scaling] = ("tensor",)
+    ) -> "Prepared":
+        """Of ``snapshots``, the first ``S`` of which the generator may see."""
+        grams = {scaling: spans.gram(snapshots.blocks, S, scaling) for scaling in scalings}
         with torch.no_grad():
             features = [
                 tuple(value.numpy() if isinstance(value, Tensor) else value for value in cut.trunk(x))
                 for x in inputs(dataset)
             ]
         return Prepared(
-            subset=seen.subset,
-            span={name: getattr(span, name).numpy() for name in ("mean_D", "scale_D", "basis_RD")},
-            c_SR=c_SR.numpy(),
-            kept_R=(variance_R.cumsum(0) / total).numpy(),
-            withheld=withheld_H.mean().item(),
+            subset=snapshots.subset,
+            theta_SD=snapshots.theta_SD[:S].numpy(),
+            facts=snapshots.facts[:S],
+            grams={
+                scaling: (gram.mean_D.numpy(), gram.scale_D.numpy(), gram.product_XX.numpy())
+                for scaling, gram in grams.items()
+            },
             features=features,
             labels=dataset.val.labels.numpy(),
         )
 
-    def coordinates(self, explained: float) -> tuple[Span, Tensor]:
-        """The span and the snapshots' coordinates, cut to the rank that keeps the share ``explained``."""
-        R = min(len(self.kept_R), int((self.kept_R < explained).sum()) + 1)
-        mean_D, scale_D, basis_RD = (as_tensor(self.span[name]) for name in ("mean_D", "scale_D", "basis_RD"))
-        return Span(mean_D, scale_D, basis_RD[:R]), as_tensor(self.c_SR)[:, :R].contiguous()
+    def gram(self, scaling: Scaling) -> Gram:
+        """All products of snapshots."""
+        mean_D, scale_D, product_XX = (as_tensor(array) for array in self.grams[scaling])
+        return Gram(mean_D, scale_D, product_XX, len(self.theta_SD))
+
+    def coordinates(self, autoencoder: Autoencoder) -> tuple[Span, Tensor]:
+        """The span and the snapshots' coordinates in it, as ``autoencoder`` asks for."""
+        held = Held(self.subset, as_tensor(self.theta_SD))
+        span, c_XR = self.gram(autoencoder.scaling).span(held, autoencoder.explained)
+        return span, c_XR[: len(self.theta_SD)]
 
 
 def inputs(dataset: Dataset) -> list[Tensor]:
@@ -109,11 +112,12 @@ def measure(
     config: Config,
     recalibration: Recalibration | None = None,
 ) -> dict[str, float]:
-    """The ensemble that ``generator`` makes, on the validation split.
+    """The ensemble that ``generator`` makes, on the validation split: as many members as asked for, none chosen.
 
     ``abend_nll`` and ``member_nll`` (nats), ``abend_accuracy``, ``sbend_accuracy`` and ``member_accuracy``,
     ``disagreement`` (see `metrics.diversity`), ``novelty`` (members' distance to the nearest snapshot over that of
-    withheld ones) and ``variance_ratio``. Members are decoded and run a few at a time.
+    withheld ones) and ``variance_ratio``, both without noise outside the span. Members are decoded and run a few at a
+    time.
     """
     device, M, size = generator.span.mean_D.device, config.sample.members, config.sample.block
     features = [tuple(_on(as_tensor(value), device) for value in batch) for batch in prepared.features]
@@ -123,8 +127,10 @@ def measure(
     ]
     c_MR = torch.cat(blocks)[:M]
     found = []
-    for c_mR in c_MR.split(max(1, DECODED // (4 * generator.subset.D))):
-        theta_mD = generator.span.decode(c_mR)
+    few = max(1, DECODED // (4 * generator.subset.D))
+    for start in range(0, M, few):
+        ids = range(start, min(start + few, M))
+        theta_mD = generator.parameters(c_MR[ids], ids, config.seed, config.sample)
         theta_mD = recalibration(theta_mD) if recalibration else theta_mD
         logits = [
             torch.cat([cut.members(part_mD, shared) for part_mD in theta_mD.split(cut.at_once(rows))])
@@ -134,8 +140,8 @@ def measure(
     logits_MBK, c_MR = torch.cat(found), c_MR.cpu()
     aggregate.check(logits_MBK)
     accuracy_M, nll_M = metrics.member_scores(logits_MBK, label_B)
-    prob_BK, c_SR = aggregate.abend(logits_MBK), as_tensor(prepared.c_SR)
-    nearest_M = torch.cdist(torch.nn.functional.pad(c_MR, (0, c_SR.shape[1] - c_MR.shape[1])), c_SR).amin(1)
+    prob_BK = aggregate.abend(logits_MBK)
+    novelty, variance_ratio = _geometry(c_MR, prepared, config)
     return {
         "abend_nll": metrics.nll(prob_BK, label_B).mean().item(),
         "abend_accuracy": (prob_BK.argmax(-1) == label_B).double().mean().item(),
@@ -143,9 +149,23 @@ def measure(
         "member_nll": nll_M.mean().item(),
         "member_accuracy": accuracy_M.mean().item(),
         "disagreement": metrics.diversity(logits_MBK.argmax(-1), label_B)["disagreement"],
-        "novelty": nearest_M.mean().item() / max(prepared.withheld, 1e-12),
-        "variance_ratio": (c_MR.var(0, correction=0).sum() / c_SR.var(0, correction=0).sum()).item(),
+        "novelty": novelty,
+        "variance_ratio": variance_ratio,
     }
+
+
+def _geometry(c_MR: Tensor, prepared: Prepared, config: Config) -> tuple[float, float]:
+    """Members' mean distance to the nearest snapshot over that of withheld ones; their variance over the snapshots'."""
+    gram = prepared.gram(config.autoencoder.scaling)
+    S, length_X = gram.S, gram.length_X
+    withheld_HS = length_X[S:, None] + length_X[:S] - 2 * gram.product_XX[S:, :S]
+    _, c_SR = prepared.coordinates(config.autoencoder)
+    # In an orthonormal basis the distance to a point of the span is that of coordinates and the rest outside.
+    outside_S = (length_X[:S] - c_SR.double().square().sum(1)).clamp_min(0)
+    nearest_M = (torch.cdist(c_MR.double(), c_SR.double()).square() + outside_S).amin(1).sqrt()
+    withheld = withheld_HS.clamp_min(0).amin(1).sqrt().mean().item()
+    variance = c_MR.double().var(0, correction=0).sum() / (length_X[:S].sum() / S)
+    return nearest_M.mean().item() / max(withheld, 1e-12), variance.item()
 
 
 def _rows(total: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 A Ray Train job: the workers train the base classifier together, then share out the chains. Each finished chain is one
 Parquet part; a worker, driver or machine that dies costs the chains that were under way, and the same command goes on.
+Where chains end in different modes, a Ray task then aligns them, and what it was given goes.
 """
 
 import hashlib
@@ -11,9 +12,10 @@ import uuid
 from typing import Any
 
 import ray
+import torch
 from torch import nn
 
-from bend_ray import artifacts, cluster
+from bend_ray import artifacts, cluster, seeds
 from bend_ray.artifacts import Manifest
 from bend_ray.board import Desk, board, reporting
 from bend_ray.config import Config
@@ -25,6 +27,8 @@ from bend_ray.progress import Progress
 from bend_ray.weights import chains as chain_training
 from bend_ray.weights import snapshots as parts
 from bend_ray.weights import subset as subsets
+from bend_ray.weights.align import align
+from bend_ray.weights.symmetry import Symmetry
 
 
 def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
@@ -37,7 +41,8 @@ def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
     if base is not None:
         recipe = artifacts.recipe("snapshots", config, {"base": base.digest, **base_inputs})
         folder = run / "snapshots"
-        done = sum(folder.each(lambda chain: parts.part_is_done(folder, chain, recipe), range(config.collect.chains)))
+        stem, chains = _stem(config), range(config.collect.chains)
+        done = sum(folder.each(lambda chain: parts.part_is_done(folder, chain, recipe, stem), chains))
     base_steps, chain_steps = _steps(config, dataset)
     total = base_steps + config.collect.chains * chain_steps
     already = (base_steps if base else 0) + done * chain_steps
@@ -45,8 +50,10 @@ def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
         if base is not None:
             show.line(f"the base is there already, and {done} of {config.collect.chains} chains")
         _train(config, run, base_inputs, show, already)
-    base = artifacts.load(run / "base", "base")
-    return _publish(config, run, {"base": base.digest, **base_inputs})
+        base = artifacts.load(run / "base", "base")
+        inputs = {"base": base.digest, **base_inputs}
+        aligned = _align(config, run, artifacts.recipe("snapshots", config, inputs), show)
+    return _publish(config, run, inputs, aligned)
 
 
 def found(config: Config, run: Folder, dataset: Dataset) -> Manifest | None:
@@ -63,6 +70,11 @@ def inputs_of_base(config: Config, dataset: Dataset) -> dict[str, str]:
         with local_file(config.classifier.weights) as path:
             inputs["weights"] = hashlib.sha256(path.read_bytes()).hexdigest()
     return inputs
+
+
+def _stem(config: Config) -> str:
+    """What chains' files are called while they are collected."""
+    return parts.RAW if config.collect.aligned else parts.STEM
 
 
 def _steps(config: Config, dataset: Dataset) -> tuple[int, int]:
@@ -175,19 +187,65 @@ def _run_chains(config: Config, run: Folder, dataset: Dataset, inputs: dict[str,
     description = bases.Description.of(config.classifier, dataset)
     rank, world = get_context().get_world_rank(), get_context().get_world_size()
     for chain in range(rank, config.collect.chains, world):
-        if parts.part_is_done(run / "snapshots", chain, recipe):
+        if parts.part_is_done(run / "snapshots", chain, recipe, _stem(config)):
             continue
         start = time.monotonic()
         module = bases.load(run / "base", description, device)
         subset = subsets.choose(module, config.collect.subset)
+        if config.collect.init == "fresh":
+            subset.put(module, subset.take(description.build(seeds.seed_for(config.seed, "chain", chain, "init"))))
         theta_SD, facts = chain_training.run_chain(
             module, subset, dataset, config.collect, config.seed, chain, desk.progress(f"chain {chain}")
         )
         artifacts.note_seconds(run, f"chain-{chain:05d}", time.monotonic() - start)
-        parts.write_part(run / "snapshots", chain, subset, theta_SD, facts, recipe)
+        parts.write_part(run / "snapshots", chain, subset, theta_SD, facts, recipe, _stem(config))
 
 
-def _publish(config: Config, run: Folder, inputs: dict[str, str]) -> Manifest:
+def _align(config: Config, run: Folder, recipe: str, show: Progress) -> dict[str, Any]:
+    """What is to be known of the alignment; nothing where none was asked for."""
+    if not config.collect.aligned:
+        return {}
+    task = _align_remotely.options(num_cpus=config.collect.cpus_per_worker, max_retries=cluster.RETRIES)
+    try:
+        facts: dict[str, Any] = ray.get(task.remote(config.model_dump(mode="json"), run.address, recipe))
+    except ray.exceptions.RayError as error:
+        raise cluster.plainly(error) from error
+    moved, left = facts["aligned"], facts["not_aligned"]
+    show.line(f"aligned: {len(moved)} groups of hidden units ({', '.join(map(str, moved)) or 'none'})")
+    for sentence in left:
+        show.line(f"not aligned: {sentence}")
+    return facts
+
+
+@ray.remote
+def _align_remotely(config_json: dict[str, Any], where: str, recipe: str) -> dict[str, Any]:
+    """Write each chain's part anew, its hidden units in the order that the chains have in common.
+
+    The last snapshot of each chain is matched; withheld chains have no say in the order. The same chains give the same
+    bytes, so a task that is killed may begin again.
+    """
+    config, folder = Config.model_validate(config_json), Folder(where) / "snapshots"
+    cluster.threads(config.collect.cpus_per_worker)
+    start, collect = time.monotonic(), config.collect
+    dataset = load_dataset(config.data, config.seed)
+    module = bases.load(Folder(where) / "base", bases.Description.of(config.classifier, dataset))
+    example_x = dataset.preprocess(dataset.train.images[:2])
+    symmetry = Symmetry.of(module, subsets.choose(module, collect.subset), example_x)
+    chains = range(collect.chains)
+    last_CD = torch.stack([parts.read_part(folder, chain, parts.RAW).theta_SD[-1] for chain in chains])
+    seen = collect.chains - collect.held_out
+    aligned_CD, permutations = align(symmetry, last_CD[:seen])
+    permutations += align(symmetry, last_CD[seen:], aligned_CD.mean(0))[1]
+    for chain, permutation in zip(chains, permutations, strict=True):
+        if not parts.part_is_done(folder, chain, recipe):
+            raw = parts.read_part(folder, chain, parts.RAW)
+            theta_SD = symmetry.permuted(raw.theta_SD, permutation)
+            parts.write_part(folder, chain, raw.subset, theta_SD, raw.facts, recipe)
+    artifacts.note_seconds(Folder(where), "chain-align", time.monotonic() - start)
+    return {"aligned": [group.size for group in symmetry.groups], "not_aligned": list(symmetry.left)}
+
+
+def _publish(config: Config, run: Folder, inputs: dict[str, str], aligned: dict[str, Any]) -> Manifest:
     collect = config.collect
     subset, known = parts.read_facts(run / "snapshots", collect.chains)
     accuracy = [fact.val_accuracy for fact in known]
@@ -197,13 +255,29 @@ def _publish(config: Config, run: Folder, inputs: dict[str, str]) -> Manifest:
         "subset": subset.to_json(),
         "subset_size": subset.D,
         "val_accuracy_mean": mean,
+        **aligned,
     }
     readme = (
         f"# Snapshots\n\n{len(accuracy)} snapshots of {subset.D} parameters (`{collect.subset}`): "
         f"{collect.chains} chains of {collect.snapshots_per_chain}, one Parquet part a chain. Mean validation accuracy "
-        f"{mean:.4f}. The last {collect.held_out} chains are withheld from the generator.\n\n"
+        f"{mean:.4f}. The last {collect.held_out} chains are withheld from the generator."
+        f"{_words(aligned)}\n\n"
         '```python\nimport pandas\npandas.read_parquet("snapshots")  # chain, step, seed, val_loss, val_accuracy, '
         "theta.<parameter>...\n```\n"
     )
     files = [parts.part_name(chain) for chain in range(collect.chains)]
-    return artifacts.publish(run, "snapshots", config, inputs, facts, files, readme)
+    manifest = artifacts.publish(run, "snapshots", config, inputs, facts, files, readme)
+    folder = run / "snapshots"
+    for _ in folder.each(folder.delete, [name for name in folder.list() if name.startswith(f"{parts.RAW}-")]):
+        pass
+    return manifest
+
+
+def _words(aligned: dict[str, Any]) -> str:
+    if not aligned:
+        return ""
+    return (
+        " Hidden units of each chain were permuted to match those of the others, which changes no function:"
+        f" {len(aligned['aligned'])} groups of {', '.join(map(str, aligned['aligned'])) or 'none'}."
+        + "".join(f" Left as it was: {sentence}." for sentence in aligned["not_aligned"])
+    )

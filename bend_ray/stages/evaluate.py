@@ -19,9 +19,12 @@ from bend_ray.data import base as bases
 from bend_ray.data import training
 from bend_ray.data.classifiers import logits
 from bend_ray.data.datasets import Dataset, load_dataset
+from bend_ray.ensemble import select
 from bend_ray.ensemble.ensemble import Ensemble
 from bend_ray.ensemble.recalibrate import Recalibration
+from bend_ray.ensemble.validation import Validation
 from bend_ray.folders import Folder
+from bend_ray.generator import span as spans
 from bend_ray.generator.generator import Generator
 from bend_ray.generator.nulls import null_generators
 from bend_ray.pool import pool
@@ -29,11 +32,14 @@ from bend_ray.progress import Progress
 from bend_ray.report import numbers, words
 from bend_ray.report.numbers import RIVALS, Scored
 from bend_ray.weights import snapshots as parts
+from bend_ray.weights.subset import Subset
 
 CHUNK = 512
 """Images predicted at once."""
-AS_TRAINED = ("base_model", "originals", "random_originals")
+AS_TRAINED = ("base_model", "originals", "random_originals", "withheld")
 """Sets whose batch-norm statistics are those they were trained with."""
+FIXED = ("base_model", "weight_average", *numbers.SNAPSHOTS)
+"""Sets whose members are none to choose among."""
 
 
 def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
@@ -58,10 +64,13 @@ def _make(config: Config, run: Folder, dataset: Dataset, inputs: dict[str, str])
 
     start = time.monotonic()
     rivals = _train_rivals(config, run, artifacts.recipe("report", config, inputs))
-    names = ["originals", "generated", *config.evaluate.baselines, *(name for name in RIVALS if rivals[name])]
+    whole = [name for name in RIVALS if rivals[name]]
+    names = [*numbers.SNAPSHOTS, "generated", *config.evaluate.baselines, *whole]
     scored, novelty, points = _score_all(config, run, names, rivals)
-    D = Generator.load(run / "generator").subset.D
-    metrics = numbers.assemble(config, dataset.name, dataset.test.labels, scored, novelty, D)
+    subset = Subset.from_json(artifacts.load(run / "generator", "generator").facts["subset"])
+    metrics = numbers.assemble(config, dataset.name, dataset.test.labels, scored, novelty, subset.D)
+    chosen = artifacts.load(run / "ensemble", "ensemble").facts
+    metrics["chosen"] = {key: chosen[key] for key in ("keep", "candidates", "rejected")}
     seconds = {unit: artifacts.noted_seconds(run, unit) for unit in ("base", "chain-", "trial-", "fit", "block-")}
     seconds["evaluate"] = time.monotonic() - start
     trained = [artifacts.noted_seconds(run, name.split(".")[0]) for names in rivals.values() for name in names]
@@ -142,7 +151,7 @@ class _Evaluator:
         self.device = cluster.device(config.sample.gpus_per_actor)
         self.dataset = load_dataset(config.data, config.seed)
         self.ensemble = Ensemble.load(run / "ensemble", self.device, config.ensemble)
-        self.generator = Generator.load(run / "generator")
+        self.generator = Generator.load(run)
         self.snapshots = parts.read(run / "snapshots", config.collect.chains)
         self.seen, self.held_out = self.snapshots.divide(config.collect.chains, config.collect.held_out)
         base = bases.load(run / "base", self.ensemble.description, self.device)
@@ -153,6 +162,7 @@ class _Evaluator:
         self.nulls = null_generators(
             config.evaluate.baselines, self.seen.theta_SD, base_theta_D, self.generator, config.evaluate
         )
+        self.validation = Validation(self.ensemble.trunk, self.dataset)
 
     def score(self, name: str) -> tuple[str, Scored]:
         """Make the set ``name`` of classifiers and reduce their predictions."""
@@ -165,7 +175,14 @@ class _Evaluator:
             theta_MD = self._theta(name)
             seconds = time.monotonic() - start
             test_MBK, val_MBK = self._logits(theta_MD, test.images), self._logits(theta_MD, val.images)
-        return name, numbers.score(test_MBK, test.labels, val_MBK, val.labels, seconds)
+            away = self._away(theta_MD)
+        return name, numbers.score(test_MBK, test.labels, val_MBK, val.labels, seconds, away)
+
+    def _away(self, theta_MD: Tensor) -> float:
+        """Mean distance to the nearest snapshot that the generator saw, standardised."""
+        standard = self.generator.span.standardise
+        members_MD = standard(theta_MD.cpu()[:, : self.generator.subset.D])
+        return torch.cdist(members_MD, standard(self.seen.theta_SD)).amin(1).mean().item()
 
     def novelty(self, seed: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Novelty of the generated members, and where they lie on the first two directions of the span."""
@@ -174,22 +191,32 @@ class _Evaluator:
             ("noised_originals",), self.seen.theta_SD, members_MD[0], self.generator, self.config.evaluate
         )
         noised_MD = nulls["noised_originals"](range(len(members_MD)), seed)
-        facts = numbers.novelty(self.generator, members_MD, noised_MD, self.seen, self.held_out)
+        gram = spans.gram(self.seen.blocks, len(self.seen.facts), self.config.autoencoder.scaling)
+        span, _ = gram.span(self.seen.blocks, 1.0)  # all of it, whatever the generator keeps
+        facts = numbers.novelty(span, members_MD, noised_MD, self.seen, self.held_out)
         sets = {"originals": self.seen.theta_SD, "withheld": self.held_out.theta_SD, "generated": members_MD}
-        return facts, {name: self.generator.span.encode(theta)[:, :2] for name, theta in sets.items()}
+        return facts, {name: span.encode(theta)[:, :2] for name, theta in sets.items()}
 
     def _theta(self, name: str) -> Tensor:
         """Parameters, and where members have statistics of their own, theirs: counted anew for what was made up, as
         they were trained for the base and for snapshots."""
         if name == "generated":
             return self.ensemble.theta_MD
-        single = name in ("base_model", "weight_average")
-        ids = range(1 if single else self.config.sample.members)
-        theta_MD = self.snapshots.theta_SD if name == "originals" else self.nulls[name](ids, self.config.seed)
+        sample = self.config.sample
+        if name in numbers.SNAPSHOTS:
+            snapshots = self.seen if name in ("originals", "reconstructed") else self.held_out
+            theta_MD = snapshots.theta_SD
+            if name.endswith("reconstructed"):
+                theta_MD = self.generator.decode(self.generator.encode(theta_MD))
+        else:
+            theta_MD = self.nulls[name](range(1 if name in FIXED else sample.made), self.config.seed)
         theta_MD = theta_MD.to(self.device)
-        if self.recalibration is None:
-            return theta_MD
-        return (self.recalibration.as_trained if name in AS_TRAINED else self.recalibration)(theta_MD)
+        if self.recalibration is not None:
+            theta_MD = (self.recalibration.as_trained if name in AS_TRAINED else self.recalibration)(theta_MD)
+        if sample.keep != "all" and name not in FIXED:  # null models may choose as ours did
+            chosen = select.choose(sample.keep, self.validation.true_probability(theta_MD), sample.members)
+            theta_MD = theta_MD[sorted(chosen)]
+        return theta_MD
 
     def _logits(self, theta_MD: Tensor, images: Tensor) -> Tensor:
         preprocess = self.ensemble.description.preprocess

@@ -62,28 +62,39 @@ def _fit(config_json: dict[str, Any], where: str, said: Any) -> dict[str, Any]:
         cluster.threads(1)
         start = time.monotonic()
         collect = config.collect
-        snapshots = parts.read(run / "snapshots", collect.chains)
-        seen, held_out = snapshots.divide(collect.chains, collect.held_out)
-        generator = Generator.fit(
-            snapshots.subset,
-            seen.blocks,
-            held_out.theta_SD,
-            config.autoencoder,
-            config.diffusion,
-            config.seed,
-            cluster.device(config.diffusion.gpus),
-            desk.progress("fit"),
-        )
+        with parts.Parts.open(run / "snapshots", collect.chains) as snapshots:
+            generator = Generator.fit(
+                snapshots.subset,
+                snapshots,
+                snapshots.facts,
+                len(snapshots.facts) - collect.seen,
+                config.autoencoder,
+                config.diffusion,
+                config.seed,
+                cluster.device(config.diffusion.gpus),
+                desk.progress("fit"),
+            )
         artifacts.note_seconds(run, "fit", time.monotonic() - start)
         artifacts.write_tensors(run / "generator", FILE, generator.state())
         return generator.facts
 
 
 def _readme(config: Config, facts: dict[str, Any]) -> str:
+    diffusion = config.diffusion
+    model = "rectified flow"
+    if diffusion.objective == "ddpm":
+        model = f"DDPM, {diffusion.steps} steps, {diffusion.schedule} schedule, predicts {diffusion.prediction}"
+    space = (
+        "coordinates in the span of the snapshots" if config.autoencoder.kind == "span" else "standardised parameters"
+    )
     return (
-        f"# The generator\n\nNoise -> {facts['latent']} latents (DDPM, {config.diffusion.steps} steps,"
-        f" {config.diffusion.schedule} schedule) -> {facts['rank']} coordinates in the span of the snapshots"
-        " (autoencoder) -> parameters.\n\nUnexplained variance:"
-        f" {facts['unexplained_train']:.3e} of the snapshots it was fitted on, {facts['unexplained_held_out']:.3f} of"
+        f"# The generator\n\nNoise -> {facts['latent']} latents ({model}) -> {facts['rank']} {space} (autoencoder) ->"
+        f" parameters.\n\nUnexplained variance: {facts['unexplained_train']:.3e} of the snapshots it was fitted on,"
+        f" {facts['unexplained_held_out']:.3f} of"
         " whole chains it never saw (near 1: each chain is a direction of its own).\n"
+        + (
+            "\nMembers are combinations of the snapshots, so the generator needs `snapshots/` beside it.\n"
+            if config.autoencoder.kind == "span"
+            else ""
+        )
     )

@@ -64,9 +64,10 @@ def _size(config: Config, run: Folder, todo: tuple[str, ...], model: tuple[nn.Mo
     base = sum(tensor.nbytes for tensor in model[0].state_dict().values()) if model else 0
     size = 0
     if "collect" in todo:
-        size += base + 4 * D * config.collect.chains * config.collect.snapshots_per_chain - _there(run / "snapshots")
+        snapshots = 4 * D * config.collect.chains * config.collect.snapshots_per_chain
+        size += base + (2 if config.collect.aligned else 1) * snapshots - _there(run / "snapshots")
     if "sample" in todo:
-        size += base + 8 * D * config.sample.members - _there(run / "ensemble")
+        size += base + 4 * D * (config.sample.made + config.sample.members) - _there(run / "ensemble")
     return max(0, size)
 
 

@@ -2,7 +2,8 @@
 
 A pool of (GPU) actors samples blocks of members. A block is the unit of work, always computed whole, so that a member's
 bits depend on (seed, member id) and not on how many actors there are or how many members are asked for. Finished blocks
-are files; after a kill only the others are sampled.
+are files; after a kill only the others are sampled. Where members are chosen among candidates (`sample.keep`), each
+block brings what its candidates say of the validation rows.
 """
 
 import math
@@ -10,14 +11,17 @@ import time
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bend_ray import artifacts, cluster
 from bend_ray.artifacts import Manifest
 from bend_ray.config import Config
 from bend_ray.data import base as bases
 from bend_ray.data.datasets import Dataset, load_dataset
-from bend_ray.ensemble.ensemble import MEMBERS
+from bend_ray.ensemble import select
+from bend_ray.ensemble.ensemble import MEMBERS, make_trunk
 from bend_ray.ensemble.recalibrate import Recalibration, of_base
+from bend_ray.ensemble.validation import Validation
 from bend_ray.errors import TrainingError
 from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
@@ -32,7 +36,7 @@ def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
         return whole
     inputs = _inputs(config, run, dataset)
     recipe = artifacts.recipe("ensemble", config, inputs)
-    blocks = range(math.ceil(config.sample.members / config.sample.block))
+    blocks = range(math.ceil(config.sample.made / config.sample.block))
     done = set(_done(run / "ensemble", recipe))
     todo = [block for block in blocks if block not in done]
     already = len(blocks) - len(todo)
@@ -51,7 +55,8 @@ def found(config: Config, run: Folder, dataset: Dataset) -> Manifest | None:
 def _inputs(config: Config, run: Folder, dataset: Dataset) -> dict[str, str]:
     kinds: tuple[artifacts.Kind, ...] = ("generator", "base")
     inputs = {kind: artifacts.load(run / kind, kind).digest for kind in kinds}
-    return inputs | ({"data": dataset.digest()} if config.sample.recalibrate else {})
+    needs_rows = config.sample.recalibrate or config.sample.keep != "all"
+    return inputs | ({"data": dataset.digest()} if needs_rows else {})
 
 
 def _sample_all(config: Config, run: Folder, recipe: str, todo: list[int], show: Progress) -> None:
@@ -71,13 +76,22 @@ class _Sampler:
 
     def __init__(self, config_json: dict[str, Any], where: str, recipe: str) -> None:
         self.config, self.run, self.recipe = Config.model_validate(config_json), Folder(where), recipe
-        cluster.threads(self.config.sample.cpus_per_actor)
-        self.device = cluster.device(self.config.sample.gpus_per_actor)
-        self.generator = Generator.load(self.run / "generator").to(self.device)
+        config, sample = self.config, self.config.sample
+        cluster.threads(sample.cpus_per_actor)
+        self.device = cluster.device(sample.gpus_per_actor)
+        self.generator = Generator.load(self.run).to(self.device)
         self.recalibration: Recalibration | None = None
-        if self.config.sample.recalibrate:
-            dataset = load_dataset(self.config.data, self.config.seed)
-            self.recalibration = of_base(self.config, self.run, dataset, self.generator.subset, self.device)
+        self.validation: Validation | None = None
+        if sample.recalibrate or sample.keep != "all":
+            dataset = load_dataset(config.data, config.seed)
+            subset = self.generator.subset
+            if sample.recalibrate:
+                self.recalibration = of_base(config, self.run, dataset, subset, self.device)
+                subset = self.recalibration.subset
+            if sample.keep != "all":
+                description = bases.Description.of(config.classifier, dataset)
+                module = bases.load(self.run / "base", description, self.device)
+                self.validation = Validation(make_trunk(module, subset, description), dataset)
 
     def sample(self, block: int) -> None:
         """Put the block's members, ``theta_MD``."""
@@ -86,11 +100,22 @@ class _Sampler:
         theta_MD = self.generator.sample(ids, self.config.seed, self.config.sample)
         if self.recalibration is not None:
             theta_MD = self.recalibration(theta_MD.to(self.device)).cpu()
-        theta_MD = theta_MD[: self.config.sample.members - ids[0]]
+        theta_MD = theta_MD[: self.config.sample.made - ids[0]]
         if not torch.isfinite(theta_MD).all():
             raise TrainingError(f"block {block} of members: not finite; raise sample.steps or lower diffusion.lr")
+        tensors = {"theta_MD": theta_MD}
+        if self.validation is not None:
+            tensors["p_MB"] = self.validation.true_probability(theta_MD.to(self.device))
         artifacts.note_seconds(self.run, f"block-{block:05d}", time.monotonic() - start)
-        artifacts.write_tensors(self.run / "ensemble", _block_name(block), {"theta_MD": theta_MD}, self.recipe)
+        artifacts.write_tensors(self.run / "ensemble", _block_name(block), tensors, self.recipe)
+
+
+def chosen_in_words(facts: dict[str, Any]) -> str:
+    """How members were chosen among candidates; nothing where all were kept."""
+    if facts["keep"] == "all":
+        return ""
+    how = "best by validation loss" if facts["keep"] == "best" else "greedy selection on validation rows"
+    return f"Chosen among {facts['candidates']} candidates ({how}); {facts['rejected']} were rejected.\n\n"
 
 
 def _block_name(block: int) -> str:
@@ -110,18 +135,34 @@ def _publish(config: Config, run: Folder, dataset: Dataset, inputs: dict[str, st
     base, generator = artifacts.load(run / "base", "base"), artifacts.load(run / "generator", "generator")
     folder = run / "ensemble"
     names = [_block_name(block) for block in range(blocks)]
+    sample = config.sample
+    kept = list(range(sample.members))
+    if sample.keep != "all":
+        p_CB = torch.cat(list(folder.each(lambda name: artifacts.read_tensors(folder, name)[0]["p_MB"], names)))
+        kept = sorted(select.choose(sample.keep, p_CB, sample.members))
     D = artifacts.read_tensors(folder, names[0])[0]["theta_MD"].shape[1]
-    members = folder.each(lambda name: artifacts.read_tensors(folder, name)[0]["theta_MD"], names)
-    artifacts.write_rows(folder, MEMBERS, "theta_MD", (config.sample.members, D), members)  # never all of them at once
+
+    def members(name: str) -> Tensor:
+        """Those of one block that are kept."""
+        first = names.index(name) * sample.block
+        rows = [i - first for i in kept if first <= i < first + sample.block]
+        found: Tensor = artifacts.read_tensors(folder, name)[0]["theta_MD"][rows]
+        return found
+
+    shape = (sample.members, D)
+    artifacts.write_rows(folder, MEMBERS, "theta_MD", shape, folder.each(members, names))  # never all of them at once
     folder.write(bases.FILE, (run / "base").read(bases.FILE))
     facts = {key: base.facts[key] for key in ("classifier", "class_names", "preprocess", "dataset")}
-    facts |= {"subset": generator.facts["subset"], "members": config.sample.members}
+    facts |= {"subset": generator.facts["subset"], "members": sample.members}
+    rejected = sample.made - len(set(kept))
+    facts |= {"keep": sample.keep, "candidates": sample.made, "rejected": rejected}
     if config.sample.recalibrate:
         wide = of_base(config, run, dataset, Subset.from_json(facts["subset"]))
         facts["subset"] = wide.subset.to_json()
     readme = (
-        f"# The ensemble\n\n{config.sample.members} classifiers for {base.facts['dataset']}: one frozen base"
+        f"# The ensemble\n\n{sample.members} classifiers for {base.facts['dataset']}: one frozen base"
         " (`model.safetensors`) and as many sets of the subset's parameters (`members.safetensors`, theta_MD).\n\n"
+        f"{chosen_in_words(facts)}"
         "```python\nfrom bend_ray.ensemble.ensemble import Ensemble\n"
         'Ensemble.load("ensemble").predict(images, strategy="abend")\n```\n'
     )

@@ -26,7 +26,7 @@ from bend_ray.ensemble.recalibrate import Recalibration
 from bend_ray.ensemble.trunk import SharedTrunk
 from bend_ray.errors import BendError, ConfigError, ResourceError, TrainingError
 from bend_ray.folders import Folder
-from bend_ray.generator.generator import Generator
+from bend_ray.generator.generator import Generator, condition
 from bend_ray.progress import Progress
 from bend_ray.report import trials as pictures
 from bend_ray.search import objective, study
@@ -106,11 +106,10 @@ def _storage(kept: Folder | None) -> dict[str, Any]:
 
 def _prepare(config: Config, run: Folder, dataset: Dataset) -> Prepared:
     snapshots = parts.read(run / "snapshots", config.collect.chains)
-    seen, held_out = snapshots.divide(config.collect.chains, config.collect.held_out)
-    domain = config.search.space.get("autoencoder.explained")
-    explained = max([config.autoencoder.explained, *(float(value) for value in (domain.values if domain else ()))])
-    cut, _ = _classifier(run.address, config.model_dump_json(), seen.subset, "cpu")
-    return Prepared.of(cut, seen, held_out, dataset, explained)
+    domain = config.search.space.get("autoencoder.scaling")
+    scalings: set[Any] = {config.autoencoder.scaling, *(domain.values if domain else ())}
+    cut, _ = _classifier(run.address, config.model_dump_json(), snapshots.subset, "cpu")
+    return Prepared.of(cut, snapshots, config.collect.seen, dataset, sorted(scalings))
 
 
 @lru_cache(maxsize=4)
@@ -155,7 +154,7 @@ def _trial(values: dict[str, Any], job: dict[str, Any], prepared: Prepared) -> N
     device = cluster.device(config.search.gpus_per_trial)
     kept = base.with_keys({"sample.recalibrate": config.sample.recalibrate})
     cut, recalibration = _classifier(job["run"], kept.model_dump_json(), prepared.subset, str(device))
-    span, c_SR = prepared.coordinates(config.autoencoder.explained)
+    span, c_SR = prepared.coordinates(config.autoencoder)
 
     def progress(done: int, total: int) -> None:
         if time.monotonic() - start > config.search.timeout:
@@ -170,7 +169,17 @@ def _trial(values: dict[str, Any], job: dict[str, Any], prepared: Prepared) -> N
         tune.report(found | {"seconds": time.monotonic() - start})
 
     Generator.fit_in(
-        prepared.subset, span, c_SR, config.autoencoder, config.diffusion, config.seed, device, progress, look, LOOKS
+        prepared.subset,
+        span,
+        c_SR,
+        config.autoencoder,
+        config.diffusion,
+        config.seed,
+        device,
+        progress,
+        look,
+        LOOKS,
+        condition(prepared.facts),
     )
 
 

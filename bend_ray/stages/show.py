@@ -87,8 +87,8 @@ def _way(cut: "SharedTrunk", rows: int) -> str:
 
 
 def _half_done(run: Folder, kind: Kind) -> str:
-    found = artifacts.finished_units(run, kind)
-    return f", {len(found)} {artifacts.UNITS[kind].rstrip('-')}s done" if found else ""
+    found = {name.split("-")[1] for name in artifacts.finished_units(run, kind)}  # a chain may be there raw, too
+    return f", {len(found)} {artifacts.UNITS[kind][0].rstrip('-')}s done" if found else ""
 
 
 def _facts(kind: Kind, manifest: Manifest) -> str:

@@ -1,0 +1,342 @@
+"""The generator beside the literature's: fit, members, sampling, and what large D costs. Ratios within one run.
+
+literature  the same S = 200 snapshots of D = 2,062 parameters (digits, norms and head of a ConvNet) to our generator
+            and to the literature's (benchmarks/reference.py): seconds of fitting, reconstruction error of the
+            snapshots and of withheld chains, and what 64 members of each are worth on the test rows
+sampling    1,000 members of D = 5,000 from ours, at once, against the reference's 1,000 steps for one member
+scale       D from 2,000 to 10 million at S = 200: the one pass over the snapshots beside reading them alone, and all
+            the rest of the fit; peak memory at S = 300 and D = 10 million, in a process of its own
+
+Ours runs with one thread, as its stage does, the reference with two. Writes benchmarks/generator.json; a part that was
+not asked for keeps its numbers. What members are worth on real data sets is in benchmarks/modes.py.
+
+    python benchmarks/generator.py [--parts literature sampling scale] [--seeds 3] [--iterations-scale 1.0]
+"""
+
+import argparse
+import json
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import reference
+import torch
+from torch import Tensor
+
+from bend_ray.config import Autoencoder, Diffusion, Sample, loads
+from bend_ray.data import training
+from bend_ray.data.base import Description
+from bend_ray.data.datasets import Dataset, load_dataset
+from bend_ray.ensemble import aggregate, metrics
+from bend_ray.ensemble.ensemble import make_trunk
+from bend_ray.ensemble.trunk import SharedTrunk
+from bend_ray.folders import Folder
+from bend_ray.generator import span as spans
+from bend_ray.generator.generator import Generator
+from bend_ray.weights import chains
+from bend_ray.weights import snapshots as parts
+from bend_ray.weights.snapshots import Fact, Held, Snapshots
+from bend_ray.weights.subset import Subset, choose
+
+RESULT = Path("benchmarks/generator.json")
+RUNS = Path("runs/generator")
+DIGITS = """
+data: {name: digits}
+classifier: {name: convnet, kwargs: {width: 38}}
+collect: {chains: 104, held_out: 4, snapshots_per_chain: 2}
+autoencoder: {latent: 128}
+"""
+MEMBERS = 64
+SIZES = (2_000, 20_000, 200_000, 2_000_000, 10_000_000)
+LARGEST_TENSOR = 2_359_296
+"""Of ResNet-18: 512 x 512 x 3 x 3."""
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--parts", nargs="+", default=["literature", "sampling", "scale"])
+    arguments.add_argument("--seeds", type=int, default=3)
+    arguments.add_argument("--iterations-scale", type=float, default=1.0, help="share of the reference's iterations")
+    arguments.add_argument("--memory", nargs=2, type=int, metavar=("S", "D"), help=argparse.SUPPRESS)
+    asked = arguments.parse_args()
+    if asked.memory:
+        print(json.dumps(peak(*asked.memory)))
+        return
+    result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    if "literature" in asked.parts:
+        result["literature"] = [literature(seed, asked.iterations_scale) for seed in range(asked.seeds)]
+    if "sampling" in asked.parts:
+        result["sampling"] = sampling()
+    if "scale" in asked.parts:
+        result["scale"] = scale()
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    print(table(result))
+
+
+# --- beside the literature's generator
+
+
+def literature(seed: int, share: float) -> dict[str, Any]:
+    """Both generators on one set of snapshots; ours is fitted before and after the other."""
+    config = loads(DIGITS, "digits")
+    dataset, snapshots, cut = collected(seed)
+    S = config.collect.seen
+    seen, held_out = snapshots.theta_SD[:S], snapshots.theta_SD[S:]
+
+    def ours() -> tuple[Generator, float]:
+        torch.set_num_threads(1)
+        return timed(
+            lambda: Generator.fit(
+                snapshots.subset,
+                snapshots.blocks,
+                snapshots.facts,
+                len(held_out),
+                config.autoencoder,
+                config.diffusion,
+                seed,
+            )
+        )
+
+    generator, first = ours()
+    torch.set_num_threads(2)
+    iterations = {"autoencoder_iterations": round(500 * share), "diffusion_iterations": round(1000 * share)}
+    theirs, their_seconds = timed(lambda: reference.fit(seen, seed, **iterations, progress=dots))
+    _, second = ours()
+    torch.set_num_threads(2)
+    members_MD, member_seconds = timed(lambda: reference.sample(theirs, MEMBERS, seed, at_once=MEMBERS))
+    torch.set_num_threads(1)
+    found = {
+        "seed": seed,
+        "D": snapshots.subset.D,
+        "share_of_iterations": share,
+        "originals": worth(cut, dataset, seen),
+        "ours": {
+            "fit_s": [first, second],
+            "lost": lost(seen, lambda theta: generator.decode(generator.encode(theta)), held_out),
+            **worth(cut, dataset, generator.sample(range(MEMBERS), seed, config.sample)),
+        },
+        "reference": {
+            "fit_s": their_seconds,
+            "lost": lost(seen, lambda theta: reference.reconstruct(theirs, theta), held_out),
+            "sample_s_64_at_once": member_seconds,
+            **worth(cut, dataset, members_MD),
+        },
+    }
+    found["fit_ratio"] = their_seconds / statistics.fmean([first, second])
+    print(json.dumps(found), flush=True)
+    return found
+
+
+def collected(seed: int) -> tuple[Dataset, Snapshots, SharedTrunk]:
+    """A base and its chains, made here once and kept under runs/."""
+    config = loads(DIGITS, "digits", {"seed": str(seed)})
+    dataset = load_dataset(config.data, seed)
+    description, folder = Description.of(config.classifier, dataset), Folder(RUNS / f"digits-{seed}")
+    module = description.build(seed)
+    torch.set_num_threads(2)
+    training.train(module, dataset.train, dataset.preprocess, config.base, seed)
+    subset = choose(module, config.collect.subset)
+    base_theta_D = subset.take(module)
+    for chain in range(config.collect.chains):
+        if not parts.part_is_done(folder, chain, "benchmark"):
+            subset.put(module, base_theta_D)
+            theta_SD, facts = chains.run_chain(module, subset, dataset, config.collect, seed, chain)
+            parts.write_part(folder, chain, subset, theta_SD, facts, "benchmark")
+    subset.put(module, base_theta_D)
+    cut = make_trunk(module.requires_grad_(False), subset, description)
+    return dataset, parts.read(folder, config.collect.chains), cut
+
+
+def lost(seen: Tensor, again: Callable[[Tensor], Tensor], held_out: Tensor) -> dict[str, float]:
+    """Unexplained share of the variance, each parameter in units of its own spread, as the reference counts."""
+    mean_D, std_D = seen.mean(0), seen.std(0).clamp_min(1e-8)
+
+    def share(theta_SD: Tensor) -> float:
+        off = (again(theta_SD) - theta_SD) / std_D
+        return (off.square().sum() / ((theta_SD - mean_D) / std_D).square().sum()).item()
+
+    return {"seen": share(seen), "held_out": share(held_out)}
+
+
+@torch.no_grad()
+def worth(cut: SharedTrunk, dataset: Dataset, theta_MD: Tensor) -> dict[str, float]:
+    """Members and their ensemble on the test rows."""
+    label_B = dataset.test.labels
+    logits_MBK = cut.logits(theta_MD.nan_to_num(), dataset.preprocess(dataset.test.images))
+    accuracy_M, nll_M = metrics.member_scores(logits_MBK, label_B)
+    return {
+        "member_accuracy": accuracy_M.mean().item(),
+        "member_nll": nll_M.mean().item(),
+        "abend_nll": metrics.nll(aggregate.abend(logits_MBK), label_B).mean().item(),
+        "error_iou": metrics.diversity(logits_MBK.argmax(-1), label_B)["error_iou"],
+    }
+
+
+# --- sampling
+
+
+def sampling(members: int = 1000, D: int = 5000, rounds: int = 3) -> dict[str, float]:
+    """Seconds a member: ours, all at once, and the reference's way, in turn."""
+    theta_SD = reference.snapshots(200, D)
+    subset, facts = Subset(("theta",), ((D,),), ("float32",)), [Fact(i, 0, 0, 0.0, 0.0) for i in range(200)]
+    torch.set_num_threads(1)
+    generator = Generator.fit(subset, Held(subset, theta_SD), facts, 1, Autoencoder(), Diffusion(), 0)
+    theirs = reference.fit(theta_SD, 0, autoencoder_iterations=1, diffusion_iterations=1)  # as slow as a trained one
+    ours_s, theirs_s = [], []
+    for i in range(rounds):
+        torch.set_num_threads(1)
+        ours_s.append(timed(lambda: generator.sample(range(members), 0, Sample()))[1] / members)
+        torch.set_num_threads(2)
+        theirs_s.append(timed(lambda i=i: reference.sample(theirs, [i], 0))[1])
+    ours, others = statistics.median(ours_s), statistics.median(theirs_s)
+    return {"members": members, "D": D, "ours_s": ours, "reference_s": others, "ratio": others / ours}
+
+
+# --- large D
+
+
+def scale(S: int = 200, rounds: int = 2) -> dict[str, Any]:
+    """For each D: seconds of reading the snapshots, of the pass that makes their Gram matrix, and of what follows."""
+    torch.set_num_threads(1)
+    rows = []
+    for D in SIZES:
+        folder = written(S + 2, D)
+        readings, raws, passes, rests = [], [], [], []
+        for _ in range(rounds):
+            raws.append(timed(lambda folder=folder: read_files(folder))[1])
+            with parts.Parts.open(folder, (S + 2) // 2) as stream:
+                readings.append(timed(lambda stream=stream: sum(1 for _ in stream()))[1])
+                gram, seconds = timed(lambda stream=stream: spans.gram(stream, S))
+                passes.append(seconds)
+                rests.append(timed(lambda stream=stream, gram=gram: after_pass(stream, gram))[1])
+        row = {"D": D, "bytes": 4 * D * (S + 2)}
+        seconds = {"files_s": raws, "read_s": readings, "pass_s": passes, "rest_s": rests}
+        rows.append(row | {name: min(found) for name, found in seconds.items()})
+        print(json.dumps(rows[-1]), flush=True)
+        shutil.rmtree(folder.path)
+    smallest = rows[0]["rest_s"]
+    written(300, SIZES[-1])
+    words = [sys.executable, __file__, "--memory", "300", str(SIZES[-1])]
+    memory = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    shutil.rmtree(RUNS / f"D{SIZES[-1]}")
+    return {
+        "rows": rows,
+        "growth_after_the_pass": max(row["rest_s"] for row in rows) / smallest,
+        "pass_over_reading": {row["D"]: row["pass_s"] / row["read_s"] for row in rows},
+        "pass_over_files": {row["D"]: row["pass_s"] / row["files_s"] for row in rows},
+        "memory": memory,
+    }
+
+
+def after_pass(stream: parts.Parts, gram: spans.Gram) -> Generator:
+    """All of the fit but the pass."""
+    space, c_XR = gram.span(stream, Autoencoder().explained)
+    fitted = Generator.fit_in(stream.subset, space, c_XR[: gram.S], Autoencoder(), Diffusion(), 0)
+    fitted.lost(c_XR, gram.length_X)
+    return fitted
+
+
+def peak(S: int, D: int) -> dict[str, float]:
+    """GiB that a fit takes at most, in a process that does nothing else."""
+    torch.set_num_threads(1)
+    with parts.Parts.open(Folder(RUNS / f"D{D}"), S // 2) as stream:
+        seconds = timed(lambda: Generator.fit(subset_of(D), stream, stream.facts, 4, Autoencoder(), Diffusion(), 0))[1]
+    anonymous = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    found = {"S": S, "D": D, "fit_s": seconds, "snapshots_gib": 4 * S * D / 2**30}
+    return found | {
+        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "left_gib": int(anonymous.split()[1]) / 2**20,
+    }
+
+
+def subset_of(D: int) -> Subset:
+    sizes = [LARGEST_TENSOR] * (D // LARGEST_TENSOR) + ([D % LARGEST_TENSOR] if D % LARGEST_TENSOR else [])
+    return Subset(
+        tuple(f"layer{i}.weight" for i in range(len(sizes))),
+        tuple((size,) for size in sizes),
+        ("float32",) * len(sizes),
+    )
+
+
+def written(S: int, D: int, rank: int = 50) -> Folder:
+    """Chains of two snapshots each: random walks that share a few directions."""
+    folder, stream = Folder(RUNS / f"D{D}"), torch.Generator().manual_seed(D)
+    shared_rD = torch.randn(rank, D, generator=stream)
+    for chain in range(S // 2):
+        theta_SD = torch.randn(2, rank, generator=stream) @ shared_rD
+        theta_SD += 2 * torch.randn(2, D, generator=stream)
+        facts = [Fact(chain, step, 0, 1.0 + chain, 0.5) for step in range(2)]
+        parts.write_part(folder, chain, subset_of(D), theta_SD, facts, "benchmark")
+    return folder
+
+
+def read_files(folder: Folder) -> int:
+    """All bytes of a folder, and nothing done with them."""
+    buffer, total = bytearray(1 << 20), 0
+    for name in folder.list():
+        with (folder.path / name).open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                total += count
+    return total
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.monotonic()
+    return work(), time.monotonic() - start
+
+
+def dots(done: int, total: int) -> None:
+    if done % 100 == 0:
+        print(f"  reference: {done} of {total} iterations", flush=True)
+
+
+# --- for people
+
+
+def table(result: dict[str, Any]) -> str:
+    return "\n".join(lines(result))
+
+
+def lines(result: dict[str, Any]) -> Iterator[str]:
+    for one in result.get("literature", ()):
+        ours, theirs = one["ours"], one["reference"]
+        yield (
+            f"seed {one['seed']}: fit {statistics.fmean(ours['fit_s']):.2f} s against {theirs['fit_s']:.0f} s"
+            f" (ratio {one['fit_ratio']:.0f}, limit 50)"
+        )
+        for name, side in (("ours", ours), ("reference", theirs)):
+            yield (
+                f"  {name:<10} unexplained {side['lost']['seen']:.4f} seen, {side['lost']['held_out']:.3f} withheld;"
+                f" members {100 * side['member_accuracy']:.2f} %, NLL {side['member_nll']:.3f}, overlap of errors"
+                f" {side['error_iou']:.3f}; aBEND's NLL {side['abend_nll']:.4f}"
+            )
+        yield f"  originals  members {100 * one['originals']['member_accuracy']:.2f} %"
+    if found := result.get("sampling"):
+        yield (
+            f"a member of D = {found['D']}: {1e3 * found['ours_s']:.3f} ms of {found['members']} at once against"
+            f" {found['reference_s']:.2f} s: ratio {found['ratio']:.0f} (limit 3,000)"
+        )
+    if found := result.get("scale"):
+        yield f"{'D':>12} {'files':>8} {'reading':>8} {'the pass':>9} {'the rest':>9}   pass / reading"
+        for row in found["rows"]:
+            ratio = row["pass_s"] / row["read_s"]
+            yield (
+                f"{row['D']:>12,} {row['files_s']:>7.2f}s {row['read_s']:>7.2f}s {row['pass_s']:>8.2f}s"
+                f" {row['rest_s']:>8.2f}s   {ratio:.2f}"
+            )
+        memory = found["memory"]
+        yield (
+            f"growth after the pass {found['growth_after_the_pass']:.2f} (limit 1.3); S = {memory['S']},"
+            f" D = {memory['D']:,}: at most {memory['peak_gib']:.2f} GiB for {memory['snapshots_gib']:.1f} GiB of"
+            " snapshots (limit 12)"
+        )
+
+
+if __name__ == "__main__":
+    main()

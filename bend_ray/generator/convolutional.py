@@ -1,0 +1,78 @@
+"""The literature's autoencoder, for comparison with the one in the span: all D parameters, as a signal of one dimension
+(p-diff, arXiv 2402.13144)."""
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+KERNEL = 7
+MULTIPLES = (1, 2, 4, 4, 0.5)
+"""Channels after each convolution, in units of the first one's: 64, 128, 256, 256, 32 as published."""
+STRIDE = 2 ** len(MULTIPLES)
+"""Values of the signal for one value of what the last convolution leaves."""
+
+
+class ConvAutoencoder(nn.Module):
+    """``x_SD -> z_SZ -> x_SD``. Five convolutions that halve the signal and a linear map to the latents, and back so.
+
+    ``x_SD`` are standardised parameters, which zeros fill up to a multiple of 32; what is decoded beyond D is cut off.
+    ``z_SZ`` leaves and enters with mean 0 and standard deviation 1 over the snapshots. There are no norms: batch norm
+    ties a member to its neighbours in the batch, group norm forgets how large a row is.
+    """
+
+    mean_Z: Tensor
+    std_Z: Tensor
+
+    def __init__(self, size: int, latent: int, channels: int) -> None:
+        super().__init__()
+        self.size = size
+        self.length = -(-size // STRIDE)
+        widths = [1, *(max(1, round(channels * multiple)) for multiple in MULTIPLES)]
+        self.last = widths[-1]
+        self.encode_convs = nn.ModuleList(_halve(i, o) for i, o in itertools.pairwise(widths))
+        self.encode_last = nn.Linear(self.last * self.length, latent)
+        self.decode_first = nn.Linear(latent, self.last * self.length)
+        self.decode_convs = nn.ModuleList(_double(i, o) for i, o in itertools.pairwise(widths[::-1]))
+        self.register_buffer("mean_Z", torch.zeros(latent))
+        self.register_buffer("std_Z", torch.ones(latent))
+
+    def encode(self, x_SD: Tensor) -> Tensor:
+        """Latents ``z_SZ``, normalised."""
+        return (self._raw(x_SD) - self.mean_Z) / self.std_Z
+
+    def decode(self, z_SZ: Tensor) -> Tensor:
+        """Standardised parameters ``x_SD`` of normalised latents."""
+        return self._coordinates(z_SZ * self.std_Z + self.mean_Z)
+
+    def _raw(self, x_SD: Tensor) -> Tensor:
+        h = F.pad(x_SD, (0, self.length * STRIDE - self.size))[:, None]
+        for conv in self.encode_convs:
+            h = F.silu(conv(h))
+        return self.encode_last(h.flatten(1))
+
+    def _coordinates(self, raw_SZ: Tensor) -> Tensor:
+        h = self.decode_first(raw_SZ).unflatten(1, (self.last, self.length))
+        for conv in self.decode_convs:
+            h = conv(F.silu(h))
+        return h[:, 0, : self.size]
+
+
+def _halve(inputs: int, outputs: int) -> nn.Conv1d:
+    conv = nn.Conv1d(inputs, outputs, KERNEL, stride=2, padding=KERNEL // 2)
+    _start(conv, inputs * KERNEL)
+    return conv
+
+
+def _double(inputs: int, outputs: int) -> nn.ConvTranspose1d:
+    conv = nn.ConvTranspose1d(inputs, outputs, KERNEL, stride=2, padding=KERNEL // 2, output_padding=1)
+    _start(conv, inputs * KERNEL / 2)  # a value hears of every other tap
+    return conv
+
+
+def _start(conv: nn.Conv1d | nn.ConvTranspose1d, heard: float) -> None:
+    """So that the signal leaves as large as it came (He et al. 2015): torch's own start shrinks it tenfold."""
+    assert conv.bias is not None
+    nn.init.normal_(conv.weight, std=(2 / heard) ** 0.5)
+    nn.init.zeros_(conv.bias)

@@ -1,0 +1,86 @@
+"""Alignment: networks are brought into one mode by letting hidden units change places, which changes no function.
+
+Networks trained apart differ, besides all else, by a permutation of each hidden layer, and a model of their parameters
+need not learn that. They are matched by their weights (Ainsworth et al. 2023, "Git Re-Basin", arXiv 2209.04836,
+algorithm 1).
+"""
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from bend_ray import seeds
+from bend_ray.errors import ModelError
+from bend_ray.weights.symmetry import Group, Symmetry
+
+ROUNDS = 50
+"""At most so many times over all groups; a match ends sooner, once no group changes."""
+
+
+def match(
+    symmetry: Symmetry, theta_D: Tensor, reference_D: Tensor, rounds: int = ROUNDS, seed: int = 0
+) -> list[Tensor]:
+    """Permutations for which ``permuted`` theta_D comes close to ``reference_D``: they lower
+
+    sum over tensors t of |P t - t_ref|^2 / mean(t_ref^2),
+
+    group by group in a random order, each by a linear assignment given the others, until none changes or
+    ``rounds`` are over. Tensors of any magnitude thus count alike. For a batch norm with shared statistics t are
+    its effective scale weight / r and shift bias - weight m / r, which move plainly. The optimum is a local one:
+    with attention, where heads and what lies within them wait for each other, seeds differ.
+    """
+    ours, reference = _plain(symmetry, theta_D), _plain(symmetry, reference_D)
+    theirs = {name: t / t.square().mean().clamp(min=1e-30) for name, t in reference.items()}
+    found = [torch.arange(group.size) for group in symmetry.groups]
+    generator = seeds.generator_for(seed, "align")
+    for _ in range(rounds):
+        changed = False
+        for g in torch.randperm(len(symmetry.groups), generator=generator).tolist():
+            gain_UU = _gain(symmetry.groups[g], ours, theirs)
+            best = torch.as_tensor(linear_sum_assignment(gain_UU.numpy(), maximize=True)[1])
+            moved = symmetry.groups[g].plainly(ours, best)
+            # Not the assignment's own gain: units on two axes of one tensor are assigned as if one of them stood.
+            gains = [((moved[name] - ours[name]) * theirs[name]).sum() for name in moved]
+            if sum(gains) > 1e-9 * gain_UU.abs().sum():
+                ours |= moved
+                found[g], changed = found[g][best], True
+        if not changed:
+            break
+    return found
+
+
+def _plain(symmetry: Symmetry, theta_D: Tensor) -> dict[str, Tensor]:
+    """Coordinates in which every group moves plainly."""
+    if not theta_D.isfinite().all():
+        raise ModelError("parameters that are not finite cannot be aligned")
+    values = symmetry.flat(theta_D.double())
+    for norm in {norm.weight: norm for group in symmetry.groups for norm in group.norms}.values():
+        values[norm.weight] = values[norm.weight] / norm.rms_C
+        values[norm.bias] = values[norm.bias] - values[norm.weight] * norm.mean_C
+    return values
+
+
+def _gain(group: Group, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> Tensor:
+    """``gain_UU[i, p]``: inner product of their unit i and our unit p, over all places where the units stand."""
+    gain_UU = torch.zeros(group.size, group.size, dtype=torch.float64)
+    for axis in group.axes:
+        units = [
+            values[axis.name].reshape(axis.outer, group.size, axis.inner).transpose(0, 1).flatten(1)
+            for values in (theirs, ours)
+        ]
+        gain_UU += units[0] @ units[1].T
+    return gain_UU
+
+
+def align(
+    symmetry: Symmetry, theta_CD: Tensor, reference_D: Tensor | None = None, rounds: int = ROUNDS, seed: int = 0
+) -> tuple[Tensor, list[list[Tensor]]]:
+    """``theta_CD``, each row matched to ``reference_D`` (row 0 where None), then to the mean of the rows so aligned;
+    and the permutations of each row."""
+    reference_D = theta_CD[0] if reference_D is None else reference_D
+    first = [match(symmetry, theta_D, reference_D, rounds, seed) for theta_D in theta_CD]
+    aligned_CD = torch.stack([symmetry.permuted(*row) for row in zip(theta_CD, first, strict=True)])
+    mean_D = aligned_CD.double().mean(0)
+    second = [match(symmetry, theta_D, mean_D, rounds, seed) for theta_D in aligned_CD]
+    found = [[p[q] for p, q in zip(*row, strict=True)] for row in zip(first, second, strict=True)]
+    return torch.stack([symmetry.permuted(*row) for row in zip(theta_CD, found, strict=True)]), found
