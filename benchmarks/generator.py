@@ -7,7 +7,7 @@ sampling    1,000 members of D = 5,000 from ours, at once, against the reference
 scale       D from 2,000 to 10 million at S = 200: the one pass over the snapshots beside reading them alone, and all
             the rest of the fit; peak memory at S = 300 and D = 10 million, in a process of its own
 
-Ours runs with one thread, as its stage does, the reference with two. Writes benchmarks/generator.json; a part that was
+Both sides run with one thread. Writes benchmarks/generator.json; a part that was
 not asked for keeps its numbers. What members are worth on real data sets is in benchmarks/modes.py.
 
     python benchmarks/generator.py [--parts literature sampling scale] [--seeds 3] [--iterations-scale 1.0]
@@ -65,6 +65,7 @@ def main() -> None:
     arguments.add_argument("--iterations-scale", type=float, default=1.0, help="share of the reference's iterations")
     arguments.add_argument("--memory", nargs=2, type=int, metavar=("S", "D"), help=argparse.SUPPRESS)
     asked = arguments.parse_args()
+    torch.set_num_threads(1)
     if asked.memory:
         print(json.dumps(peak(*asked.memory)))
         return
@@ -90,7 +91,6 @@ def literature(seed: int, share: float) -> dict[str, Any]:
     seen, held_out = snapshots.theta_SD[:S], snapshots.theta_SD[S:]
 
     def ours() -> tuple[Generator, float]:
-        torch.set_num_threads(1)
         return timed(
             lambda: Generator.fit(
                 snapshots.subset,
@@ -104,13 +104,10 @@ def literature(seed: int, share: float) -> dict[str, Any]:
         )
 
     generator, first = ours()
-    torch.set_num_threads(2)
     iterations = {"autoencoder_iterations": round(500 * share), "diffusion_iterations": round(1000 * share)}
     theirs, their_seconds = timed(lambda: reference.fit(seen, seed, **iterations, progress=dots))
     _, second = ours()
-    torch.set_num_threads(2)
     members_MD, member_seconds = timed(lambda: reference.sample(theirs, MEMBERS, seed, at_once=MEMBERS))
-    torch.set_num_threads(1)
     found = {
         "seed": seed,
         "D": snapshots.subset.D,
@@ -139,7 +136,6 @@ def collected(seed: int) -> tuple[Dataset, Snapshots, SharedTrunk]:
     dataset = load_dataset(config.data, seed)
     description, folder = Description.of(config.classifier, dataset), Folder(RUNS / f"digits-{seed}")
     module = description.build(seed)
-    torch.set_num_threads(2)
     training.train(module, dataset.train, dataset.preprocess, config.base, seed)
     subset = choose(module, config.collect.subset)
     base_theta_D = subset.take(module)
@@ -185,14 +181,11 @@ def sampling(members: int = 1000, D: int = 5000, rounds: int = 3) -> dict[str, f
     """Seconds a member: ours, all at once, and the reference's way, in turn."""
     theta_SD = reference.snapshots(200, D)
     subset, facts = Subset(("theta",), ((D,),), ("float32",)), [Fact(i, 0, 0, 0.0, 0.0) for i in range(200)]
-    torch.set_num_threads(1)
     generator = Generator.fit(subset, Held(subset, theta_SD), facts, 1, Autoencoder(), Diffusion(), 0)
     theirs = reference.fit(theta_SD, 0, autoencoder_iterations=1, diffusion_iterations=1)  # as slow as a trained one
     ours_s, theirs_s = [], []
     for i in range(rounds):
-        torch.set_num_threads(1)
         ours_s.append(timed(lambda: generator.sample(range(members), 0, Sample()))[1] / members)
-        torch.set_num_threads(2)
         theirs_s.append(timed(lambda i=i: reference.sample(theirs, [i], 0))[1])
     ours, others = statistics.median(ours_s), statistics.median(theirs_s)
     return {"members": members, "D": D, "ours_s": ours, "reference_s": others, "ratio": others / ours}
@@ -203,7 +196,6 @@ def sampling(members: int = 1000, D: int = 5000, rounds: int = 3) -> dict[str, f
 
 def scale(S: int = 200, rounds: int = 2) -> dict[str, Any]:
     """For each D: seconds of reading the snapshots, of the pass that makes their Gram matrix, and of what follows."""
-    torch.set_num_threads(1)
     rows = []
     for D in SIZES:
         folder = written(S + 2, D)
@@ -244,7 +236,6 @@ def after_pass(stream: parts.Parts, gram: spans.Gram) -> Generator:
 
 def peak(S: int, D: int) -> dict[str, float]:
     """GiB that a fit takes at most, in a process that does nothing else."""
-    torch.set_num_threads(1)
     with parts.Parts.open(Folder(RUNS / f"D{D}"), S // 2) as stream:
         seconds = timed(lambda: Generator.fit(subset_of(D), stream, stream.facts, 4, Autoencoder(), Diffusion(), 0))[1]
     anonymous = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))

@@ -20,6 +20,7 @@ from bend_ray.ensemble import metrics
 from bend_ray.ensemble.ensemble import Ensemble
 from bend_ray.errors import ArtifactError, ConfigError, ResourceError, TrainingError
 from bend_ray.folders import Folder
+from bend_ray.report.numbers import SNAPSHOTS
 from bend_ray.stages import evaluate, pipeline, sample
 from bend_ray.weights import snapshots
 from conftest import TOY, bits, changed
@@ -44,6 +45,7 @@ MEMBERS = whole(
     }
 )
 DISTANCES = ("generated", "held_out", "original", "noised")
+OF_ANY_CHAIN = {"original_to_nearest_of_any_chain": NUMBER}
 SCHEMA = whole(
     {
         **dict.fromkeys(("format", "seed", "classes", "test_size", "members", "subset_size"), {"type": "integer"}),
@@ -66,10 +68,14 @@ SCHEMA = whole(
         ),
         "novelty": whole(
             {f"{name}_to_nearest_original": NUMBER for name in DISTANCES}
-            | dict.fromkeys(("original_to_nearest_of_any_chain", "replica_rate", "variance_ratio"), NUMBER)
-            | dict.fromkeys(("outside_span", "max_error_iou"), NUMBER)
+            | dict.fromkeys(("original_to_nearest_of_any_chain", "copies", "replica_rate", "variance_ratio"), NUMBER)
+            | dict.fromkeys(("outside_span", "mean_error_iou", "max_error_iou"), NUMBER)
+            | {"raw": whole({f"{name}_to_nearest_original": NUMBER for name in DISTANCES} | OF_ANY_CHAIN)}
             | {"verdict": {"enum": ["copying", "averaging", "interpolating", "new"]}}
         ),
+        "chosen": whole({"keep": {"enum": ["all"]}, "candidates": NUMBER, "rejected": {"enum": [0]}}),
+        "autoencoder": whole(dict.fromkeys(SNAPSHOTS, NUMBER)),
+        "away": whole(dict.fromkeys((*SNAPSHOTS, "generated", *BASELINES), NUMBER)),
         "cost": whole({**dict.fromkeys(COST, NUMBER), "search_s": {"type": "null"}, "member_cost_ratio": NUMBER}),
     }
 )

@@ -1,0 +1,106 @@
+"""Chains of several modes, aligned; members that are asked for and chosen: the same bits however work is spread."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from bend_ray import artifacts
+from bend_ray.config import Config
+from bend_ray.data import base as bases
+from bend_ray.data.base import Description
+from bend_ray.data.datasets import load_dataset
+from bend_ray.data.training import validate
+from bend_ray.ensemble import select
+from bend_ray.ensemble.ensemble import Ensemble
+from bend_ray.folders import Folder
+from bend_ray.generator.generator import Generator
+from bend_ray.stages import collect, pipeline
+from bend_ray.weights import snapshots as parts
+from conftest import changed
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def fresh(**sections: object) -> Config:
+    modes = {"subset": "last_block", "init": "fresh", "epochs": 6}
+    return changed(collect=modes, autoencoder={"latent": 8}, **sections)
+
+
+@pytest.fixture(scope="module")
+def modes(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Snapshots of tails that were initialised anew, aligned, and members chosen among candidates."""
+    run = Folder(tmp_path_factory.mktemp("modes") / "run")
+    shutil.copytree(reference / "base", run.path / "base")
+    pipeline.run(fresh(sample={"keep": "greedy", "candidates": 16}), run)
+    return run.path
+
+
+def test_aligned_snapshots_are_the_functions_that_were_collected(modes: Path) -> None:
+    """What was measured of each before its hidden units changed places still holds."""
+    config, run = fresh(), Folder(modes)
+    dataset = load_dataset(config.data, config.seed)
+    snapshots = parts.read(run / "snapshots", config.collect.chains)
+    module = bases.load(run / "base", Description.of(config.classifier, dataset))
+    for theta_D, fact in zip(snapshots.theta_SD, snapshots.facts, strict=True):
+        snapshots.subset.put(module, theta_D)
+        loss, accuracy = validate(module, dataset.val, dataset.preprocess)
+        assert loss == pytest.approx(fact.val_loss, rel=1e-3) and accuracy == pytest.approx(fact.val_accuracy, abs=0.02)
+    manifest = artifacts.load(run / "snapshots", "snapshots")
+    assert manifest.facts["aligned"] == [32] and "block2.norm.bias" in manifest.facts["not_aligned"][0]
+    assert not list((modes / "snapshots").glob("raw-*"))
+
+
+def test_alignment_brings_chains_nearer(modes: Path, reference: Path, tmp_path: Path) -> None:
+    run = Folder(tmp_path / "run")
+    shutil.copytree(reference / "base", run.path / "base")
+    config = fresh()
+    raw = config.model_copy(update={"collect": config.collect.model_copy(update={"align": False})})
+    pipeline.run(raw, run, ("collect",))
+
+    def spread(where: Path) -> float:
+        theta_SD = parts.read(Folder(where) / "snapshots", config.collect.chains).theta_SD
+        return theta_SD.var(0).sum().item()
+
+    assert spread(modes) < 0.9 * spread(run.path)
+    assert "aligned" not in artifacts.load(run / "snapshots", "snapshots").facts
+
+
+def test_an_interrupted_alignment_goes_on_to_the_same_bytes(
+    modes: Path, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chains are there raw, and some of them aligned as well: those are kept."""
+    run = Folder(tmp_path / "run")
+    shutil.copytree(reference / "base", run.path / "base")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(collect, "_publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        pipeline.run(fresh(), run, ("collect",))
+    folder = run.path / "snapshots"
+    assert len(list(folder.glob("raw-*"))) == len(list(folder.glob("chain-*"))) == 5
+    kept = folder / parts.part_name(0)
+    stamp = kept.stat().st_mtime_ns
+    for chain in (1, 3):
+        (folder / parts.part_name(chain)).unlink()
+    pipeline.run(fresh(), run, ("collect",))
+    whole = {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
+    assert whole == {path.name: path.read_bytes() for path in (modes / "snapshots").glob("*.parquet")}
+    assert kept.stat().st_mtime_ns == stamp and len(whole) == 5
+
+
+def test_members_are_the_candidates_that_greedy_selection_takes(modes: Path) -> None:
+    config, run = fresh(sample={"keep": "greedy", "candidates": 16}), Folder(modes)
+    dataset = load_dataset(config.data, config.seed)
+    facts = artifacts.load(run / "ensemble", "ensemble").facts
+    generator, ensemble = Generator.load(run), Ensemble.load(run)
+    candidate_CD = torch.cat([generator.sample(range(i, i + 2), config.seed, config.sample) for i in range(0, 16, 2)])
+    logits_CBK = ensemble.trunk.logits(candidate_CD, dataset.preprocess(dataset.val.images))
+    chosen = sorted(select.greedy(logits_CBK, dataset.val.labels, config.sample.members))
+    assert torch.equal(ensemble.theta_MD, candidate_CD[chosen])
+    assert (facts["keep"], facts["candidates"], facts["rejected"]) == ("greedy", 16, 16 - len(set(chosen)))
+    metrics = json.loads((modes / "report" / "metrics.json").read_text())
+    assert metrics["chosen"] == {"keep": "greedy", "candidates": 16, "rejected": facts["rejected"]}
+    assert metrics["members"] == metrics["baselines"]["gaussian"]["members"] == config.sample.members
+    assert "greedy selection" in (modes / "ensemble" / "README.md").read_text()
+    assert "were chosen on validation rows (greedy)" in (modes / "report" / "README.md").read_text()
