@@ -39,9 +39,13 @@ DATA: dict[str, dict[str, Any]] = {
         "base": {"epochs": 12},
     },
 }
-COMMON: dict[str, Any] = {"sample": {"members": 32}}
+NULLS = ("gaussian", "random_originals", "swag", "weight_average", "base_model")
+COMMON: dict[str, Any] = {
+    "sample": {"members": 32, "spread": "matched"},
+    "evaluate": {"baselines": list(NULLS)},
+}
 MODES: dict[str, dict[str, Any]] = {
-    "one": {"collect": {"chains": 44, "epochs": 1}},
+    "one": {"collect": {"chains": 44, "epochs": 1}, "autoencoder": {"latent": 64}},
     "many": {"collect": {"chains": 44, "epochs": 3, "subset": "last_block", "init": "fresh", "lr": 0.003}},
 }
 CHAINS: dict[str, dict[str, Any]] = {
@@ -50,7 +54,6 @@ CHAINS: dict[str, dict[str, Any]] = {
     "fashion-one": {"lr": 0.03},
     "cifar-one": {"lr": 0.03},
 }
-NULLS = ("gaussian", "random_originals", "swag", "averaged_originals", "autoencoder_only", "weight_average")
 
 
 def main() -> None:
@@ -90,6 +93,7 @@ def measured(name: str, seed: int) -> dict[str, Any]:
         "diversity_kept": overlap["generated"] <= overlap["originals"] + 0.03,
         "abend": report["abend"],
         "nulls": {null: report["baselines"][null] | report["versus"][null] for null in NULLS},
+        "spread": report["chosen"]["spread"],
         "novelty": {key: report["novelty"][key] for key in ("verdict", "copies", "replica_rate", "variance_ratio")},
         "autoencoder": report["autoencoder"],
         "fit_s": report["cost"]["fit_s"],

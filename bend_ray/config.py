@@ -243,8 +243,9 @@ class Sample(Section):
     temperature: float = Field(1.0, ge=0)
     """Standard deviation of all noise that sampling starts from and adds: below 1 members are likelier and more
     alike."""
-    spread: float = Field(1.0, ge=0)
-    """How far members lie from the mean of the snapshots, times as far as sampled."""
+    spread: Annotated[float, Field(ge=0)] | Literal["matched"] = 1.0
+    """How far members lie from the mean of the snapshots, times as far as sampled: nearer to it they are better, and
+    more alike. `matched`: as far as they can at the snapshots' mean accuracy on validation rows."""
     outside: float = Field(0.0, ge=0)
     """Noise outside the snapshots' span as well: so many standard deviations of each parameter over the snapshots. At 0
     members are combinations of snapshots."""
@@ -269,6 +270,11 @@ class Sample(Section):
     """CPU cores of an actor, and (rounded down, at least 1) its threads."""
     gpus_per_actor: Gpus = _placement(0.0, ge=0)
     """GPUs of an actor; a fraction shares one."""
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether sampling looks at validation rows."""
+        return self.keep != "all" or self.spread == "matched"
 
     @property
     def made(self) -> int:
@@ -452,6 +458,8 @@ class Config(Section):
             raise ValueError("sample.eta: a flow has no noise to add; use ddim with eta 0, dpm++ or heun")
         if self.search.trials and self.autoencoder.kind == "conv":
             raise ValueError("search.trials: a search works in the snapshots' span; use autoencoder.kind: span")
+        if self.search.trials and self.sample.spread == "matched":
+            raise ValueError("search.trials: give sample.spread a number, or values to try in search.space")
         return self
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ from bend_ray.ensemble.ensemble import Ensemble
 from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
 from bend_ray.stages import collect, pipeline
+from bend_ray.stages.sample import SPREADS
 from bend_ray.weights import snapshots as parts
 from conftest import changed
 
@@ -61,8 +62,9 @@ def test_alignment_brings_chains_nearer(modes: Path, reference: Path, tmp_path: 
     pipeline.run(raw, run, ("collect",))
 
     def spread(where: Path) -> float:
-        theta_SD = parts.read(Folder(where) / "snapshots", config.collect.chains).theta_SD
-        return theta_SD.var(0).sum().item()
+        """Of the convolution's weights, which no statistics enter."""
+        snapshots = parts.read(Folder(where) / "snapshots", config.collect.chains)
+        return snapshots.subset.split(snapshots.theta_SD)["block3.conv.weight"].var(0).sum().item()
 
     assert spread(modes) < 0.9 * spread(run.path)
     assert "aligned" not in artifacts.load(run / "snapshots", "snapshots").facts
@@ -100,7 +102,33 @@ def test_members_are_the_candidates_that_greedy_selection_takes(modes: Path) -> 
     assert torch.equal(ensemble.theta_MD, candidate_CD[chosen])
     assert (facts["keep"], facts["candidates"], facts["rejected"]) == ("greedy", 16, 16 - len(set(chosen)))
     metrics = json.loads((modes / "report" / "metrics.json").read_text())
-    assert metrics["chosen"] == {"keep": "greedy", "candidates": 16, "rejected": facts["rejected"]}
+    assert metrics["chosen"] == {"keep": "greedy", "candidates": 16, "rejected": facts["rejected"], "spread": 1.0}
     assert metrics["members"] == metrics["baselines"]["gaussian"]["members"] == config.sample.members
     assert "greedy selection" in (modes / "ensemble" / "README.md").read_text()
     assert "were chosen on validation rows (greedy)" in (modes / "report" / "README.md").read_text()
+
+
+def test_a_matched_spread_is_the_largest_at_which_members_are_as_good(reference: Path, tmp_path: Path) -> None:
+    """By hand: at the spread that was found the first block is as accurate as snapshots, one step further it is not."""
+    run = Folder(tmp_path / "run")
+    for kind in ("base", "snapshots", "generator"):
+        shutil.copytree(reference / kind, run.path / kind)
+    config = changed(sample={"spread": "matched", "block": 4})
+    pipeline.run(config, run, ("sample",))
+    spread = artifacts.load(run / "ensemble", "ensemble").facts["spread"]
+    dataset, ensemble = load_dataset(config.data, config.seed), Ensemble.load(run)
+    seen = parts.read(run / "snapshots", config.collect.chains).facts[: config.collect.seen]
+    wanted = sum(fact.val_accuracy for fact in seen) / len(seen)
+    images, label_B = dataset.val.images, dataset.val.labels
+
+    def accuracy(spread: float) -> float:
+        sample = config.sample.model_copy(update={"spread": spread})
+        theta_MD = Generator.load(run).sample(range(4), config.seed, sample)
+        logits_MBK = ensemble.trunk.logits(theta_MD, dataset.preprocess(images))
+        return (logits_MBK.argmax(-1) == label_B).double().mean().item()
+
+    further = [other for other in SPREADS if other > spread]
+    assert spread in SPREADS and all(accuracy(other) < wanted for other in further)
+    assert accuracy(spread) >= wanted or accuracy(spread) == max(map(accuracy, SPREADS))
+    same = Generator.load(run).sample(range(4), config.seed, config.sample.model_copy(update={"spread": spread}))
+    assert torch.equal(ensemble.theta_MD[:4], same)

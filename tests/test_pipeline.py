@@ -73,9 +73,11 @@ SCHEMA = whole(
             | {"raw": whole({f"{name}_to_nearest_original": NUMBER for name in DISTANCES} | OF_ANY_CHAIN)}
             | {"verdict": {"enum": ["copying", "averaging", "interpolating", "new"]}}
         ),
-        "chosen": whole({"keep": {"enum": ["all"]}, "candidates": NUMBER, "rejected": {"enum": [0]}}),
-        "autoencoder": whole(dict.fromkeys(SNAPSHOTS, NUMBER)),
-        "away": whole(dict.fromkeys((*SNAPSHOTS, "generated", *BASELINES), NUMBER)),
+        "chosen": whole({"keep": {"enum": ["all"]}, "candidates": NUMBER, "rejected": {"enum": [0]}, "spread": NUMBER}),
+        "autoencoder": whole(
+            {f"{name}{suffix}": NUMBER for name in ("seen", "withheld") for suffix in ("", "_reconstructed")}
+        ),
+        "away": whole(dict.fromkeys(("generated", *BASELINES), NUMBER) | dict.fromkeys(SNAPSHOTS, {"type": "null"})),
         "cost": whole({**dict.fromkeys(COST, NUMBER), "search_s": {"type": "null"}, "member_cost_ratio": NUMBER}),
     }
 )
@@ -212,7 +214,7 @@ def test_report_has_figures_and_words(reference: Path) -> None:
     report = reference / "report"
     text = (report / "README.md").read_text()
     figures = sorted(path.name for path in report.glob("*.png"))
-    assert len(figures) == 4 and all(f"]({name})" in text for name in figures)
+    assert len(figures) == 5 and all(f"]({name})" in text for name in figures)
     for name in figures:
         with Image.open(report / name) as image:
             pixels = np.asarray(image.convert("L"))
@@ -343,7 +345,7 @@ def test_nan_in_a_snapshot_is_named(reference: Path, tmp_path: Path) -> None:
     run = copy(reference, tmp_path, "generator", "ensemble", "report")
     folder = run / "snapshots"
     (folder.path / "_config.json").unlink()
-    part, recipe = snapshots._read_part(folder, 1)
+    part, recipe = snapshots.read_part(folder, 1), snapshots._checked_part(folder, snapshots.part_name(1)).recipe
     part.theta_SD[1, 3] = float("nan")
     snapshots.write_part(folder, 1, part.subset, part.theta_SD, list(part.facts), recipe)
     with pytest.raises(ArtifactError, match=r"chain-00001\.parquet: .* of chain 1, step \d+ is not finite"):

@@ -1,5 +1,6 @@
-"""What candidates say of the validation rows: all that choosing among them needs."""
+"""What members say of the validation rows: all that choosing them needs."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,10 +21,18 @@ class Validation:
     trunk: SharedTrunk
     dataset: Dataset
 
+    def accuracy(self, theta_MD: Tensor) -> float:
+        """Mean accuracy of the members."""
+        right = [(logits_MBK.argmax(-1) == label_B).double().mean(0) for logits_MBK, label_B in self._batches(theta_MD)]
+        return torch.cat(right).mean().item()
+
     def true_probability(self, theta_MD: Tensor) -> Tensor:
         """``p_MB`` (float32, on the CPU): see `select.true_probability`."""
-        val, found = self.dataset.val, []
-        for images, label_B in zip(val.images.split(ROWS), val.labels.split(ROWS), strict=True):
-            x = self.dataset.preprocess(images.to(theta_MD.device))
-            found.append(select.true_probability(self.trunk.logits(theta_MD, x).cpu(), label_B))
+        found = [select.true_probability(logits_MBK, label_B) for logits_MBK, label_B in self._batches(theta_MD)]
         return torch.cat(found, dim=1).float()
+
+    def _batches(self, theta_MD: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """(logits_MBK, label_B), on the CPU."""
+        val = self.dataset.val
+        for images, label_B in zip(val.images.split(ROWS), val.labels.split(ROWS), strict=True):
+            yield self.trunk.logits(theta_MD, self.dataset.preprocess(images.to(theta_MD.device))).cpu(), label_B

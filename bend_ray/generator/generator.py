@@ -149,6 +149,7 @@ class Generator:
                 drawn = [torch.randn(sample.steps, Z, generator=g) for g in generators]
                 noise_NMZ = sample.temperature * torch.stack(drawn, dim=1).to(device)
             z_MZ = samplers.ddim(denoise, z_MZ, path, eta, noise_NMZ)
+        assert not isinstance(sample.spread, str)  # the stage knows by then
         return sample.spread * self.autoencoder.decode(z_MZ)
 
     def _asked(self, ids: Sequence[int], sample: Sample) -> Condition | None:

@@ -24,7 +24,7 @@ def draw(
         "member_accuracy.png": lambda axes: _histograms(axes, metrics, scored),
         "reliability.png": lambda axes: _reliability(axes, scored, label_B),
         "parameter_map.png": lambda axes: _map(axes, points),
-        "accuracy_against_novelty.png": lambda axes: _novelty(axes, scored),
+        "accuracy_against_novelty.png": lambda axes: _novelty(axes, metrics, scored),
     }
     return save(folder, plots)
 
@@ -116,16 +116,19 @@ def _map(axes: Axes, points: dict[str, Tensor]) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
-def _novelty(axes: Axes, scored: dict[str, Scored]) -> None:
+def _novelty(axes: Axes, metrics: dict[str, Any], scored: dict[str, Scored]) -> None:
     """Members' mean accuracy against how far they are from what was seen: to do well far away takes some learning."""
-    for name, one in scored.items():
-        if one.away is None:
-            continue
-        color = {"generated": GENERATED, "originals": ORIGINALS}.get(name, MUTED)
-        accuracy = 100 * one.accuracy_M.double().mean().item()
-        axes.scatter(one.away, accuracy, color=color, s=36, zorder=2)
-        label = name.replace("_", " ")
-        axes.annotate(label, (one.away, accuracy), (4, 4), textcoords="offset points", fontsize=7, color=color)
+    places = {
+        name.replace("_", " "): (one.away, 100 * one.accuracy_M.double().mean().item())
+        for name, one in scored.items()
+        if one.away is not None
+    }
+    withheld = "withheld snapshots"
+    places[withheld] = (metrics["novelty"]["held_out_to_nearest_original"], 100 * metrics["autoencoder"]["withheld"])
+    for label, place in places.items():
+        color = {"generated": GENERATED, withheld: ORIGINALS}.get(label, MUTED)
+        axes.scatter(*place, color=color, s=36, zorder=2)
+        axes.annotate(label, place, (4, 4), textcoords="offset points", fontsize=7, color=color)
     axes.set(
         xlabel="mean distance to the nearest snapshot seen (standardised)",
         ylabel="mean test accuracy (%)",

@@ -16,8 +16,8 @@ from bend_ray.weights.snapshots import Snapshots
 
 RIVALS = ("bagging", "deep_ensemble")
 """Baselines that train whole classifiers."""
-SNAPSHOTS = ("originals", "reconstructed", "withheld", "withheld_reconstructed")
-"""Snapshots that the generator saw and those of withheld chains, and both as its autoencoder gives them back."""
+SNAPSHOTS = ("originals", "reconstructed")
+"""All snapshots, those of withheld chains last, and what the autoencoder gives back of them."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Scored:
     abend_curve: tuple[float, ...]
     sbend_curve: tuple[float, ...]
     away: float | None = None
-    """Mean distance to the nearest snapshot that the generator saw, standardised; None for whole trainings."""
+    """Mean distance to the nearest snapshot that the generator saw, standardised; None for snapshots themselves and
+    whole trainings."""
 
     @property
     def members(self) -> int:
@@ -103,7 +104,11 @@ def assemble(
             for name in ("originals", "generated", "bagging")
         },
         "novelty": novelty | _error_iou(generated, originals, label_B),
-        "autoencoder": {name: scored[name].accuracy_M.double().mean().item() for name in SNAPSHOTS},
+        "autoencoder": {
+            f"{which}{suffix}": scored[name].accuracy_M[rows].double().mean().item()
+            for which, rows in (("seen", slice(config.collect.seen)), ("withheld", slice(config.collect.seen, None)))
+            for name, suffix in (("originals", ""), ("reconstructed", "_reconstructed"))
+        },
         "away": {name: one.away for name, one in scored.items()},
     }
 

@@ -173,11 +173,9 @@ def _autoencoder(accuracy: dict[str, float]) -> str:
         "",
     ]
     lines += ["| | as they are | given back |", "|---|---:|---:|"]
-    for label, name, again in (
-        ("snapshots seen", "originals", "reconstructed"),
-        ("snapshots of withheld chains", "withheld", "withheld_reconstructed"),
-    ):
-        lines.append(f"| {label} | {_percent(accuracy[name])} | {_percent(accuracy[again])} |")
+    for label, name in (("snapshots seen", "seen"), ("snapshots of withheld chains", "withheld")):
+        again = accuracy[f"{name}_reconstructed"]
+        lines.append(f"| {label} | {_percent(accuracy[name])} | {_percent(again)} |")
     return "\n".join(lines)
 
 

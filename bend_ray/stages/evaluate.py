@@ -36,7 +36,7 @@ from bend_ray.weights.subset import Subset
 
 CHUNK = 512
 """Images predicted at once."""
-AS_TRAINED = ("base_model", "originals", "random_originals", "withheld")
+AS_TRAINED = ("base_model", "originals", "random_originals")
 """Sets whose batch-norm statistics are those they were trained with."""
 FIXED = ("base_model", "weight_average", *numbers.SNAPSHOTS)
 """Sets whose members are none to choose among."""
@@ -70,7 +70,7 @@ def _make(config: Config, run: Folder, dataset: Dataset, inputs: dict[str, str])
     subset = Subset.from_json(artifacts.load(run / "generator", "generator").facts["subset"])
     metrics = numbers.assemble(config, dataset.name, dataset.test.labels, scored, novelty, subset.D)
     chosen = artifacts.load(run / "ensemble", "ensemble").facts
-    metrics["chosen"] = {key: chosen[key] for key in ("keep", "candidates", "rejected")}
+    metrics["chosen"] = {key: chosen[key] for key in ("keep", "candidates", "rejected", "spread")}
     seconds = {unit: artifacts.noted_seconds(run, unit) for unit in ("base", "chain-", "trial-", "fit", "block-")}
     seconds["evaluate"] = time.monotonic() - start
     trained = [artifacts.noted_seconds(run, name.split(".")[0]) for names in rivals.values() for name in names]
@@ -167,7 +167,7 @@ class _Evaluator:
     def score(self, name: str) -> tuple[str, Scored]:
         """Make the set ``name`` of classifiers and reduce their predictions."""
         start = time.monotonic()
-        test, val = self.dataset.test, self.dataset.val
+        test, val, away = self.dataset.test, self.dataset.val, None
         if name in RIVALS:
             seconds = sum(artifacts.noted_seconds(self.run, file.split(".")[0]) for file in self.rivals[name])
             test_MBK, val_MBK = self._rival_logits(name, test.images), self._rival_logits(name, val.images)
@@ -175,7 +175,7 @@ class _Evaluator:
             theta_MD = self._theta(name)
             seconds = time.monotonic() - start
             test_MBK, val_MBK = self._logits(theta_MD, test.images), self._logits(theta_MD, val.images)
-            away = self._away(theta_MD)
+            away = None if name in numbers.SNAPSHOTS else self._away(theta_MD)
         return name, numbers.score(test_MBK, test.labels, val_MBK, val.labels, seconds, away)
 
     def _away(self, theta_MD: Tensor) -> float:
@@ -204,9 +204,8 @@ class _Evaluator:
             return self.ensemble.theta_MD
         sample = self.config.sample
         if name in numbers.SNAPSHOTS:
-            snapshots = self.seen if name in ("originals", "reconstructed") else self.held_out
-            theta_MD = snapshots.theta_SD
-            if name.endswith("reconstructed"):
+            theta_MD = self.snapshots.theta_SD
+            if name == "reconstructed":
                 theta_MD = self.generator.decode(self.generator.encode(theta_MD))
         else:
             theta_MD = self.nulls[name](range(1 if name in FIXED else sample.made), self.config.seed)

@@ -10,12 +10,13 @@ import math
 import time
 from typing import Any
 
+import ray
 import torch
 from torch import Tensor
 
 from bend_ray import artifacts, cluster
 from bend_ray.artifacts import Manifest
-from bend_ray.config import Config
+from bend_ray.config import Config, Sample
 from bend_ray.data import base as bases
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.ensemble import select
@@ -27,14 +28,18 @@ from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
 from bend_ray.pool import pool
 from bend_ray.progress import Progress
+from bend_ray.weights import snapshots as parts
 from bend_ray.weights.subset import Subset
+
+SPREADS = tuple(spread / 20 for spread in range(30, 3, -1))
+"""What a matched spread may be: from 1.5 down to 0.2."""
 
 
 def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
     """Make the ensemble of ``config`` in ``run``, or find it there whole. Returns its manifest."""
     if (whole := found(config, run, dataset)) is not None:
         return whole
-    inputs = _inputs(config, run, dataset)
+    inputs, asked = _inputs(config, run, dataset), config
     recipe = artifacts.recipe("ensemble", config, inputs)
     blocks = range(math.ceil(config.sample.made / config.sample.block))
     done = set(_done(run / "ensemble", recipe))
@@ -43,8 +48,9 @@ def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
     with Progress("sample", "blocks", len(blocks), already) as show:
         if already:
             show.line(f"{already} of {len(blocks)} blocks are there already")
+        config = _with_spread(config, run, show)
         _sample_all(config, run, recipe, todo, show)
-    return _publish(config, run, dataset, inputs, len(blocks))
+    return _publish(asked, config.sample.spread, run, dataset, inputs, len(blocks))
 
 
 def found(config: Config, run: Folder, dataset: Dataset) -> Manifest | None:
@@ -55,8 +61,43 @@ def found(config: Config, run: Folder, dataset: Dataset) -> Manifest | None:
 def _inputs(config: Config, run: Folder, dataset: Dataset) -> dict[str, str]:
     kinds: tuple[artifacts.Kind, ...] = ("generator", "base")
     inputs = {kind: artifacts.load(run / kind, kind).digest for kind in kinds}
-    needs_rows = config.sample.recalibrate or config.sample.keep != "all"
+    needs_rows = config.sample.recalibrate or config.sample.needs_validation
     return inputs | ({"data": dataset.digest()} if needs_rows else {})
+
+
+def _with_spread(config: Config, run: Folder, show: Progress) -> Config:
+    """``config`` with a number for a spread that is to be matched."""
+    if config.sample.spread != "matched":
+        return config
+    task = _match_spread.options(
+        num_cpus=config.sample.cpus_per_actor, num_gpus=config.sample.gpus_per_actor, max_retries=cluster.RETRIES
+    )
+    try:
+        spread: float = ray.get(task.remote(config.model_dump(mode="json"), run.address))
+    except ray.exceptions.RayError as error:
+        raise cluster.plainly(error) from error
+    show.line(f"spread {spread:g}: there members are as good as snapshots on validation rows")
+    return config.with_keys({"sample.spread": spread})
+
+
+@ray.remote
+def _match_spread(config_json: dict[str, Any], where: str) -> float:
+    """The largest of `SPREADS` at which a first block of members has the snapshots' mean accuracy on validation rows;
+    that of the best block where none has."""
+    sampler = _Sampler(config_json, where, "")
+    config, collect = sampler.config, sampler.config.collect
+    with parts.Parts.open(sampler.run / "snapshots", collect.chains) as snapshots:
+        seen = snapshots.facts[: collect.seen]
+    wanted = math.fsum(fact.val_accuracy for fact in seen) / len(seen)
+    assert sampler.validation is not None
+    found: dict[float, float] = {}
+    for spread in SPREADS:
+        tried = config.sample.model_copy(update={"spread": spread})
+        theta_MD = sampler.members(range(config.sample.block), tried)
+        found[spread] = sampler.validation.accuracy(theta_MD.to(sampler.device))
+        if found[spread] >= wanted:
+            return spread
+    return max(found, key=lambda spread: found[spread])
 
 
 def _sample_all(config: Config, run: Folder, recipe: str, todo: list[int], show: Progress) -> None:
@@ -82,13 +123,13 @@ class _Sampler:
         self.generator = Generator.load(self.run).to(self.device)
         self.recalibration: Recalibration | None = None
         self.validation: Validation | None = None
-        if sample.recalibrate or sample.keep != "all":
+        if sample.recalibrate or sample.needs_validation:
             dataset = load_dataset(config.data, config.seed)
             subset = self.generator.subset
             if sample.recalibrate:
                 self.recalibration = of_base(config, self.run, dataset, subset, self.device)
                 subset = self.recalibration.subset
-            if sample.keep != "all":
+            if sample.needs_validation:
                 description = bases.Description.of(config.classifier, dataset)
                 module = bases.load(self.run / "base", description, self.device)
                 self.validation = Validation(make_trunk(module, subset, description), dataset)
@@ -97,17 +138,21 @@ class _Sampler:
         """Put the block's members, ``theta_MD``."""
         start, size = time.monotonic(), self.config.sample.block
         ids = range(block * size, (block + 1) * size)
-        theta_MD = self.generator.sample(ids, self.config.seed, self.config.sample)
-        if self.recalibration is not None:
-            theta_MD = self.recalibration(theta_MD.to(self.device)).cpu()
-        theta_MD = theta_MD[: self.config.sample.made - ids[0]]
+        theta_MD = self.members(ids, self.config.sample)[: self.config.sample.made - ids[0]]
         if not torch.isfinite(theta_MD).all():
             raise TrainingError(f"block {block} of members: not finite; raise sample.steps or lower diffusion.lr")
         tensors = {"theta_MD": theta_MD}
-        if self.validation is not None:
+        if self.validation is not None and self.config.sample.keep != "all":
             tensors["p_MB"] = self.validation.true_probability(theta_MD.to(self.device))
         artifacts.note_seconds(self.run, f"block-{block:05d}", time.monotonic() - start)
         artifacts.write_tensors(self.run / "ensemble", _block_name(block), tensors, self.recipe)
+
+    def members(self, ids: range, sample: Sample) -> Tensor:
+        """``theta_MD`` of the members ``ids``, on the CPU, with statistics of their own where asked for."""
+        theta_MD = self.generator.sample(ids, self.config.seed, sample)
+        if self.recalibration is not None:
+            theta_MD = self.recalibration(theta_MD.to(self.device)).cpu()
+        return theta_MD
 
 
 def chosen_in_words(facts: dict[str, Any]) -> str:
@@ -131,7 +176,9 @@ def _done(folder: Folder, recipe: str) -> list[int]:
     return [int(name.split("-")[1].split(".")[0]) for name in names]
 
 
-def _publish(config: Config, run: Folder, dataset: Dataset, inputs: dict[str, str], blocks: int) -> Manifest:
+def _publish(
+    config: Config, spread: float | str, run: Folder, dataset: Dataset, inputs: dict[str, str], blocks: int
+) -> Manifest:
     base, generator = artifacts.load(run / "base", "base"), artifacts.load(run / "generator", "generator")
     folder = run / "ensemble"
     names = [_block_name(block) for block in range(blocks)]
@@ -155,7 +202,7 @@ def _publish(config: Config, run: Folder, dataset: Dataset, inputs: dict[str, st
     facts = {key: base.facts[key] for key in ("classifier", "class_names", "preprocess", "dataset")}
     facts |= {"subset": generator.facts["subset"], "members": sample.members}
     rejected = sample.made - len(set(kept))
-    facts |= {"keep": sample.keep, "candidates": sample.made, "rejected": rejected}
+    facts |= {"keep": sample.keep, "candidates": sample.made, "rejected": rejected, "spread": spread}
     if config.sample.recalibrate:
         wide = of_base(config, run, dataset, Subset.from_json(facts["subset"]))
         facts["subset"] = wide.subset.to_json()
