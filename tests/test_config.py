@@ -1,6 +1,7 @@
 """Unknown, mistyped and impossible keys are refused in one sentence; what is hashed is what matters."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -92,3 +93,27 @@ RUNS = sorted(path for path in (ROOT / "jobs").glob("*.yaml") if path.name not i
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.name)
 def test_golden_configurations_load(path: Path) -> None:
     config.load(path)
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"sample": {"wanted_loss": -1}}, "add val_loss to diffusion.condition"),
+        ({"sample": {"eta": 0.5}, "diffusion": {"objective": "flow"}}, "a flow has no noise to add"),
+        ({"sample": {"sampler": "ddpm"}, "diffusion": {"objective": "flow"}}, "a flow has no noise to add"),
+        ({"autoencoder": {"kind": "conv"}, "search": {"trials": 2}}, "use autoencoder.kind: span"),
+        ({"sample": {"spread": "matched"}, "search": {"trials": 2}}, "give sample.spread a number"),
+        ({"sample": {"keep": "best", "candidates": 3}}, "3 is less than sample.members: 7"),
+        ({"sample": {"spread": -1}}, "sample.spread"),
+        ({"sample": {"spread": "wide"}}, "sample.spread"),
+    ],
+)
+def test_what_does_not_go_together_is_said(sections: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        changed(**sections)
+
+
+def test_candidates_are_four_times_the_members_unless_told() -> None:
+    assert changed().sample.made == 7
+    assert changed(sample={"keep": "best"}).sample.made == 28
+    assert changed(sample={"keep": "greedy", "candidates": 9}).sample.made == 9

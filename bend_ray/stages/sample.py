@@ -33,6 +33,8 @@ from bend_ray.weights.subset import Subset
 
 SPREADS = tuple(spread / 20 for spread in range(30, 3, -1))
 """What a matched spread may be: from 1.5 down to 0.2."""
+FIRST = 64
+"""Members that it is measured with."""
 
 
 def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
@@ -82,8 +84,8 @@ def _with_spread(config: Config, run: Folder, show: Progress) -> Config:
 
 @ray.remote
 def _match_spread(config_json: dict[str, Any], where: str) -> float:
-    """The largest of `SPREADS` at which a first block of members has the snapshots' mean accuracy on validation rows;
-    that of the best block where none has."""
+    """The largest of `SPREADS` at which the first members have the snapshots' mean accuracy on validation rows; that at
+    which they are best where none has."""
     sampler = _Sampler(config_json, where, "")
     config, collect = sampler.config, sampler.config.collect
     with parts.Parts.open(sampler.run / "snapshots", collect.chains) as snapshots:
@@ -93,7 +95,7 @@ def _match_spread(config_json: dict[str, Any], where: str) -> float:
     found: dict[float, float] = {}
     for spread in SPREADS:
         tried = config.sample.model_copy(update={"spread": spread})
-        theta_MD = sampler.members(range(config.sample.block), tried)
+        theta_MD = sampler.members(range(min(config.sample.members, FIRST)), tried)
         found[spread] = sampler.validation.accuracy(theta_MD.to(sampler.device))
         if found[spread] >= wanted:
             return spread
