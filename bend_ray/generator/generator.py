@@ -194,8 +194,9 @@ class Generator:
         return span | _named("autoencoder", self.autoencoder) | _named("diffusion", self.diffusion)
 
     @staticmethod
-    def load(run: Folder) -> "Generator":
-        """The generator of ``run``, with the snapshots that its members are combinations of.
+    def load(run: Folder, blocks: "parts.Held | parts.Parts | None" = None) -> "Generator":
+        """The generator of ``run``, with the snapshots that its members are combinations of: ``blocks``, where they are
+        there already.
 
         Raises ArtifactError where one is missing, broken or forged.
         """
@@ -223,7 +224,7 @@ class Generator:
             why = " ".join(str(error).split())
             raise ArtifactError(f"{folder}: config.json and {FILE} do not describe one generator ({why})") from None
         if weights_SR is not None:
-            blocks = parts.held(run / "snapshots", chains)
+            blocks = parts.held(run / "snapshots", chains) if blocks is None else blocks
             if blocks.subset != subset or len(next(blocks())[1]) != len(weights_SR):
                 raise ArtifactError(f"{folder}: was not fitted on the snapshots in {run / 'snapshots'}")
             space = Span(blocks, space.mean_D, space.scale_D, weights_SR)

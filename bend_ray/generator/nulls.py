@@ -32,7 +32,8 @@ def null_generators(
     S = len(theta_SD)
     mean_D, deviation_SD = theta_SD.mean(0), theta_SD - theta_SD.mean(0)
     std_D = theta_SD.std(0, correction=0)
-    scale_D = generator.span.scale_D.to(theta_SD.device)
+    blocks = deviation_SD.split(generator.subset.sizes, dim=1)
+    scale_D = torch.cat([block.square().mean().sqrt().expand(block.shape[1]) for block in blocks])
     z_SZ = generator.encode(theta_SD)
 
     def original(member: int, seed: int) -> Tensor:

@@ -27,7 +27,7 @@ from bend_ray.progress import Progress
 from bend_ray.weights import chains as chain_training
 from bend_ray.weights import snapshots as parts
 from bend_ray.weights import subset as subsets
-from bend_ray.weights.align import align
+from bend_ray.weights.align import align, match
 from bend_ray.weights.symmetry import Symmetry
 
 
@@ -50,9 +50,9 @@ def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
         if base is not None:
             show.line(f"the base is there already, and {done} of {config.collect.chains} chains")
         _train(config, run, base_inputs, show, already)
-        base = artifacts.load(run / "base", "base")
-        inputs = {"base": base.digest, **base_inputs}
-        aligned = _align(config, run, artifacts.recipe("snapshots", config, inputs), show)
+    base = artifacts.load(run / "base", "base")
+    inputs = {"base": base.digest, **base_inputs}
+    aligned = _align(config, run, artifacts.recipe("snapshots", config, inputs))
     return _publish(config, run, inputs, aligned)
 
 
@@ -201,48 +201,50 @@ def _run_chains(config: Config, run: Folder, dataset: Dataset, inputs: dict[str,
         parts.write_part(run / "snapshots", chain, subset, theta_SD, facts, recipe, _stem(config))
 
 
-def _align(config: Config, run: Folder, recipe: str, show: Progress) -> dict[str, Any]:
+def _align(config: Config, run: Folder, recipe: str) -> dict[str, Any]:
     """What is to be known of the alignment; nothing where none was asked for."""
     if not config.collect.aligned:
         return {}
-    task = _align_remotely.options(num_cpus=config.collect.cpus_per_worker, max_retries=cluster.RETRIES)
-    try:
-        facts: dict[str, Any] = ray.get(task.remote(config.model_dump(mode="json"), run.address, recipe))
-    except ray.exceptions.RayError as error:
-        raise cluster.plainly(error) from error
-    moved, left = facts["aligned"], facts["not_aligned"]
-    show.line(f"aligned: {len(moved)} groups of hidden units ({', '.join(map(str, moved)) or 'none'})")
-    for sentence in left:
-        show.line(f"not aligned: {sentence}")
+    seen = config.collect.chains - config.collect.held_out
+    with Progress("collect", "matches of chains", 2 * seen) as show, board(show, config.cluster.stall) as said:
+        task = _align_remotely.options(num_cpus=config.collect.cpus_per_worker, max_retries=cluster.RETRIES)
+        try:
+            facts: dict[str, Any] = ray.get(task.remote(config.model_dump(mode="json"), run.address, recipe, said))
+        except ray.exceptions.RayError as error:
+            raise cluster.plainly(error) from error
+        moved, left = facts["aligned"], facts["not_aligned"]
+        show.line(f"{len(moved)} groups of hidden units permuted ({', '.join(map(str, moved)) or 'none'})")
+        for sentence in left:
+            show.line(f"left as they are: {sentence}")
     return facts
 
 
 @ray.remote
-def _align_remotely(config_json: dict[str, Any], where: str, recipe: str) -> dict[str, Any]:
+def _align_remotely(config_json: dict[str, Any], where: str, recipe: str, said: Any) -> dict[str, Any]:
     """Write each chain's part anew, its hidden units in the order that the chains have in common.
 
     The last snapshot of each chain is matched; withheld chains have no say in the order. The same chains give the same
     bytes, so a task that is killed may begin again.
     """
-    config, folder = Config.model_validate(config_json), Folder(where) / "snapshots"
-    cluster.threads(config.collect.cpus_per_worker)
-    start, collect = time.monotonic(), config.collect
-    dataset = load_dataset(config.data, config.seed)
-    module = bases.load(Folder(where) / "base", bases.Description.of(config.classifier, dataset))
-    example_x = dataset.preprocess(dataset.train.images[:2])
-    symmetry = Symmetry.of(module, subsets.choose(module, collect.subset), example_x)
-    chains = range(collect.chains)
-    last_CD = torch.stack([parts.read_part(folder, chain, parts.RAW).theta_SD[-1] for chain in chains])
-    seen = collect.chains - collect.held_out
-    aligned_CD, permutations = align(symmetry, last_CD[:seen])
-    permutations += align(symmetry, last_CD[seen:], aligned_CD.mean(0))[1]
-    for chain, permutation in zip(chains, permutations, strict=True):
-        if not parts.part_is_done(folder, chain, recipe):
-            raw = parts.read_part(folder, chain, parts.RAW)
-            theta_SD = symmetry.permuted(raw.theta_SD, permutation)
-            parts.write_part(folder, chain, raw.subset, theta_SD, raw.facts, recipe)
-    artifacts.note_seconds(Folder(where), "chain-align", time.monotonic() - start)
-    return {"aligned": [group.size for group in symmetry.groups], "not_aligned": list(symmetry.left)}
+    with reporting(said) as desk:
+        config, folder = Config.model_validate(config_json), Folder(where) / "snapshots"
+        cluster.threads(config.collect.cpus_per_worker)
+        start, collect = time.monotonic(), config.collect
+        dataset = load_dataset(config.data, config.seed)
+        module = bases.load(Folder(where) / "base", bases.Description.of(config.classifier, dataset))
+        example_x = dataset.preprocess(dataset.train.images[:2])
+        symmetry = Symmetry.of(module, subsets.choose(module, collect.subset), example_x)
+        chains, seen = range(collect.chains), collect.chains - collect.held_out
+        last_CD = torch.stack([parts.read_part(folder, chain, parts.RAW).theta_SD[-1] for chain in chains])
+        aligned_CD, permutations = align(symmetry, last_CD[:seen], progress=desk.progress("align"))
+        permutations += [match(symmetry, theta_D, aligned_CD.double().mean(0)) for theta_D in last_CD[seen:]]
+        for chain, permutation in zip(chains, permutations, strict=True):
+            if not parts.part_is_done(folder, chain, recipe):
+                raw = parts.read_part(folder, chain, parts.RAW)
+                theta_SD = symmetry.permuted(raw.theta_SD, permutation)
+                parts.write_part(folder, chain, raw.subset, theta_SD, raw.facts, recipe)
+        artifacts.note_seconds(Folder(where), "chain-align", time.monotonic() - start)
+        return {"aligned": [group.size for group in symmetry.groups], "not_aligned": list(symmetry.left)}
 
 
 def _publish(config: Config, run: Folder, inputs: dict[str, str], aligned: dict[str, Any]) -> Manifest:

@@ -151,9 +151,9 @@ class _Evaluator:
         self.device = cluster.device(config.sample.gpus_per_actor)
         self.dataset = load_dataset(config.data, config.seed)
         self.ensemble = Ensemble.load(run / "ensemble", self.device, config.ensemble)
-        self.generator = Generator.load(run)
         self.snapshots = parts.read(run / "snapshots", config.collect.chains)
         self.seen, self.held_out = self.snapshots.divide(config.collect.chains, config.collect.held_out)
+        self.generator = Generator.load(run, self.seen.blocks)
         base = bases.load(run / "base", self.ensemble.description, self.device)
         base_theta_D = self.generator.subset.take(base)
         self.recalibration = None

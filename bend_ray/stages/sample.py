@@ -61,7 +61,7 @@ def found(config: Config, run: Folder, dataset: Dataset) -> Manifest | None:
 
 
 def _inputs(config: Config, run: Folder, dataset: Dataset) -> dict[str, str]:
-    kinds: tuple[artifacts.Kind, ...] = ("generator", "base")
+    kinds: tuple[artifacts.Kind, ...] = ("generator", "base", "snapshots")
     inputs = {kind: artifacts.load(run / kind, kind).digest for kind in kinds}
     needs_rows = config.sample.recalibrate or config.sample.needs_validation
     return inputs | ({"data": dataset.digest()} if needs_rows else {})

@@ -5,11 +5,15 @@ need not learn that. They are matched by their weights (Ainsworth et al. 2023, "
 algorithm 1).
 """
 
+import itertools
+from collections.abc import Iterator
+
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from bend_ray import seeds
+from bend_ray.data.training import Progress
 from bend_ray.errors import ModelError
 from bend_ray.weights.symmetry import Group, Symmetry
 
@@ -73,14 +77,26 @@ def _gain(group: Group, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> T
 
 
 def align(
-    symmetry: Symmetry, theta_CD: Tensor, reference_D: Tensor | None = None, rounds: int = ROUNDS, seed: int = 0
+    symmetry: Symmetry,
+    theta_CD: Tensor,
+    reference_D: Tensor | None = None,
+    rounds: int = ROUNDS,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> tuple[Tensor, list[list[Tensor]]]:
     """``theta_CD``, each row matched to ``reference_D`` (row 0 where None), then to the mean of the rows so aligned;
-    and the permutations of each row."""
+    and the permutations of each row. ``progress`` counts matches, two a row."""
     reference_D = theta_CD[0] if reference_D is None else reference_D
-    first = [match(symmetry, theta_D, reference_D, rounds, seed) for theta_D in theta_CD]
+    done = itertools.count(1)
+
+    def matched(rows_CD: Tensor, to_D: Tensor) -> Iterator[list[Tensor]]:
+        for theta_D in rows_CD:
+            yield match(symmetry, theta_D, to_D, rounds, seed)
+            if progress is not None:
+                progress(next(done), 2 * len(theta_CD))
+
+    first = list(matched(theta_CD, reference_D))
     aligned_CD = torch.stack([symmetry.permuted(*row) for row in zip(theta_CD, first, strict=True)])
-    mean_D = aligned_CD.double().mean(0)
-    second = [match(symmetry, theta_D, mean_D, rounds, seed) for theta_D in aligned_CD]
+    second = list(matched(aligned_CD, aligned_CD.double().mean(0)))
     found = [[p[q] for p, q in zip(*row, strict=True)] for row in zip(first, second, strict=True)]
     return torch.stack([symmetry.permuted(*row) for row in zip(theta_CD, found, strict=True)]), found

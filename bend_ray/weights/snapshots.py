@@ -52,15 +52,12 @@ class Snapshots:
         """Chain of each snapshot."""
         return torch.tensor([fact.chain for fact in self.facts])
 
-    def of(self, keep_S: Tensor) -> "Snapshots":
-        """The snapshots where ``keep_S`` is true."""
-        kept = tuple(fact for fact, keep in zip(self.facts, keep_S.tolist(), strict=True) if keep)
-        return Snapshots(self.subset, self.theta_SD[keep_S], kept)
-
     def divide(self, chains: int, held_out: int) -> tuple["Snapshots", "Snapshots"]:
         """Those the generator may see, and those of the last ``held_out`` of ``chains`` chains, withheld from it."""
-        seen_S = self.chains_S < chains - held_out
-        return self.of(seen_S), self.of(~seen_S)
+        seen = sum(fact.chain < chains - held_out for fact in self.facts)  # they are ordered
+        parts = (slice(seen), slice(seen, None))
+        first, last = (Snapshots(self.subset, self.theta_SD[rows], self.facts[rows]) for rows in parts)
+        return first, last
 
     @property
     def blocks(self) -> "Held":
