@@ -13,7 +13,7 @@ from bend_ray.data import base as bases
 from bend_ray.data.base import Description
 from bend_ray.data.datasets import load_dataset
 from bend_ray.data.training import validate
-from bend_ray.ensemble import select
+from bend_ray.ensemble import metrics, select
 from bend_ray.ensemble.ensemble import Ensemble
 from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
@@ -101,34 +101,32 @@ def test_members_are_the_candidates_that_greedy_selection_takes(modes: Path) -> 
     chosen = sorted(select.greedy(logits_CBK, dataset.val.labels, config.sample.members))
     assert torch.equal(ensemble.theta_MD, candidate_CD[chosen])
     assert (facts["keep"], facts["candidates"], facts["rejected"]) == ("greedy", 16, 16 - len(set(chosen)))
-    metrics = json.loads((modes / "report" / "metrics.json").read_text())
-    assert metrics["chosen"] == {"keep": "greedy", "candidates": 16, "rejected": facts["rejected"], "spread": 1.0}
-    assert metrics["members"] == metrics["baselines"]["gaussian"]["members"] == config.sample.members
+    report = json.loads((modes / "report" / "metrics.json").read_text())
+    assert report["chosen"] == {"keep": "greedy", "candidates": 16, "rejected": facts["rejected"], "spread": 1.0}
+    assert report["members"] == report["baselines"]["gaussian"]["members"] == config.sample.members
     assert "greedy selection" in (modes / "ensemble" / "README.md").read_text()
     assert "were chosen on validation rows (greedy)" in (modes / "report" / "README.md").read_text()
 
 
-def test_a_matched_spread_is_the_largest_at_which_members_are_as_good(reference: Path, tmp_path: Path) -> None:
-    """By hand: at the spread that was found members are as accurate as snapshots, any further they are not."""
+def test_a_matched_spread_is_where_members_disagree_as_snapshots_do(reference: Path, tmp_path: Path) -> None:
     run = Folder(tmp_path / "run")
     for kind in ("base", "snapshots", "generator"):
         shutil.copytree(reference / kind, run.path / kind)
     config = changed(sample={"spread": "matched", "block": 7})
     pipeline.run(config, run, ("sample",))
     spread = artifacts.load(run / "ensemble", "ensemble").facts["spread"]
-    dataset, ensemble = load_dataset(config.data, config.seed), Ensemble.load(run)
-    seen = parts.read(run / "snapshots", config.collect.chains).facts[: config.collect.seen]
-    wanted = sum(fact.val_accuracy for fact in seen) / len(seen)
+    dataset, ensemble, generator = load_dataset(config.data, config.seed), Ensemble.load(run), Generator.load(run)
     images, label_B = dataset.val.images, dataset.val.labels
 
-    def accuracy(spread: float) -> float:
-        sample = config.sample.model_copy(update={"spread": spread})
-        theta_MD = Generator.load(run).sample(range(7), config.seed, sample)
+    def disagreement(theta_MD: torch.Tensor) -> float:
         logits_MBK = ensemble.trunk.logits(theta_MD, dataset.preprocess(images))
-        return (logits_MBK.argmax(-1) == label_B).double().mean().item()
+        return metrics.diversity(logits_MBK.argmax(-1), label_B)["disagreement"]
 
-    further = [other for other in SPREADS if other > spread]
-    assert spread in SPREADS and all(accuracy(other) < wanted for other in further)
-    assert accuracy(spread) >= wanted or accuracy(spread) == max(map(accuracy, SPREADS))
-    same = Generator.load(run).sample(range(7), config.seed, config.sample.model_copy(update={"spread": spread}))
-    assert torch.equal(ensemble.theta_MD, same)
+    def members(spread: float) -> torch.Tensor:
+        return generator.sample(range(7), config.seed, config.sample.model_copy(update={"spread": spread}))
+
+    wanted = disagreement(parts.read(run / "snapshots", config.collect.chains).theta_SD[: config.collect.seen])
+    assert spread in SPREADS and torch.equal(ensemble.theta_MD, members(spread))
+    place = SPREADS.index(spread)
+    assert disagreement(members(spread)) >= wanted or spread == SPREADS[-1]
+    assert place == 0 or disagreement(members(SPREADS[place - 1])) < wanted

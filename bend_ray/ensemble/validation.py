@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bend_ray.data.datasets import Dataset
-from bend_ray.ensemble import select
+from bend_ray.ensemble import metrics, select
 from bend_ray.ensemble.trunk import SharedTrunk
 
 ROWS = 512
@@ -21,10 +21,10 @@ class Validation:
     trunk: SharedTrunk
     dataset: Dataset
 
-    def accuracy(self, theta_MD: Tensor) -> float:
-        """Mean accuracy of the members."""
-        right = [(logits_MBK.argmax(-1) == label_B).double().mean(0) for logits_MBK, label_B in self._batches(theta_MD)]
-        return torch.cat(right).mean().item()
+    def disagreement(self, theta_MD: Tensor) -> float:
+        """See `metrics.diversity`."""
+        predicted_MB = torch.cat([logits_MBK.argmax(-1) for logits_MBK, _ in self._batches(theta_MD)], dim=1)
+        return metrics.diversity(predicted_MB, self.dataset.val.labels)["disagreement"]
 
     def true_probability(self, theta_MD: Tensor) -> Tensor:
         """``p_MB`` (float32, on the CPU): see `select.true_probability`."""

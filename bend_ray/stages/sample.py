@@ -6,6 +6,7 @@ are files; after a kill only the others are sampled. Where members are chosen am
 block brings what its candidates say of the validation rows.
 """
 
+import bisect
 import math
 import time
 from typing import Any
@@ -31,10 +32,10 @@ from bend_ray.progress import Progress
 from bend_ray.weights import snapshots as parts
 from bend_ray.weights.subset import Subset
 
-SPREADS = tuple(spread / 20 for spread in range(30, 3, -1))
-"""What a matched spread may be: from 1.5 down to 0.2."""
+SPREADS = tuple(spread / 20 for spread in range(4, 41))
+"""What a matched spread may be: from 0.2 to 2."""
 FIRST = 64
-"""Members that it is measured with."""
+"""Members and snapshots that it is measured with."""
 
 
 def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
@@ -78,28 +79,29 @@ def _with_spread(config: Config, run: Folder, show: Progress) -> Config:
         spread: float = ray.get(task.remote(config.model_dump(mode="json"), run.address))
     except ray.exceptions.RayError as error:
         raise cluster.plainly(error) from error
-    show.line(f"spread {spread:g}: there members are as good as snapshots on validation rows")
+    show.line(f"spread {spread:g}: there members disagree as much as snapshots do on validation rows")
     return config.with_keys({"sample.spread": spread})
 
 
 @ray.remote
 def _match_spread(config_json: dict[str, Any], where: str) -> float:
-    """The largest of `SPREADS` at which the first members have the snapshots' mean accuracy on validation rows; that at
-    which they are best where none has."""
+    """The smallest of `SPREADS` at which the first members disagree as much as the first snapshots do on validation
+    rows; the largest where they never do. Members disagree the more the further apart they lie, so it is bisected."""
     sampler = _Sampler(config_json, where, "")
-    config, collect = sampler.config, sampler.config.collect
-    with parts.Parts.open(sampler.run / "snapshots", collect.chains) as snapshots:
-        seen = snapshots.facts[: collect.seen]
-    wanted = math.fsum(fact.val_accuracy for fact in seen) / len(seen)
-    assert sampler.validation is not None
-    found: dict[float, float] = {}
-    for spread in SPREADS:
+    config, validation = sampler.config, sampler.validation
+    assert validation is not None
+    snapshots = parts.held(sampler.run / "snapshots", config.collect.chains - config.collect.held_out)
+    theta_SD = torch.cat([theta_Sd[:FIRST] for _, theta_Sd in snapshots()], dim=1).to(sampler.device)
+    if sampler.recalibration is not None:
+        theta_SD = sampler.recalibration.as_trained(theta_SD)
+
+    def disagreement(spread: float) -> float:
         tried = config.sample.model_copy(update={"spread": spread})
         theta_MD = sampler.members(range(min(config.sample.members, FIRST)), tried)
-        found[spread] = sampler.validation.accuracy(theta_MD.to(sampler.device))
-        if found[spread] >= wanted:
-            return spread
-    return max(found, key=lambda spread: found[spread])
+        return validation.disagreement(theta_MD.to(sampler.device))
+
+    found = bisect.bisect_left(SPREADS, validation.disagreement(theta_SD), key=disagreement)
+    return SPREADS[min(found, len(SPREADS) - 1)]
 
 
 def _sample_all(config: Config, run: Folder, recipe: str, todo: list[int], show: Progress) -> None:
