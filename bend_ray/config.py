@@ -283,6 +283,8 @@ class Sample(Section):
 
     @model_validator(mode="after")
     def _enough_candidates(self) -> "Sample":
+        if self.candidates is not None and self.keep == "all":
+            raise ValueError("sample.candidates: all are kept; set sample.keep to best or greedy")
         if self.made < self.members:
             raise ValueError(f"sample.candidates: {self.candidates} is less than sample.members: {self.members}")
         return self
@@ -456,6 +458,12 @@ class Config(Section):
             raise ValueError("sample.wanted_loss: the model is not told of losses; add val_loss to diffusion.condition")
         if self.diffusion.objective == "flow" and (self.sample.eta or self.sample.sampler == "ddpm"):
             raise ValueError("sample.eta: a flow has no noise to add; use ddim with eta 0, dpm++ or heun")
+        if self.sample.eta and self.sample.sampler in ("dpm++", "heun"):
+            raise ValueError(f"sample.eta: {self.sample.sampler} adds no noise; use ddim, or eta 0")
+        if self.sample.guidance != 1 and not self.diffusion.condition:
+            raise ValueError("sample.guidance: the model is told of nothing; set diffusion.condition")
+        if self.sample.spread == "matched" and self.sample.members < 2:
+            raise ValueError("sample.spread: one member does not disagree; give a number")
         if self.search.trials and self.autoencoder.kind == "conv":
             raise ValueError("search.trials: a search works in the snapshots' span; use autoencoder.kind: span")
         if self.search.trials and self.sample.spread == "matched":
@@ -467,8 +475,20 @@ class Config(Section):
         if self.search.trials:
             for key, domain in self.search.space.items():
                 for value in domain.values:
-                    self.as_value(key, value)
+                    known = self.as_value(key, value)
+                    if not self._goes_with(key, known):
+                        raise ValueError(
+                            f"search.space.{key}: {known!r} does not go with the other keys; give search.space without"
+                            " it"
+                        )
         return self
+
+    def _goes_with(self, key: str, value: Any) -> bool:
+        try:
+            self.with_keys({key: value, "search.space": {}})
+        except ValueError:
+            return False
+        return True
 
     def as_value(self, key: str, value: Any) -> Any:
         """``value`` in the type of the searched ``key``, for YAML reads 1e-4 as a word. Raises ValueError."""

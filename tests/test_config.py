@@ -104,6 +104,18 @@ def test_golden_configurations_load(path: Path) -> None:
         ({"autoencoder": {"kind": "conv"}, "search": {"trials": 2}}, "use autoencoder.kind: span"),
         ({"sample": {"spread": "matched"}, "search": {"trials": 2}}, "give sample.spread a number"),
         ({"sample": {"keep": "best", "candidates": 3}}, "3 is less than sample.members: 7"),
+        ({"sample": {"candidates": 30}}, "all are kept; set sample.keep"),
+        ({"sample": {"guidance": 3}}, "set diffusion.condition"),
+        ({"sample": {"sampler": "heun", "eta": 0.7}}, "heun adds no noise"),
+        ({"sample": {"spread": "matched", "members": 1}}, "one member does not disagree"),
+        (
+            {"search": {"trials": 2}, "diffusion": {"objective": "flow"}},
+            r"search\.space\.sample\.eta: 1\.0 does not go",
+        ),
+        (
+            {"search": {"trials": 2, "space": {"autoencoder.kind": {"choice": ["span", "conv"]}}}},
+            "space.autoencoder.kind",
+        ),
         ({"sample": {"spread": -1}}, "sample.spread"),
         ({"sample": {"spread": "wide"}}, "sample.spread"),
     ],

@@ -140,6 +140,16 @@ def test_each_parameter_counts_alike_where_asked_for() -> None:
     torch.testing.assert_close(plain.standardise(theta_SD), theta_SD - theta_SD.mean(0), atol=1e-5, rtol=1e-5)
 
 
+def test_a_parameter_that_never_moved_has_no_spread() -> None:
+    """Whatever its value: the mean of equal float32 numbers need not be that number."""
+    theta_SD = snapshots()
+    theta_SD[:, 20:50:2] = 0.1 + torch.arange(15) / 7
+    span = span_of(theta_SD, scaling="parameter")
+    assert bool((span.scale_D[20:50:2] == 1).all()) and bool(
+        (span.standardise(theta_SD)[:, 20:50:2].abs() < 1e-6).all()
+    )
+
+
 def test_one_pass_gives_withheld_snapshots_their_place_as_well() -> None:
     """Coordinates and lengths, without a second look at any parameter."""
     theta_SD, withheld = snapshots(), snapshots(1) + 0.1 * torch.randn(S, SUBSET.D)
@@ -376,7 +386,7 @@ def test_spread_and_temperature_pull_members_to_the_mean(generator: Generator) -
     assert length(outside=1.0) > 1.2 * length()
 
 
-def test_members_are_asked_to_be_better_than_seen() -> None:
+def test_what_is_asked_of_members_reaches_the_model() -> None:
     model = MODEL.model_copy(update={"condition": ("val_loss", "chain")})
     generator = fitted(model=model)
     plain, better = (
@@ -450,6 +460,7 @@ def test_loaded_equals_saved(kind: str, tmp_path: FilePath) -> None:
         ("snapshots", 23),
         ("subset", {}),
         ("chains", "many"),
+        ("chains", 0),
         ("autoencoder", {"latent": 3}),
         ("diffusion", {"blocks": 9}),
         ("diffusion", {"unheard": 1}),

@@ -28,7 +28,7 @@ def metrics(**intervals: tuple[float, float]) -> dict[str, Any]:
         "baselines": dict.fromkeys(intervals, BASELINE),
         "versus": {name: {"nll_gain": 0.0, "low": low, "high": high} for name, (low, high) in intervals.items()},
         "novelty": {"verdict": "new"},
-        "chosen": {"keep": "all", "candidates": 4, "rejected": 0},
+        "chosen": {"keep": "all", "candidates": 4, "rejected": 0, "spread": 1.0},
     }
 
 
@@ -55,12 +55,13 @@ def test_above_mean_and_median_is_strict() -> None:
 
 
 def test_rejected_members_are_counted() -> None:
-    chosen = {"keep": "greedy", "candidates": 16, "rejected": 13}
+    chosen = {"keep": "greedy", "candidates": 16, "rejected": 13, "spread": 0.8}
     lines = words.headline(metrics() | {"chosen": chosen})
     assert any(
         "(greedy) among 16, and so were those of null models; 13 of ours were rejected" in line for line in lines
     )
-    assert not any("rejected" in line for line in words.headline(metrics()))
+    assert any("0.8 times as far from the mean" in line and "null models do not" in line for line in lines)
+    assert not any("rejected" in line or "times as far" in line for line in words.headline(metrics()))
 
 
 def test_table_has_a_row_for_each() -> None:

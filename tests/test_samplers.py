@@ -118,19 +118,21 @@ def test_dpm_solver_equals_the_reference(name: str, steps: int) -> None:
 
 @pytest.mark.parametrize("steps", [2, 10, 50])
 def test_heun_equals_the_reference(steps: int) -> None:
-    """It thinks in y = z / alpha; where it puts its timesteps is its own matter, so it is given ours."""
-    theirs = with_steps(HeunDiscreteScheduler, steps)
-    times = samplers.timesteps(T, steps)
+    """It thinks in y = z / alpha; where it puts its timesteps is its own matter, so it is given ours. From the second
+    point on, for ours goes the first step as DDIM does."""
+    theirs = with_steps(HeunDiscreteScheduler, steps - 1)
+    first, *times = samplers.timesteps(T, steps)
     alpha_T, sigma_T = schedule("linear", T)
     points = [float(sigma_T[t] / alpha_T[t]) for t in times]
     doubled = [points[0], *(point for point in points[1:] for _ in range(2)), 0.0]
     theirs.sigmas = torch.tensor(doubled, dtype=torch.float64)
-    z_MZ = noise(M, Z).double()
-    expected = z_MZ / alpha_T[times[0]]
+    z_MZ, denoise = noise(M, Z).double(), denoise_by_velocity("linear", steps)
+    clean_MZ = denoise(z_MZ, 0)
+    expected = clean_MZ + points[0] * (z_MZ - alpha_T[first] * clean_MZ) / sigma_T[first]
     asked = [times[0], *(t for t in times[1:] for _ in range(2))]
     for t, label in zip(asked, theirs.timesteps, strict=True):
         expected = theirs.step(some_velocity(expected * alpha_T[t], t), label, expected).prev_sample
-    ours = samplers.heun(denoise_by_velocity("linear", steps), z_MZ, path_of("linear", steps))
+    ours = samplers.heun(denoise, z_MZ, path_of("linear", steps))
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -193,6 +195,16 @@ def test_gaussian_with_known_score_is_recovered(sampler: str, name: str) -> None
     torch.testing.assert_close(z_MZ.std(0), std_Z, atol=0.005, rtol=0.035)
     off_diagonal = z_MZ.T.corrcoef() - torch.eye(3)
     assert off_diagonal.abs().max() < 0.05
+
+
+@pytest.mark.parametrize("sampler", list(DETERMINISTIC))
+@pytest.mark.parametrize("name", ["linear", "cosine", "flow"])
+@pytest.mark.parametrize("steps", [20, 50])
+def test_few_steps_keep_the_spread(sampler: str, name: str, steps: int) -> None:
+    """From where nothing of the latent is left, in steps as they are used: no solver may blow up in the first."""
+    path = path_of(name, steps, 1000)
+    z_MZ = sampled(sampler, mixture_denoise(path, torch.zeros(1, 2).double(), torch.ones(2).double()), path, 2000, 2)
+    assert z_MZ.std().item() == pytest.approx(1, abs=0.08)
 
 
 @pytest.mark.parametrize(("sampler", "name"), SCHEDULED + FLOWING)

@@ -83,16 +83,18 @@ def fit(c_SR: Tensor, settings: Settings, seed: int, progress: Progress | None =
     S, R = c_SR.shape
     with seeds.seeded(seed, "autoencoder"):
         model = make(settings, R)
-        log_variance = nn.Linear(R, len(model.mean_Z)).to(c_SR.device)  # a part of the training alone
+        # A part of the training alone.
+        log_variance = nn.Linear(R, len(model.mean_Z)).to(c_SR.device) if settings.kl else None
     if isinstance(model, SpanAutoencoder):
         model.start(c_SR.cpu())
     model = model.to(c_SR.device)
     Z = len(model.mean_Z)
-    nn.init.zeros_(log_variance.weight)
-    nn.init.constant_(log_variance.bias, QUIET)
+    if log_variance is not None:
+        nn.init.zeros_(log_variance.weight)
+        nn.init.constant_(log_variance.bias, QUIET)
     variance, spread_R = c_SR.square().sum(1).mean(), c_SR.square().mean(0).sqrt()
     generator = seeds.generator_for(seed, "autoencoder", "batches")
-    learnt = [*model.parameters(), *(log_variance.parameters() if settings.kl else ())]
+    learnt = [*model.parameters(), *(log_variance.parameters() if log_variance is not None else ())]
     optimizer = torch.optim.AdamW(learnt, lr=settings.lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(settings.iterations, 1))
     size = min(settings.batch_size, S)
@@ -109,7 +111,7 @@ def fit(c_SR: Tensor, settings: Settings, seed: int, progress: Progress | None =
         # In units of the latents' own spread: they would otherwise grow until it no longer mattered.
         noisy_BZ = raw_BZ + settings.noise * raw_BZ.detach().std(0, correction=0) * noise(size, Z)
         divergence: Tensor | float = 0.0
-        if settings.kl:
+        if log_variance is not None:
             log_BZ = log_variance(seen_BR / spread_R.clamp_min(1e-12))
             noisy_BZ = noisy_BZ + (0.5 * log_BZ).exp() * noise(size, Z)
             divergence = 0.5 * (raw_BZ.square() + log_BZ.exp() - 1 - log_BZ).sum(1).mean()

@@ -143,12 +143,14 @@ class Generator:
         elif sample.sampler == "heun":
             z_MZ = samplers.heun(denoise, z_MZ, path)
         else:
-            eta = 1.0 if sample.sampler == "ddpm" else sample.eta
             noise_NMZ = None
-            if eta > 0:
+            if sample.eta > 0 or sample.sampler == "ddpm":
                 drawn = [torch.randn(sample.steps, Z, generator=g) for g in generators]
                 noise_NMZ = sample.temperature * torch.stack(drawn, dim=1).to(device)
-            z_MZ = samplers.ddim(denoise, z_MZ, path, eta, noise_NMZ)
+            if sample.sampler == "ddpm" and noise_NMZ is not None:
+                z_MZ = samplers.ddpm(denoise, z_MZ, path, noise_NMZ)
+            else:
+                z_MZ = samplers.ddim(denoise, z_MZ, path, sample.eta, noise_NMZ)
         assert not isinstance(sample.spread, str)  # the stage knows by then
         return sample.spread * self.autoencoder.decode(z_MZ)
 
@@ -201,7 +203,8 @@ class Generator:
         Raises ArtifactError where one is missing, broken or forged.
         """
         folder = run / "generator"
-        facts = artifacts.load(folder, "generator").facts
+        manifest = artifacts.load(folder, "generator")
+        facts = manifest.facts
         tensors, _ = artifacts.read_tensors(folder, FILE)
         try:
             subset = Subset.from_json(facts["subset"])
@@ -209,6 +212,8 @@ class Generator:
             coder = autoencoders.make(settings, int(facts["rank"]))
             chains, diffusion = int(facts["chains"]), DiffusionSettings.model_validate(facts["diffusion"])
             model = Diffusion(len(coder.mean_Z), diffusion, chains)
+            if chains < 1:
+                raise ValueError(f"chains: {chains}")
             space: Span | FullSpace = FullSpace(tensors["mean_D"], tensors["scale_D"])
             if not space.mean_D.shape == space.scale_D.shape == (subset.D,):
                 raise ValueError(f"mean_D is {tuple(space.mean_D.shape)}, not {(subset.D,)}")
@@ -225,7 +230,9 @@ class Generator:
             raise ArtifactError(f"{folder}: config.json and {FILE} do not describe one generator ({why})") from None
         if weights_SR is not None:
             blocks = parts.held(run / "snapshots", chains) if blocks is None else blocks
-            if blocks.subset != subset or len(next(blocks())[1]) != len(weights_SR):
+            made_of, here = manifest.inputs.get("snapshots"), artifacts.read_manifest(run / "snapshots", "snapshots")
+            other = made_of is not None and here is not None and here.digest != made_of
+            if other or blocks.subset != subset or len(next(blocks())[1]) != len(weights_SR):
                 raise ArtifactError(f"{folder}: was not fitted on the snapshots in {run / 'snapshots'}")
             space = Span(blocks, space.mean_D, space.scale_D, weights_SR)
         return Generator(subset, space, coder, model, facts)

@@ -91,16 +91,19 @@ def dpm_solver(denoise: Denoise, z_MZ: Tensor, path: Path) -> Tensor:
 
 def heun(denoise: Denoise, z_MZ: Tensor, path: Path) -> Tensor:
     """Heun's method on the probability flow (Karras et al. 2022, algorithm 1): second order, two evaluations a step but
-    the last.
+    the first and the last.
 
         dy / ds = (y - clean) / s,    y = z / alpha,  s = sigma / alpha
+
+    The first step is Euler's: where nothing of the latent is left s is almost infinite, and a trapezoid over that gap
+    would be far off, while the clean guess hardly changes there.
     """
     for n in range(path.N):
         alpha, sigma, after, left = path.alpha[n], path.sigma[n], path.alpha[n + 1], path.sigma[n + 1]
         clean_MZ = denoise(z_MZ, n)
         eps_MZ = (z_MZ - alpha * clean_MZ) / sigma
         next_MZ = after * clean_MZ + left * eps_MZ  # Euler: the same step as DDIM's
-        if left > 0:
+        if n > 0 and left > 0:
             second_MZ = (next_MZ - after * denoise(next_MZ, n + 1)) / left
             next_MZ = next_MZ + (after * sigma / alpha - left) * (eps_MZ - second_MZ) / 2
         z_MZ = next_MZ

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bend_ray.errors import TrainingError
-from bend_ray.weights.snapshots import Held
+from bend_ray.weights.snapshots import IN_MEMORY, Held
 
 Blocks = Callable[[], Iterator[tuple[str, Tensor]]]
 """Streams (name, theta_Sd), columns of one parameter tensor after another, as often as it is called. A large tensor
@@ -105,7 +105,8 @@ class Span:
             start = here.stop
 
     def to(self, device: torch.device | str) -> "Span":
-        blocks = self.blocks.to(device) if isinstance(self.blocks, Held) else self.blocks
+        few = isinstance(self.blocks, Held) and self.blocks.theta_SD.nbytes <= IN_MEMORY
+        blocks = self.blocks.to(device) if isinstance(self.blocks, Held) and few else self.blocks
         return Span(blocks, self.mean_D.to(device), self.scale_D.to(device), self.weights_SR.to(device))
 
 
@@ -192,15 +193,17 @@ def _products(theta_Xd: Tensor, S: int, scaled: bool) -> tuple[Tensor, Tensor, T
     found_XX = torch.zeros(len(theta_Xd), len(theta_Xd), dtype=torch.float64)
     means, spreads = [], []
     for theta_Xc in theta_Xd.split(COLUMNS, dim=1):
-        mean_c = theta_Xc[:S].mean(0)
-        x_Xc = theta_Xc - mean_c
+        first_c = theta_Xc[0]  # of a parameter that never moved, the mean itself, to the bit
+        x_Xc = theta_Xc - first_c
+        mean_c = x_Xc[:S].mean(0)
+        x_Xc = x_Xc - mean_c
         if scaled:
             spread_c = x_Xc[:S].square().mean(0).sqrt()
             spread_c = torch.where(spread_c > 0, spread_c, torch.ones_like(spread_c))
             spreads.append(spread_c)
             x_Xc = x_Xc / spread_c
         found_XX += (x_Xc @ x_Xc.T).double()
-        means.append(mean_c)
+        means.append(first_c + mean_c)
     return found_XX, torch.cat(means), torch.cat(spreads) if scaled else None
 
 

@@ -78,6 +78,11 @@ def headline(metrics: dict[str, Any]) -> list[str]:
             f"Members were chosen on validation rows ({metrics['chosen']['keep']}) among"
             f" {metrics['chosen']['candidates']}, and so were those of null models; {chosen} of ours were rejected."
         )
+    if (spread := metrics["chosen"]["spread"]) != 1:
+        lines.append(
+            f"Members lie {spread:g} times as far from the mean of the snapshots as they were sampled (sample.spread);"
+            " null models do not."
+        )
     lines.append(f"Novelty: {metrics['novelty']['verdict']}.")
     return lines
 

@@ -235,10 +235,14 @@ def _align_remotely(config_json: dict[str, Any], where: str, recipe: str, said: 
         example_x = dataset.preprocess(dataset.train.images[:2])
         symmetry = Symmetry.of(module, subsets.choose(module, collect.subset), example_x)
         chains, seen = range(collect.chains), collect.chains - collect.held_out
-        last_CD = torch.stack([parts.read_part(folder, chain, parts.RAW).theta_SD[-1] for chain in chains])
+        last_CD = torch.stack([parts.read_part(folder, chain, parts.RAW).theta_SD[-1].clone() for chain in chains])
         aligned_CD, permutations = align(symmetry, last_CD[:seen], progress=desk.progress("align"))
-        permutations += [match(symmetry, theta_D, aligned_CD.double().mean(0)) for theta_D in last_CD[seen:]]
+        mean_D, alive = aligned_CD.double().mean(0), desk.progress("")
+        for theta_D in last_CD[seen:]:
+            permutations.append(match(symmetry, theta_D, mean_D))
+            alive(0, 1)
         for chain, permutation in zip(chains, permutations, strict=True):
+            alive(0, 1)
             if not parts.part_is_done(folder, chain, recipe):
                 raw = parts.read_part(folder, chain, parts.RAW)
                 theta_SD = symmetry.permuted(raw.theta_SD, permutation)

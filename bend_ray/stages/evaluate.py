@@ -208,7 +208,10 @@ class _Evaluator:
             if name == "reconstructed":
                 theta_MD = self.generator.decode(self.generator.encode(theta_MD))
         else:
-            theta_MD = self.nulls[name](range(1 if name in FIXED else sample.made), self.config.seed)
+            count = 1 if name in FIXED else sample.made
+            if name == "random_originals":  # each once: to choose among copies would be no choice
+                count = min(count, max(sample.members, len(self.seen.facts)))
+            theta_MD = self.nulls[name](range(count), self.config.seed)
         theta_MD = theta_MD.to(self.device)
         if self.recalibration is not None:
             theta_MD = (self.recalibration.as_trained if name in AS_TRAINED else self.recalibration)(theta_MD)

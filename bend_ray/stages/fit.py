@@ -5,9 +5,11 @@ so a killed fit is begun again; the artifact appears when it is whole.
 """
 
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
+from torch import Tensor
 
 from bend_ray import artifacts, cluster
 from bend_ray.artifacts import Manifest
@@ -16,6 +18,7 @@ from bend_ray.config import Config
 from bend_ray.data.datasets import Dataset
 from bend_ray.folders import Folder
 from bend_ray.generator.generator import FILE, Generator
+from bend_ray.generator.span import Blocks
 from bend_ray.progress import Progress
 from bend_ray.weights import snapshots as parts
 
@@ -65,7 +68,7 @@ def _fit(config_json: dict[str, Any], where: str, said: Any) -> dict[str, Any]:
         with parts.Parts.open(run / "snapshots", collect.chains) as snapshots:
             generator = Generator.fit(
                 snapshots.subset,
-                snapshots,
+                _told(snapshots, desk.progress("")),
                 snapshots.facts,
                 len(snapshots.facts) - collect.seen,
                 config.autoencoder,
@@ -77,6 +80,17 @@ def _fit(config_json: dict[str, Any], where: str, said: Any) -> dict[str, Any]:
         artifacts.note_seconds(run, "fit", time.monotonic() - start)
         artifacts.write_tensors(run / "generator", FILE, generator.state())
         return generator.facts
+
+
+def _told(blocks: Blocks, alive: Callable[[int, int], None]) -> Blocks:
+    """``blocks``, and a sign of life for each: a pass over all of them may take long."""
+
+    def told() -> Iterator[tuple[str, Tensor]]:
+        for block in blocks():
+            alive(0, 1)
+            yield block
+
+    return told
 
 
 def _readme(config: Config, facts: dict[str, Any]) -> str:

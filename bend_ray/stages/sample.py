@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bend_ray import artifacts, cluster
 from bend_ray.artifacts import Manifest
+from bend_ray.board import board, reporting
 from bend_ray.config import Config, Sample
 from bend_ray.data import base as bases
 from bend_ray.data.datasets import Dataset, load_dataset
@@ -51,8 +52,8 @@ def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
     with Progress("sample", "blocks", len(blocks), already) as show:
         if already:
             show.line(f"{already} of {len(blocks)} blocks are there already")
-        config = _with_spread(config, run, show)
-        _sample_all(config, run, recipe, todo, show)
+        config = _with_spread(config, run, show, sorted(done))
+        _sample_all(config, run, recipe, todo, show, matched=asked.sample.spread == "matched")
     return _publish(asked, config.sample.spread, run, dataset, inputs, len(blocks))
 
 
@@ -68,47 +69,56 @@ def _inputs(config: Config, run: Folder, dataset: Dataset) -> dict[str, str]:
     return inputs | ({"data": dataset.digest()} if needs_rows else {})
 
 
-def _with_spread(config: Config, run: Folder, show: Progress) -> Config:
-    """``config`` with a number for a spread that is to be matched."""
+def _with_spread(config: Config, run: Folder, show: Progress, done: list[int]) -> Config:
+    """``config`` with a number for a spread that is to be matched: that of blocks which are there, or a new one."""
     if config.sample.spread != "matched":
         return config
+    if done:
+        tensors, _ = artifacts.read_tensors(run / "ensemble", _block_name(done[0]))
+        return config.with_keys({"sample.spread": tensors["spread"].item()})
     task = _match_spread.options(
         num_cpus=config.sample.cpus_per_actor, num_gpus=config.sample.gpus_per_actor, max_retries=cluster.RETRIES
     )
-    try:
-        spread: float = ray.get(task.remote(config.model_dump(mode="json"), run.address))
-    except ray.exceptions.RayError as error:
-        raise cluster.plainly(error) from error
+    with board(show, config.cluster.stall) as said:
+        try:
+            spread: float = ray.get(task.remote(config.model_dump(mode="json"), run.address, said))
+        except ray.exceptions.RayError as error:
+            raise cluster.plainly(error) from error
     show.line(f"spread {spread:g}: there members disagree as much as snapshots do on validation rows")
     return config.with_keys({"sample.spread": spread})
 
 
 @ray.remote
-def _match_spread(config_json: dict[str, Any], where: str) -> float:
-    """The smallest of `SPREADS` at which the first members disagree as much as the first snapshots do on validation
-    rows; the largest where they never do. Members disagree the more the further apart they lie, so it is bisected."""
-    sampler = _Sampler(config_json, where, "")
-    config, validation = sampler.config, sampler.validation
-    assert validation is not None
-    snapshots = parts.held(sampler.run / "snapshots", config.collect.chains - config.collect.held_out)
-    theta_SD = torch.cat([theta_Sd[:FIRST] for _, theta_Sd in snapshots()], dim=1).to(sampler.device)
-    if sampler.recalibration is not None:
-        theta_SD = sampler.recalibration.as_trained(theta_SD)
+def _match_spread(config_json: dict[str, Any], where: str, said: Any) -> float:
+    """The smallest of `SPREADS` at which the first members disagree as much as snapshots do on validation rows; the
+    largest where they never do. Members disagree the more the further apart they lie, so it is bisected."""
+    with reporting(said) as desk:
+        start, alive = time.monotonic(), desk.progress("")
+        sampler = _Sampler(config_json, where, "")
+        config, validation, seen = sampler.config, sampler.validation, sampler.config.collect.seen
+        assert validation is not None
+        rows = torch.linspace(0, seen - 1, min(seen, FIRST)).long()  # of all chains alike
+        with parts.Parts.open(sampler.run / "snapshots", config.collect.chains) as snapshots:
+            theta_SD = torch.cat([theta_Sd[rows] for _, theta_Sd in snapshots()], dim=1).to(sampler.device)
+        if sampler.recalibration is not None:
+            theta_SD = sampler.recalibration.as_trained(theta_SD)
 
-    def disagreement(spread: float) -> float:
-        tried = config.sample.model_copy(update={"spread": spread})
-        theta_MD = sampler.members(range(min(config.sample.members, FIRST)), tried)
-        return validation.disagreement(theta_MD.to(sampler.device))
+        def disagreement(spread: float) -> float:
+            alive(0, 1)
+            tried = config.sample.model_copy(update={"spread": spread})
+            theta_MD = sampler.members(range(min(config.sample.members, FIRST)), tried)
+            return validation.disagreement(theta_MD.to(sampler.device))
 
-    found = bisect.bisect_left(SPREADS, validation.disagreement(theta_SD), key=disagreement)
-    return SPREADS[min(found, len(SPREADS) - 1)]
+        found = bisect.bisect_left(SPREADS, validation.disagreement(theta_SD), key=disagreement)
+        artifacts.note_seconds(sampler.run, "block-spread", time.monotonic() - start)
+        return SPREADS[min(found, len(SPREADS) - 1)]
 
 
-def _sample_all(config: Config, run: Folder, recipe: str, todo: list[int], show: Progress) -> None:
+def _sample_all(config: Config, run: Folder, recipe: str, todo: list[int], show: Progress, matched: bool) -> None:
     if not todo:
         return
     sample, done = config.sample, show.done
-    arguments = (config.model_dump(mode="json"), run.address, recipe)
+    arguments = (config.model_dump(mode="json"), run.address, recipe, matched)
     placed = (sample.actors, sample.cpus_per_actor, sample.gpus_per_actor)
     with pool(_Sampler, *placed, *arguments, stall=config.cluster.stall) as actors:
         for _ in actors.map("sample", todo):
@@ -119,7 +129,8 @@ def _sample_all(config: Config, run: Folder, recipe: str, todo: list[int], show:
 class _Sampler:
     """One actor: it loads the generator once, by path, so that Ray can start it again."""
 
-    def __init__(self, config_json: dict[str, Any], where: str, recipe: str) -> None:
+    def __init__(self, config_json: dict[str, Any], where: str, recipe: str, matched: bool = False) -> None:
+        self.matched = matched
         self.config, self.run, self.recipe = Config.model_validate(config_json), Folder(where), recipe
         config, sample = self.config, self.config.sample
         cluster.threads(sample.cpus_per_actor)
@@ -146,6 +157,8 @@ class _Sampler:
         if not torch.isfinite(theta_MD).all():
             raise TrainingError(f"block {block} of members: not finite; raise sample.steps or lower diffusion.lr")
         tensors = {"theta_MD": theta_MD}
+        if self.matched:
+            tensors["spread"] = torch.tensor(self.config.sample.spread, dtype=torch.float64)
         if self.validation is not None and self.config.sample.keep != "all":
             tensors["p_MB"] = self.validation.true_probability(theta_MD.to(self.device))
         artifacts.note_seconds(self.run, f"block-{block:05d}", time.monotonic() - start)

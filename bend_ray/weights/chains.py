@@ -23,7 +23,8 @@ def run_chain(
     chain: int,
     progress: Progress | None = None,
 ) -> tuple[Tensor, list[Fact]]:
-    """Snapshots ``theta_SD`` of one chain and a row of facts each; ``module`` must hold the base's parameters.
+    """Snapshots ``theta_SD`` of one chain and a row of facts each; ``module`` must hold the base's parameters,
+    but for those of the subset where the chain starts elsewhere.
 
     Only the subset is trained; everything else is frozen, batch norm in eval mode. The chain depends on
     ``(seed, chain)`` alone. Raises TrainingError where the loss or a parameter is not finite.
