@@ -41,11 +41,15 @@ DATA: dict[str, dict[str, Any]] = {
 }
 NULLS = ("gaussian", "random_originals", "swag", "weight_average", "base_model")
 COMMON: dict[str, Any] = {
-    "sample": {"members": 32, "spread": "matched"},
+    "sample": {"members": 32},
     "evaluate": {"baselines": list(NULLS)},
 }
 MODES: dict[str, dict[str, Any]] = {
-    "one": {"collect": {"chains": 44, "epochs": 1}, "autoencoder": {"latent": 64}},
+    "one": {
+        "collect": {"chains": 44, "epochs": 1},
+        "autoencoder": {"latent": 64},
+        "sample": {"members": 32, "spread": "matched"},
+    },
     "many": {"collect": {"chains": 44, "epochs": 3, "subset": "last_block", "init": "fresh", "lr": 0.003}},
 }
 CHAINS: dict[str, dict[str, Any]] = {
