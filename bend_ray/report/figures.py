@@ -125,10 +125,12 @@ def _novelty(axes: Axes, metrics: dict[str, Any], scored: dict[str, Scored]) -> 
     }
     withheld = "withheld snapshots"
     places[withheld] = (metrics["novelty"]["held_out_to_nearest_original"], 100 * metrics["autoencoder"]["withheld"])
-    for label, place in places.items():
+    for rank, (label, place) in enumerate(sorted(places.items(), key=lambda item: item[1])):
         color = {"generated": GENERATED, withheld: ORIGINALS}.get(label, MUTED)
         axes.scatter(*place, color=color, s=36, zorder=2)
-        axes.annotate(label, place, (4, 4), textcoords="offset points", fontsize=7, color=color)
+        above = (0, 6 if rank % 2 else -12)  # neighbours' names do not meet
+        axes.annotate(label, place, above, textcoords="offset points", fontsize=7, color=color, ha="center")
+    axes.margins(0.12)
     axes.set(
         xlabel="mean distance to the nearest snapshot seen (standardised)",
         ylabel="mean test accuracy (%)",
