@@ -27,10 +27,10 @@ def main() -> None:
     runs = []
     for seed in range(asked.seeds):
         run = Path("runs/seeds") / f"{Path(asked.config).stem}-{seed}"
-        start = time.monotonic()
+        start, done = time.monotonic(), (run / "report" / "config.json").exists()
         subprocess.run([BEND_RAY, "run", asked.config, "--run-dir", str(run), "--seed", str(seed)], check=True)
         metrics = json.loads((run / "report" / "metrics.json").read_text())
-        runs.append(metrics | {"wall_s": time.monotonic() - start})
+        runs.append(metrics | {"wall_s": None if done else time.monotonic() - start})
     result = summary(runs)
     Path("benchmarks/digits.json").write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
@@ -83,7 +83,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "diversity": diversity,
         "novelty": novelty | {"verdicts": [run["novelty"]["verdict"] for run in runs]},
         "member_cost_ratio": spread([run["cost"]["member_cost_ratio"] for run in runs]),
-        "wall_s": spread([run["wall_s"] for run in runs]),
+        "wall_s": spread(walls) if (walls := [run["wall_s"] for run in runs if run["wall_s"] is not None]) else None,
     }
 
 
