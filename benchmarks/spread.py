@@ -11,18 +11,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
+from generator import worth
 from matplotlib.figure import Figure
 
 from bend_ray.config import loads
 from bend_ray.data.datasets import load_dataset
-from bend_ray.ensemble import aggregate, metrics
 from bend_ray.ensemble.ensemble import Ensemble
 from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
 from bend_ray.weights import snapshots as parts
 
-MEMBERS, ROWS = 32, 500
+MEMBERS = 32
 CURVES: dict[str, list[dict[str, float]]] = {
     "spread": [{"spread": value / 10} for value in range(4, 15, 2)],
     "temperature": [{"spread": 1.0, "temperature": value / 10} for value in range(4, 13, 2)],
@@ -38,31 +37,18 @@ def main() -> None:
     draw(result)
 
 
-@torch.no_grad()
 def measured(run: Folder) -> dict[str, Any]:
     """Members on test rows, at each setting, and the snapshots."""
     config = loads(run.read("config.yaml").decode(), str(run))
     dataset, generator, ensemble = load_dataset(config.data, config.seed), Generator.load(run), Ensemble.load(run)
-    x, label_B = dataset.preprocess(dataset.test.images[:ROWS]), dataset.test.labels[:ROWS]
-    shared = ensemble.trunk.trunk(x)
-
-    def worth(theta_MD: torch.Tensor) -> dict[str, float]:
-        found = [ensemble.trunk.members(part, shared) for part in theta_MD.split(ensemble.trunk.at_once(len(x)))]
-        logits_MBK = torch.cat(found)
-        return {
-            "accuracy": metrics.member_scores(logits_MBK, label_B)[0].mean().item(),
-            "abend_nll": metrics.nll(aggregate.abend(logits_MBK), label_B).mean().item(),
-            **metrics.diversity(logits_MBK.argmax(-1), label_B),
-        }
-
     snapshots = parts.read(run / "snapshots", config.collect.chains).theta_SD
-    points: dict[str, Any] = {"originals": worth(snapshots[:MEMBERS])}
+    points: dict[str, Any] = {"originals": worth(ensemble.trunk, dataset, snapshots[:MEMBERS])}
     for name, settings in CURVES.items():
         points[name] = []
         for changes in settings:
             sample = config.sample.model_copy(update=changes)
             theta_MD = generator.sample(range(MEMBERS), config.seed, sample)
-            points[name].append({"at": changes[name], **worth(theta_MD)})
+            points[name].append({"at": changes[name], **worth(ensemble.trunk, dataset, theta_MD)})
             print(run, name, points[name][-1], flush=True)
     return points
 
@@ -72,14 +58,13 @@ def draw(result: dict[str, Any]) -> None:
     for axes, (name, points) in zip(figure.subplots(1, len(result), squeeze=False)[0], result.items(), strict=True):
         for curve, color in zip(CURVES, ("#0b6e99", "#7a3e9d", "#2b8a3e"), strict=True):
             x = [point["error_iou"] for point in points[curve]]
-            y = [100 * point["accuracy"] for point in points[curve]]
+            y = [100 * point["member_accuracy"] for point in points[curve]]
             axes.plot(x, y, color=color, marker="o", ms=4, lw=1.2, label=curve)
             for point, place in zip(points[curve], zip(x, y, strict=True), strict=True):
                 axes.annotate(f"{point['at']:g}", place, (4, -9), textcoords="offset points", fontsize=7, color=color)
-        originals = points["originals"]
-        axes.scatter(originals["error_iou"], 100 * originals["accuracy"], color="#d9730d", marker="*", s=120, zorder=3)
-        axes.annotate("snapshots", (originals["error_iou"], 100 * originals["accuracy"]), (6, 6),
-                      textcoords="offset points", fontsize=8, color="#d9730d")  # fmt: skip
+        star = (points["originals"]["error_iou"], 100 * points["originals"]["member_accuracy"])
+        axes.scatter(*star, color="#d9730d", marker="*", s=120, zorder=3)
+        axes.annotate("snapshots", star, (6, 6), textcoords="offset points", fontsize=8, color="#d9730d")
         axes.set(title=name, xlabel="overlap of errors (lower: more diverse)", ylabel="members' accuracy (%)")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)

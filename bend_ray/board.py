@@ -87,6 +87,15 @@ def board(show: Progress, stall: float, already: int = 0) -> Iterator[Any]:
         ray.kill(actor)
 
 
+def watched(task: Any, show: Progress, stall: float, *arguments: Any) -> Any:
+    """What the Ray ``task`` returns for ``arguments`` and, last, a board that it reports to; see `board`."""
+    with board(show, stall) as said:
+        try:
+            return ray.get(task.remote(*arguments, said))
+        except ray.exceptions.RayError as error:
+            raise cluster.plainly(error) from error
+
+
 def _failure(actor: Any) -> BendError | None:
     with contextlib.suppress(ray.exceptions.RayError):
         failure: BendError | None = ray.get(actor.failed.remote(), timeout=10)

@@ -8,10 +8,8 @@ from torch import Tensor
 
 from bend_ray.data.datasets import Dataset
 from bend_ray.ensemble import metrics, select
+from bend_ray.ensemble.ensemble import ROWS
 from bend_ray.ensemble.trunk import SharedTrunk
-
-ROWS = 512
-"""Rows that are run at once."""
 
 
 @dataclass(frozen=True)

@@ -8,27 +8,23 @@ from bend_ray.config import Autoencoder as Settings
 from bend_ray.data.training import Progress
 from bend_ray.errors import TrainingError
 from bend_ray.generator.convolutional import ConvAutoencoder
+from bend_ray.generator.latents import Normalised
 
 QUIET = -6.0
 """Logarithm of the latents' variance at which a variational autoencoder starts."""
 
 
-class SpanAutoencoder(nn.Module):
-    """``c_SR -> z_SZ -> c_SR``. Both ways are a linear map, which starts as principal components, plus a small network,
-    which starts at zero: training begins at the best linear autoencoder. ``z_SZ`` leaves and enters with mean
-    0 and standard deviation 1 over the snapshots."""
+class SpanAutoencoder(Normalised):
+    """Both ways are a linear map, which starts as principal components, plus a small network, which starts at zero:
+    training begins at the best linear autoencoder."""
 
     spread_R: Tensor
-    mean_Z: Tensor
-    std_Z: Tensor
 
     def __init__(self, rank: int, latent: int, hidden: int) -> None:
-        super().__init__()
+        super().__init__(latent)
         self.encode_linear, self.decode_linear = nn.Linear(rank, latent), nn.Linear(latent, rank)
         self.encode_rest, self.decode_rest = _network(rank, latent, hidden), _network(latent, rank, hidden)
         self.register_buffer("spread_R", torch.ones(rank))
-        self.register_buffer("mean_Z", torch.zeros(latent))
-        self.register_buffer("std_Z", torch.ones(latent))
 
     def start(self, c_SR: Tensor) -> None:
         """At principal components, for coordinates come in order of variance."""
@@ -37,14 +33,6 @@ class SpanAutoencoder(nn.Module):
                 linear.weight.copy_(torch.eye(*linear.weight.shape))
                 linear.bias.zero_()
             self.spread_R.copy_(c_SR.square().mean(0).sqrt())
-
-    def encode(self, c_SR: Tensor) -> Tensor:
-        """Latents ``z_SZ``, normalised."""
-        return (self._raw(c_SR) - self.mean_Z) / self.std_Z
-
-    def decode(self, z_SZ: Tensor) -> Tensor:
-        """Coordinates ``c_SR`` of normalised latents."""
-        return self._coordinates(z_SZ * self.std_Z + self.mean_Z)
 
     def _raw(self, c_SR: Tensor) -> Tensor:
         w_SR = c_SR / self.spread_R

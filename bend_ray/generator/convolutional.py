@@ -3,9 +3,10 @@
 
 import itertools
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from bend_ray.generator.latents import Normalised
 
 KERNEL = 7
 MULTIPLES = (1, 2, 4, 4, 0.5)
@@ -14,19 +15,15 @@ STRIDE = 2 ** len(MULTIPLES)
 """Values of the signal for one value of what the last convolution leaves."""
 
 
-class ConvAutoencoder(nn.Module):
+class ConvAutoencoder(Normalised):
     """``x_SD -> z_SZ -> x_SD``. Five convolutions that halve the signal and a linear map to the latents, and back so.
 
     ``x_SD`` are standardised parameters, which zeros fill up to a multiple of 32; what is decoded beyond D is cut off.
-    ``z_SZ`` leaves and enters with mean 0 and standard deviation 1 over the snapshots. There are no norms: batch norm
-    ties a member to its neighbours in the batch, group norm forgets how large a row is.
+    There are no norms: batch norm ties a member to its neighbours in the batch, group norm forgets how large a row is.
     """
 
-    mean_Z: Tensor
-    std_Z: Tensor
-
     def __init__(self, size: int, latent: int, channels: int) -> None:
-        super().__init__()
+        super().__init__(latent)
         self.size = size
         self.length = -(-size // STRIDE)
         widths = [1, *(max(1, round(channels * multiple)) for multiple in MULTIPLES)]
@@ -35,19 +32,9 @@ class ConvAutoencoder(nn.Module):
         self.encode_last = nn.Linear(self.last * self.length, latent)
         self.decode_first = nn.Linear(latent, self.last * self.length)
         self.decode_convs = nn.ModuleList(_double(i, o) for i, o in itertools.pairwise(widths[::-1]))
-        self.register_buffer("mean_Z", torch.zeros(latent))
-        self.register_buffer("std_Z", torch.ones(latent))
 
-    def encode(self, x_SD: Tensor) -> Tensor:
-        """Latents ``z_SZ``, normalised."""
-        return (self._raw(x_SD) - self.mean_Z) / self.std_Z
-
-    def decode(self, z_SZ: Tensor) -> Tensor:
-        """Standardised parameters ``x_SD`` of normalised latents."""
-        return self._coordinates(z_SZ * self.std_Z + self.mean_Z)
-
-    def _raw(self, x_SD: Tensor) -> Tensor:
-        h = F.pad(x_SD, (0, self.length * STRIDE - self.size))[:, None]
+    def _raw(self, c_SR: Tensor) -> Tensor:
+        h = F.pad(c_SR, (0, self.length * STRIDE - self.size))[:, None]
         for conv in self.encode_convs:
             h = F.silu(conv(h))
         return self.encode_last(h.flatten(1))

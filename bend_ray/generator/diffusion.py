@@ -39,6 +39,11 @@ class Condition:
     chain_B: Tensor
     """Number of a chain among those that were seen; -1: any."""
 
+    @property
+    def chains(self) -> int:
+        """How many chains were seen, where each row is told its own."""
+        return int(self.chain_B.max()) + 1
+
     def of(self, row_b: Tensor) -> "Condition":
         return Condition(self.loss_B[row_b], self.chain_B[row_b])
 
@@ -198,7 +203,7 @@ def fit(
     """
     S, Z = z_SZ.shape
     device = z_SZ.device
-    chains = int(asked.chain_B.max()) + 1 if asked is not None else 0
+    chains = asked.chains if asked is not None else 0
     with seeds.seeded(seed, "diffusion"):
         model = Diffusion(Z, settings, chains)
     model = model.to(device)

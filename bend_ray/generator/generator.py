@@ -102,7 +102,7 @@ class Generator:
         facts: dict[str, Any] = {
             "rank": span.R,
             "latent": min(autoencoder.latent, span.R),
-            "chains": int(asked.chain_B.max()) + 1 if asked is not None else 0,
+            "chains": asked.chains if asked is not None else 0,
             "autoencoder": autoencoder.model_dump(mode="json"),
             "diffusion": diffusion.model_dump(mode="json", exclude=placement_keys(DiffusionSettings)),
         }
@@ -234,7 +234,7 @@ class Generator:
             other = made_of is not None and here is not None and here.digest != made_of
             if other or blocks.subset != subset or len(next(blocks())[1]) != len(weights_SR):
                 raise ArtifactError(f"{folder}: was not fitted on the snapshots in {run / 'snapshots'}")
-            space = Span(blocks, space.mean_D, space.scale_D, weights_SR)
+            space = Span(space.mean_D, space.scale_D, blocks, weights_SR)
         return Generator(subset, space, coder, model, facts)
 
 

@@ -28,7 +28,19 @@ REAL = 1e-6
 
 
 @dataclass(frozen=True)
-class Span:
+class Standard:
+    """What parameters are standardised by."""
+
+    mean_D: Tensor
+    scale_D: Tensor
+
+    def standardise(self, theta_SD: Tensor) -> Tensor:
+        """``x_SD``: centred, in units of the spread."""
+        return (theta_SD - self.mean_D) / self.scale_D
+
+
+@dataclass(frozen=True)
+class Span(Standard):
     """An affine map between parameters and ``c_SR``, coordinates of the snapshots' span.
 
     Parameters are standardised first: minus the snapshots' mean, over a spread (the root mean square of the centred
@@ -38,8 +50,6 @@ class Span:
 
     blocks: Blocks
     """The snapshots it is of."""
-    mean_D: Tensor
-    scale_D: Tensor
     weights_SR: Tensor
     """float64: the combination of centred, standardised snapshots that is the direction of each coordinate, of length
     1. Those of most variance come first."""
@@ -48,10 +58,6 @@ class Span:
     def R(self) -> int:
         """Rank: the number of coordinates."""
         return self.weights_SR.shape[1]
-
-    def standardise(self, theta_SD: Tensor) -> Tensor:
-        """``x_SD``: centred, in units of the spread."""
-        return (theta_SD - self.mean_D) / self.scale_D
 
     def encode(self, theta_XD: Tensor) -> Tensor:
         """``c_XR``: coordinates of the nearest point of the span."""
@@ -107,7 +113,7 @@ class Span:
     def to(self, device: torch.device | str) -> "Span":
         few = isinstance(self.blocks, Held) and self.blocks.theta_SD.nbytes <= IN_MEMORY
         blocks = self.blocks.to(device) if isinstance(self.blocks, Held) and few else self.blocks
-        return Span(blocks, self.mean_D.to(device), self.scale_D.to(device), self.weights_SR.to(device))
+        return Span(self.mean_D.to(device), self.scale_D.to(device), blocks, self.weights_SR.to(device))
 
 
 @dataclass(frozen=True)
@@ -143,8 +149,11 @@ class Gram:
         kept_S = variance_S.cumsum(0) / variance_S.sum()
         R = min(real, int((kept_S < explained).sum()) + 1)
         weights_SR = vectors_SS[:, :R] / variance_S[:R].sqrt()
-        c_XR = self.product_XX[:, : self.S] @ weights_SR
-        return Span(blocks, self.mean_D, self.scale_D, weights_SR), c_XR.float()
+        return Span(self.mean_D, self.scale_D, blocks, weights_SR), self.coordinates(weights_SR)
+
+    def coordinates(self, weights_SR: Tensor) -> Tensor:
+        """``c_XR`` of all rows in the directions of a `Span`."""
+        return (self.product_XX[:, : self.S] @ weights_SR).float()
 
 
 def gram(blocks: Blocks, S: int, scaling: Scaling = "tensor") -> Gram:
@@ -214,21 +223,14 @@ def _centred(product_XX: Tensor, S: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class FullSpace:
+class FullSpace(Standard):
     """Standardised parameters themselves as coordinates, R = D: what autoencoders of the literature work on."""
-
-    mean_D: Tensor
-    scale_D: Tensor
 
     @property
     def R(self) -> int:
         return len(self.mean_D)
 
-    def standardise(self, theta_SD: Tensor) -> Tensor:
-        """``x_SD``: centred, in units of the spread."""
-        return (theta_SD - self.mean_D) / self.scale_D
-
-    encode = standardise
+    encode = Standard.standardise
 
     def decode(self, x_MD: Tensor, outside: float = 0.0, noise: tuple[torch.Generator, ...] = ()) -> Tensor:
         """``theta_MD`` of standardised parameters; ``outside`` as in `Span.decode`, in units of ``scale_D``."""

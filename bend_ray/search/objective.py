@@ -16,6 +16,7 @@ from torch import Tensor
 from bend_ray.config import Autoencoder, Config
 from bend_ray.data.datasets import Dataset
 from bend_ray.ensemble import aggregate, metrics
+from bend_ray.ensemble.ensemble import ROWS
 from bend_ray.ensemble.recalibrate import Recalibration
 from bend_ray.ensemble.trunk import SharedTrunk
 from bend_ray.generator import span as spans
@@ -34,8 +35,6 @@ METRICS = (
     "novelty",
     "variance_ratio",
 )
-ROWS = 512
-"""Validation rows that are run at once."""
 DECODED = 1 << 22
 """Bytes of parameters that exist at once, but for a single member that is larger: trials share all but these."""
 
@@ -141,7 +140,9 @@ def measure(
     aggregate.check(logits_MBK)
     accuracy_M, nll_M = metrics.member_scores(logits_MBK, label_B)
     prob_BK = aggregate.abend(logits_MBK)
-    novelty, variance_ratio = _geometry(c_MR, prepared, config)
+    assert isinstance(generator.span, Span)  # a search works in no other space
+    gram = prepared.gram(config.autoencoder.scaling)
+    novelty, variance_ratio = _geometry(c_MR, gram, gram.coordinates(generator.span.weights_SR.cpu()))
     return {
         "abend_nll": metrics.nll(prob_BK, label_B).mean().item(),
         "abend_accuracy": (prob_BK.argmax(-1) == label_B).double().mean().item(),
@@ -154,12 +155,11 @@ def measure(
     }
 
 
-def _geometry(c_MR: Tensor, prepared: Prepared, config: Config) -> tuple[float, float]:
+def _geometry(c_MR: Tensor, gram: Gram, c_XR: Tensor) -> tuple[float, float]:
     """Members' mean distance to the nearest snapshot over that of withheld ones; their variance over the snapshots'."""
-    gram = prepared.gram(config.autoencoder.scaling)
     S, length_X = gram.S, gram.length_X
     withheld_HS = length_X[S:, None] + length_X[:S] - 2 * gram.product_XX[S:, :S]
-    _, c_SR = prepared.coordinates(config.autoencoder)
+    c_SR = c_XR[:S]
     # In an orthonormal basis the distance to a point of the span is that of coordinates and the rest outside.
     outside_S = (length_X[:S] - c_SR.double().square().sum(1)).clamp_min(0)
     nearest_M = (torch.cdist(c_MR.double(), c_SR.double()).square() + outside_S).amin(1).sqrt()

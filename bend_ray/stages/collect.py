@@ -17,7 +17,7 @@ from torch import nn
 
 from bend_ray import artifacts, cluster, seeds
 from bend_ray.artifacts import Manifest
-from bend_ray.board import Desk, board, reporting
+from bend_ray.board import Desk, board, reporting, watched
 from bend_ray.config import Config
 from bend_ray.data import base as bases
 from bend_ray.data import classifiers, training
@@ -206,12 +206,10 @@ def _align(config: Config, run: Folder, recipe: str) -> dict[str, Any]:
     if not config.collect.aligned:
         return {}
     seen = config.collect.chains - config.collect.held_out
-    with Progress("collect", "matches of chains", 2 * seen) as show, board(show, config.cluster.stall) as said:
-        task = _align_remotely.options(num_cpus=config.collect.cpus_per_worker, max_retries=cluster.RETRIES)
-        try:
-            facts: dict[str, Any] = ray.get(task.remote(config.model_dump(mode="json"), run.address, recipe, said))
-        except ray.exceptions.RayError as error:
-            raise cluster.plainly(error) from error
+    task = _align_remotely.options(num_cpus=config.collect.cpus_per_worker, max_retries=cluster.RETRIES)
+    arguments = (config.model_dump(mode="json"), run.address, recipe)
+    with Progress("collect", "matches of chains", 2 * seen) as show:
+        facts: dict[str, Any] = watched(task, show, config.cluster.stall, *arguments)
         moved, left = facts["aligned"], facts["not_aligned"]
         show.line(f"{len(moved)} groups of hidden units permuted ({', '.join(map(str, moved)) or 'none'})")
         for sentence in left:

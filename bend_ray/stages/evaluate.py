@@ -6,6 +6,7 @@ that train whole classifiers are trained as Ray tasks, each kept in a file: a ki
 
 import json
 import time
+from functools import cached_property
 from typing import Any
 
 import ray
@@ -22,7 +23,6 @@ from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.ensemble import select
 from bend_ray.ensemble.ensemble import Ensemble
 from bend_ray.ensemble.recalibrate import Recalibration
-from bend_ray.ensemble.validation import Validation
 from bend_ray.folders import Folder
 from bend_ray.generator import span as spans
 from bend_ray.generator.generator import Generator
@@ -162,7 +162,6 @@ class _Evaluator:
         self.nulls = null_generators(
             config.evaluate.baselines, self.seen.theta_SD, base_theta_D, self.generator, config.evaluate
         )
-        self.validation = Validation(self.ensemble.trunk, self.dataset)
 
     def score(self, name: str) -> tuple[str, Scored]:
         """Make the set ``name`` of classifiers and reduce their predictions."""
@@ -180,9 +179,12 @@ class _Evaluator:
 
     def _away(self, theta_MD: Tensor) -> float:
         """Mean distance to the nearest snapshot that the generator saw, standardised."""
-        standard = self.generator.span.standardise
-        members_MD = standard(theta_MD.cpu()[:, : self.generator.subset.D])
-        return torch.cdist(members_MD, standard(self.seen.theta_SD)).amin(1).mean().item()
+        members_MD = self.generator.span.standardise(theta_MD.cpu()[:, : self.generator.subset.D])
+        return torch.cdist(members_MD, self._seen_standardised).amin(1).mean().item()
+
+    @cached_property
+    def _seen_standardised(self) -> Tensor:
+        return self.generator.span.standardise(self.seen.theta_SD)
 
     def novelty(self, seed: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Novelty of the generated members, and where they lie on the first two directions of the span."""
@@ -216,8 +218,9 @@ class _Evaluator:
         if self.recalibration is not None:
             theta_MD = (self.recalibration.as_trained if name in AS_TRAINED else self.recalibration)(theta_MD)
         if sample.keep != "all" and name not in FIXED:  # null models may choose as ours did
-            chosen = select.choose(sample.keep, self.validation.true_probability(theta_MD), sample.members)
-            theta_MD = theta_MD[sorted(chosen)]
+            val = self.dataset.val
+            p_MB = select.true_probability(self._logits(theta_MD, val.images), val.labels).float()
+            theta_MD = theta_MD[sorted(select.choose(sample.keep, p_MB, sample.members))]
         return theta_MD
 
     def _logits(self, theta_MD: Tensor, images: Tensor) -> Tensor:

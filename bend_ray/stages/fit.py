@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bend_ray import artifacts, cluster
 from bend_ray.artifacts import Manifest
-from bend_ray.board import board, reporting
+from bend_ray.board import reporting, watched
 from bend_ray.config import Config
 from bend_ray.data.datasets import Dataset
 from bend_ray.folders import Folder
@@ -30,7 +30,9 @@ def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
     snapshots = artifacts.load(run / "snapshots", "snapshots")
     total = config.autoencoder.iterations + config.diffusion.iterations
     with Progress("fit", "iterations", total) as show:
-        facts = _fit_remotely(config, run, show)
+        # One core: at these sizes more threads only wait for each other.
+        task = _fit.options(num_cpus=1, num_gpus=config.diffusion.gpus, max_retries=cluster.RETRIES)
+        facts: dict[str, Any] = watched(task, show, config.cluster.stall, config.model_dump(mode="json"), run.address)
         show.line(
             f"rank {facts['rank']}, latent {facts['latent']}; unexplained variance {facts['unexplained_train']:.2e} of"
             f" the snapshots fitted, {facts['unexplained_held_out']:.2f} of the chains withheld"
@@ -45,17 +47,6 @@ def found(config: Config, run: Folder, dataset: Dataset) -> Manifest | None:
     return artifacts.there(
         run, "generator", config, {"snapshots": artifacts.load(run / "snapshots", "snapshots").digest}
     )
-
-
-def _fit_remotely(config: Config, run: Folder, show: Progress) -> dict[str, Any]:
-    with board(show, config.cluster.stall) as said:
-        # One core: at these sizes more threads only wait for each other.
-        task = _fit.options(num_cpus=1, num_gpus=config.diffusion.gpus, max_retries=cluster.RETRIES)
-        try:
-            facts: dict[str, Any] = ray.get(task.remote(config.model_dump(mode="json"), run.address, said))
-        except ray.exceptions.RayError as error:
-            raise cluster.plainly(error) from error
-        return facts
 
 
 @ray.remote

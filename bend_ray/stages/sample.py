@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bend_ray import artifacts, cluster
 from bend_ray.artifacts import Manifest
-from bend_ray.board import board, reporting
+from bend_ray.board import reporting, watched
 from bend_ray.config import Config, Sample
 from bend_ray.data import base as bases
 from bend_ray.data.datasets import Dataset, load_dataset
@@ -53,7 +53,7 @@ def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
         if already:
             show.line(f"{already} of {len(blocks)} blocks are there already")
         config = _with_spread(config, run, show, sorted(done))
-        _sample_all(config, run, recipe, todo, show, matched=asked.sample.spread == "matched")
+        _sample_all(config, run, recipe, todo, show)
     return _publish(asked, config.sample.spread, run, dataset, inputs, len(blocks))
 
 
@@ -79,11 +79,7 @@ def _with_spread(config: Config, run: Folder, show: Progress, done: list[int]) -
     task = _match_spread.options(
         num_cpus=config.sample.cpus_per_actor, num_gpus=config.sample.gpus_per_actor, max_retries=cluster.RETRIES
     )
-    with board(show, config.cluster.stall) as said:
-        try:
-            spread: float = ray.get(task.remote(config.model_dump(mode="json"), run.address, said))
-        except ray.exceptions.RayError as error:
-            raise cluster.plainly(error) from error
+    spread: float = watched(task, show, config.cluster.stall, config.model_dump(mode="json"), run.address)
     show.line(f"spread {spread:g}: there members disagree as much as snapshots do on validation rows")
     return config.with_keys({"sample.spread": spread})
 
@@ -114,11 +110,11 @@ def _match_spread(config_json: dict[str, Any], where: str, said: Any) -> float:
         return SPREADS[min(found, len(SPREADS) - 1)]
 
 
-def _sample_all(config: Config, run: Folder, recipe: str, todo: list[int], show: Progress, matched: bool) -> None:
+def _sample_all(config: Config, run: Folder, recipe: str, todo: list[int], show: Progress) -> None:
     if not todo:
         return
     sample, done = config.sample, show.done
-    arguments = (config.model_dump(mode="json"), run.address, recipe, matched)
+    arguments = (config.model_dump(mode="json"), run.address, recipe)
     placed = (sample.actors, sample.cpus_per_actor, sample.gpus_per_actor)
     with pool(_Sampler, *placed, *arguments, stall=config.cluster.stall) as actors:
         for _ in actors.map("sample", todo):
@@ -129,8 +125,7 @@ def _sample_all(config: Config, run: Folder, recipe: str, todo: list[int], show:
 class _Sampler:
     """One actor: it loads the generator once, by path, so that Ray can start it again."""
 
-    def __init__(self, config_json: dict[str, Any], where: str, recipe: str, matched: bool = False) -> None:
-        self.matched = matched
+    def __init__(self, config_json: dict[str, Any], where: str, recipe: str) -> None:
         self.config, self.run, self.recipe = Config.model_validate(config_json), Folder(where), recipe
         config, sample = self.config, self.config.sample
         cluster.threads(sample.cpus_per_actor)
@@ -156,9 +151,8 @@ class _Sampler:
         theta_MD = self.members(ids, self.config.sample)[: self.config.sample.made - ids[0]]
         if not torch.isfinite(theta_MD).all():
             raise TrainingError(f"block {block} of members: not finite; raise sample.steps or lower diffusion.lr")
-        tensors = {"theta_MD": theta_MD}
-        if self.matched:
-            tensors["spread"] = torch.tensor(self.config.sample.spread, dtype=torch.float64)
+        spread = torch.tensor(self.config.sample.spread, dtype=torch.float64)
+        tensors = {"theta_MD": theta_MD, "spread": spread}
         if self.validation is not None and self.config.sample.keep != "all":
             tensors["p_MB"] = self.validation.true_probability(theta_MD.to(self.device))
         artifacts.note_seconds(self.run, f"block-{block:05d}", time.monotonic() - start)
@@ -172,7 +166,7 @@ class _Sampler:
         return theta_MD
 
 
-def chosen_in_words(facts: dict[str, Any]) -> str:
+def _chosen_in_words(facts: dict[str, Any]) -> str:
     """How members were chosen among candidates; nothing where all were kept."""
     if facts["keep"] == "all":
         return ""
@@ -204,17 +198,18 @@ def _publish(
     if sample.keep != "all":
         p_CB = torch.cat(list(folder.each(lambda name: artifacts.read_tensors(folder, name)[0]["p_MB"], names)))
         kept = sorted(select.choose(sample.keep, p_CB, sample.members))
+    rows_of: dict[int, list[int]] = {block: [] for block in range(blocks)}
+    for i in kept:
+        rows_of[i // sample.block].append(i % sample.block)
     D = artifacts.read_tensors(folder, names[0])[0]["theta_MD"].shape[1]
 
-    def members(name: str) -> Tensor:
+    def members(block: int) -> Tensor:
         """Those of one block that are kept."""
-        first = names.index(name) * sample.block
-        rows = [i - first for i in kept if first <= i < first + sample.block]
-        found: Tensor = artifacts.read_tensors(folder, name)[0]["theta_MD"][rows]
-        return found
+        theta_MD: Tensor = artifacts.read_tensors(folder, names[block])[0]["theta_MD"]
+        return theta_MD if rows_of[block] == list(range(len(theta_MD))) else theta_MD[rows_of[block]]
 
     shape = (sample.members, D)
-    artifacts.write_rows(folder, MEMBERS, "theta_MD", shape, folder.each(members, names))  # never all of them at once
+    artifacts.write_rows(folder, MEMBERS, "theta_MD", shape, folder.each(members, rows_of))  # never all of them at once
     folder.write(bases.FILE, (run / "base").read(bases.FILE))
     facts = {key: base.facts[key] for key in ("classifier", "class_names", "preprocess", "dataset")}
     facts |= {"subset": generator.facts["subset"], "members": sample.members}
@@ -226,8 +221,8 @@ def _publish(
     readme = (
         f"# The ensemble\n\n{sample.members} classifiers for {base.facts['dataset']}: one frozen base"
         " (`model.safetensors`) and as many sets of the subset's parameters (`members.safetensors`, theta_MD).\n\n"
-        f"{chosen_in_words(facts)}"
-        "```python\nfrom bend_ray.ensemble.ensemble import Ensemble\n"
+        + _chosen_in_words(facts)
+        + "```python\nfrom bend_ray.ensemble.ensemble import Ensemble\n"
         'Ensemble.load("ensemble").predict(images, strategy="abend")\n```\n'
     )
     manifest = artifacts.publish(run, "ensemble", config, inputs, facts, [MEMBERS, bases.FILE], readme)
