@@ -156,11 +156,8 @@ def test_finished_blocks_are_kept(reference: Path, tmp_path: Path, capsys: pytes
     run, config = copy(reference, tmp_path, "ensemble", "report"), changed()
     for left in (run.path / "timings").glob("block-*"):
         left.unlink()
-    inputs = {
-        "generator": artifacts.load(run / "generator", "generator").digest,
-        "base": artifacts.load(run / "base", "base").digest,
-    }
-    recipe = artifacts.recipe("ensemble", config, inputs)
+    kinds: tuple[artifacts.Kind, ...] = ("generator", "base", "snapshots")
+    recipe = artifacts.recipe("ensemble", config, {kind: artifacts.load(run / kind, kind).digest for kind in kinds})
     sampler = sample._Sampler(config.model_dump(mode="json"), run.address, recipe)
     for block in (0, 2):
         sampler.sample(block)
