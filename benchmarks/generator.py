@@ -7,10 +7,10 @@ sampling    1,000 members of D = 5,000 from ours, at once, against the reference
 scale       D from 2,000 to 10 million at S = 200: the one pass over the snapshots beside reading them alone, and all
             the rest of the fit; peak memory at S = 300 and D = 10 million, in a process of its own
 
-Both sides run with one thread. Writes benchmarks/generator.json; a part that was
-not asked for keeps its numbers. What members are worth on real data sets is in benchmarks/modes.py.
+Both sides run with one thread. Writes benchmarks/generator.json after each seed and part; what was not asked for keeps
+its numbers. What members are worth on real data sets is in benchmarks/modes.py.
 
-    python benchmarks/generator.py [--parts literature sampling scale] [--seeds 3] [--iterations-scale 1.0]
+    python benchmarks/generator.py [--parts literature sampling scale] [--seeds 0 1 2] [--iterations-scale 1.0]
 """
 
 import argparse
@@ -61,7 +61,7 @@ LARGEST_TENSOR = 2_359_296
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--parts", nargs="+", default=["literature", "sampling", "scale"])
-    arguments.add_argument("--seeds", type=int, default=3)
+    arguments.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of literature")
     arguments.add_argument("--iterations-scale", type=float, default=1.0, help="share of the reference's iterations")
     arguments.add_argument("--memory", nargs=2, type=int, metavar=("S", "D"), help=argparse.SUPPRESS)
     asked = arguments.parse_args()
@@ -69,15 +69,24 @@ def main() -> None:
     if asked.memory:
         print(json.dumps(peak(*asked.memory)))
         return
-    result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     if "literature" in asked.parts:
-        result["literature"] = [literature(seed, asked.iterations_scale) for seed in range(asked.seeds)]
+        for seed in asked.seeds:
+            found = literature(seed, asked.iterations_scale)
+            others = [one for one in results().get("literature", ()) if one["seed"] != seed]
+            keep("literature", sorted([*others, found], key=lambda one: one["seed"]))
     if "sampling" in asked.parts:
-        result["sampling"] = sampling()
+        keep("sampling", sampling())
     if "scale" in asked.parts:
-        result["scale"] = scale()
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(table(result))
+        keep("scale", scale())
+    print(table(results()))
+
+
+def results() -> dict[str, Any]:
+    return json.loads(RESULT.read_text()) if RESULT.exists() else {}
+
+
+def keep(part: str, found: Any) -> None:
+    RESULT.write_text(json.dumps(results() | {part: found}, indent=1) + "\n")
 
 
 # --- beside the literature's generator
