@@ -118,7 +118,9 @@ class Collect(Section):
     epochs: float = Field(2.0, gt=0)
     """Passes over the training split that one chain makes."""
     lr: float = Field(0.1, gt=0)
-    """Learning rate of a chain's AdamW, constant: high, for it buys diversity."""
+    """Learning rate of a chain's AdamW: high, for it buys diversity."""
+    schedule: Literal["constant", "cyclic"] = "constant"
+    """Learning rate of a chain: constant, or falling to 0 along a cosine before each snapshot and then high again."""
     batch_size: int = Field(64, ge=1)
     """Rows a step of a chain."""
     bootstrap: bool = True
@@ -131,6 +133,16 @@ class Collect(Section):
     each other as they can; None: where init is fresh."""
     subset: str = "norm+head"
     """Parameters that vary: head, norm, norm+head, last_block, regex:..., or names joined by commas."""
+    features: Literal["auto", "none", "float32", "bfloat16", "uint8"] = "auto"
+    """What the frozen part of the classifier gives for each row is computed once and kept, as this type; chains then
+    train what follows it, several at once. `auto`: float32 where that halves the multiplications of a step; `none`:
+    each step runs the whole classifier."""
+    at_once: int = Field(16, ge=1)
+    """Chains that train at once on kept features, where the graph says that this is fast; their number enters the bits,
+    so it does not follow the machine."""
+    max_memory: float = _placement(1.0, ge=0)
+    """GiB that a worker's kept features may take in memory (on a GPU, there); more lie in a file of its temporary
+    folder."""
     held_out: int = Field(4, ge=1)
     """Whole chains (the last ones) withheld from the generator, to measure novelty and reconstruction honestly."""
     cpus_per_worker: float = _placement(1.0, gt=0)

@@ -3,13 +3,19 @@
 Lists stand for tensors here: ``logits_MK`` is a list of M lists of K floats.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from bend_ray import seeds
+from bend_ray.config import Collect
+from bend_ray.data import training
 from bend_ray.data.classifiers import logits
+from bend_ray.data.datasets import Dataset
 from bend_ray.weights.subset import Subset
 
 Rows = Sequence[Sequence[float]]
@@ -27,6 +33,36 @@ def logits_of_whole_models(module: nn.Module, subset: Subset, theta_MD: Tensor, 
     subset.put(module, before_D)
     module.train(training)
     return torch.stack(found)
+
+
+def train_chain(
+    module: nn.Module, subset: Subset, dataset: Dataset, collect: Collect, seed: int, chain: int
+) -> tuple[Tensor, list[tuple[float, float]]]:
+    """Snapshots of one chain trained through the whole module, and (loss, accuracy) on validation rows of each."""
+    module = copy.deepcopy(module).eval().requires_grad_(False)
+    chosen = [value.requires_grad_() for name, value in module.named_parameters() if name in subset.names]
+    optimizer = torch.optim.AdamW(chosen, lr=collect.lr, weight_decay=0.0)
+    draw, rows = seeds.generator_for(seed, "chain", chain), dataset.train
+    pool = torch.randint(len(rows), (len(rows),), generator=draw) if collect.bootstrap else torch.arange(len(rows))
+    steps = max(collect.snapshots_per_chain, round(collect.epochs * len(rows) / collect.batch_size))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, steps // collect.snapshots_per_chain)
+    order: list[Tensor] = []
+    snapshots, scores = [], []
+    for step in range(1, steps + 1):
+        if not order:
+            order = list(pool[torch.randperm(len(pool), generator=draw)].split(collect.batch_size))
+            order = [index for index in order if len(index) == collect.batch_size]
+        index = order.pop(0)
+        loss = F.cross_entropy(logits(module(dataset.preprocess(rows.images[index]))), rows.labels[index])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if collect.schedule == "cyclic":
+            schedule.step()
+        if step in {steps * (i + 1) // collect.snapshots_per_chain for i in range(collect.snapshots_per_chain)}:
+            snapshots.append(subset.take(module))
+            scores.append(training.validate(module, dataset.val, dataset.preprocess))
+    return torch.stack(snapshots), scores
 
 
 def first_largest(values: Sequence[float]) -> int:

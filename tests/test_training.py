@@ -1,4 +1,4 @@
-"""Training gives the same bits on any number of workers, and a chain depends on (seed, chain) alone."""
+"""Training gives the same bits on any number of workers."""
 
 from pathlib import Path
 
@@ -12,8 +12,6 @@ from bend_ray.data.base import Description
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.errors import ConfigError, TrainingError
 from bend_ray.serving.front import free_port
-from bend_ray.weights import chains
-from bend_ray.weights.subset import choose
 from conftest import changed
 
 CONFIG = changed(base={"shards": 4})
@@ -87,37 +85,3 @@ def test_loss_that_is_not_finite_says_what_to_lower() -> None:
         next(module.parameters())[0] = float("nan")
     with pytest.raises(TrainingError, match=r"lower base\.lr"):
         training.train(module, dataset.train, dataset.preprocess, CONFIG.base, 0)
-
-
-def run_chain(chain: int, seed: int = 0) -> tuple[Tensor, list]:
-    dataset = data()
-    module = Description.of(CONFIG.classifier, dataset).build(0)
-    return chains.run_chain(module, choose(module, "norm+head"), dataset, CONFIG.collect, seed, chain)
-
-
-def test_chain_depends_on_seed_and_chain_alone() -> None:
-    first, facts = run_chain(1)
-    torch.rand(7)  # what else drew from the global generator is no matter
-    again, _ = run_chain(1)
-    assert torch.equal(first, again) and first.shape[0] == CONFIG.collect.snapshots_per_chain
-    assert not torch.equal(first, run_chain(2)[0]) and not torch.equal(first, run_chain(1, seed=1)[0])
-    assert [fact.chain for fact in facts] == [1, 1] and facts[0].step < facts[1].step
-
-
-def test_chain_leaves_all_but_the_subset_alone() -> None:
-    dataset = data()
-    module = Description.of(CONFIG.classifier, dataset).build(0)
-    subset = choose(module, "head")
-    before = {name: value.clone() for name, value in module.state_dict().items()}
-    chains.run_chain(module, subset, dataset, CONFIG.collect, 0, 0)
-    changed_names = {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed_names == set(subset.names)
-
-
-def test_chain_that_diverges_says_what_to_lower() -> None:
-    dataset = data()
-    module = Description.of(CONFIG.classifier, dataset).build(0)
-    with torch.no_grad():
-        next(module.parameters())[0] = float("nan")
-    with pytest.raises(TrainingError, match=r"chain 0: not finite .* lower collect\.lr"):
-        chains.run_chain(module, choose(module, "head"), dataset, CONFIG.collect, 0, 0)

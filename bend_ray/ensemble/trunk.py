@@ -156,10 +156,11 @@ def split(module: nn.Module, subset: Subset, example_x: Tensor, precision: torch
     except Exception as error:
         why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         warnings.warn(f"torch.export cannot cut this classifier, so every member runs it whole: {why}", stacklevel=2)
-        return _whole(module, subset)
+        return whole(module, subset)
 
 
-def _whole(module: nn.Module, subset: Subset) -> SharedTrunk:
+def whole(module: nn.Module, subset: Subset) -> SharedTrunk:
+    """``module`` not cut at all: the trunk gives its input."""
     norms = {
         path: child
         for path, child in module.named_modules()

@@ -28,6 +28,7 @@ from bend_ray.weights import chains as chain_training
 from bend_ray.weights import snapshots as parts
 from bend_ray.weights import subset as subsets
 from bend_ray.weights.align import align, match
+from bend_ray.weights.features import Tails
 from bend_ray.weights.symmetry import Symmetry
 
 
@@ -81,9 +82,7 @@ def _steps(config: Config, dataset: Dataset) -> tuple[int, int]:
     """Steps of the base's training and of one chain's, for the progress line."""
     rows = len(dataset.train)
     base = 0 if config.classifier.weights else config.base.epochs * (rows // min(config.base.batch_size, rows))
-    return base, max(
-        config.collect.snapshots_per_chain, round(config.collect.epochs * rows / config.collect.batch_size)
-    )
+    return base, chain_training.steps_of(config.collect, rows)
 
 
 def _train(config: Config, run: Folder, inputs: dict[str, str], show: Progress, already: int) -> None:
@@ -179,26 +178,37 @@ def _publish_base(module: nn.Module, config: Config, run: Folder, dataset: Datas
 
 
 def _run_chains(config: Config, run: Folder, dataset: Dataset, inputs: dict[str, str], device: Any, desk: Desk) -> None:
-    """This worker's chains: every so-manieth, apart from those already there."""
+    """This worker's chains: every so-manieth group of them, apart from those already there."""
     from ray.train import get_context
 
     manifest = artifacts.load(run / "base", "base")
     recipe = artifacts.recipe("snapshots", config, {"base": manifest.digest, **inputs})
     description = bases.Description.of(config.classifier, dataset)
     rank, world = get_context().get_world_rank(), get_context().get_world_size()
-    for chain in range(rank, config.collect.chains, world):
-        if parts.part_is_done(run / "snapshots", chain, recipe, _stem(config)):
+    folder, stem, collect = run / "snapshots", _stem(config), config.collect
+    module = bases.load(run / "base", description, device)
+    subset = subsets.choose(module, collect.subset)
+    base_theta_D = subset.take(module)
+    tails = Tails.of(module, subset, dataset, collect, desk.progress(""))
+    for first in range(rank * tails.at_once, collect.chains, world * tails.at_once):
+        chains = range(first, min(first + tails.at_once, collect.chains))
+        todo = [chain for chain in chains if not parts.part_is_done(folder, chain, recipe, stem)]
+        if not todo:
             continue
         start = time.monotonic()
-        module = bases.load(run / "base", description, device)
-        subset = subsets.choose(module, config.collect.subset)
-        if config.collect.init == "fresh":
-            subset.put(module, subset.take(description.build(seeds.seed_for(config.seed, "chain", chain, "init"))))
-        theta_SD, facts = chain_training.run_chain(
-            module, subset, dataset, config.collect, config.seed, chain, desk.progress(f"chain {chain}")
+        start_CD = base_theta_D.expand(len(chains), -1)
+        if collect.init == "fresh":
+            fresh = (description.build(seeds.seed_for(config.seed, "chain", chain, "init")) for chain in chains)
+            start_CD = torch.stack([subset.take(module) for module in fresh])
+        name = f"chains {chains[0]} to {chains[-1]}"
+        trained = chain_training.run_chains(
+            tails, start_CD.to(device), dataset, collect, config.seed, chains, desk.progress(name)
         )
-        artifacts.note_seconds(run, f"chain-{chain:05d}", time.monotonic() - start)
-        parts.write_part(run / "snapshots", chain, subset, theta_SD, facts, recipe, _stem(config))
+        seconds = (time.monotonic() - start) / len(chains)
+        for chain, (theta_SD, facts) in zip(chains, trained, strict=True):
+            if chain in todo:
+                artifacts.note_seconds(run, f"chain-{chain:05d}", seconds)
+                parts.write_part(folder, chain, subset, theta_SD, facts, recipe, stem)
 
 
 def _align(config: Config, run: Folder, recipe: str) -> dict[str, Any]:

@@ -1,62 +1,116 @@
-"""A chain: from the trained base, fine-tune the subset alone on rows of its own, and keep snapshots on the way."""
+"""A chain: from the trained base, fine-tune the subset alone on rows of its own, and keep snapshots on the way.
+
+Several chains train at once where their tails run at once; see `features`.
+"""
+
+import math
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from bend_ray import seeds
 from bend_ray.config import Collect
-from bend_ray.data.classifiers import logits
 from bend_ray.data.datasets import Dataset
-from bend_ray.data.training import Progress, batches, validate
+from bend_ray.data.training import batches
 from bend_ray.errors import TrainingError
+from bend_ray.weights.features import Tails
 from bend_ray.weights.snapshots import Fact
-from bend_ray.weights.subset import Subset
+
+VAL_ROWS = 1024
+"""Validation rows at once."""
 
 
-def run_chain(
-    module: nn.Module,
-    subset: Subset,
+def run_chains(
+    tails: Tails,
+    start_CD: Tensor,
     dataset: Dataset,
     collect: Collect,
     seed: int,
-    chain: int,
-    progress: Progress | None = None,
-) -> tuple[Tensor, list[Fact]]:
-    """Snapshots ``theta_SD`` of one chain and a row of facts each; ``module`` must hold the base's parameters,
-    but for those of the subset where the chain starts elsewhere.
+    chains: range,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[tuple[Tensor, list[Fact]]]:
+    """Snapshots ``theta_SD`` and a row of facts each, of each of these ``chains``, which train at once and start at
+    ``start_CD``.
 
-    Only the subset is trained; everything else is frozen, batch norm in eval mode. The chain depends on
-    ``(seed, chain)`` alone. Raises TrainingError where the loss or a parameter is not finite.
+    Only the subset is trained; everything else is frozen, batch norm in eval mode. A chain's rows and their order
+    depend on ``(seed, chain)`` alone, its numbers on those of its group no further than float rounding.
+    Raises TrainingError where a loss or a parameter is not finite.
     """
-    generator = seeds.generator_for(seed, "chain", chain)
-    rows = dataset.train
-    pool = torch.randint(len(rows), (len(rows),), generator=generator) if collect.bootstrap else torch.arange(len(rows))
-    steps = max(collect.snapshots_per_chain, round(collect.epochs * len(rows) / collect.batch_size))
-    keep = {steps * (i + 1) // collect.snapshots_per_chain for i in range(collect.snapshots_per_chain)}
-    named = dict(module.named_parameters())
-    for parameter in named.values():
-        parameter.requires_grad_(False)
-    chosen = [named[name].requires_grad_(True) for name in subset.names]
-    device = chosen[0].device
-    optimizer = torch.optim.AdamW(chosen, lr=collect.lr, weight_decay=0.0)
-    module.eval()
+    C, labels, subset = len(chains), dataset.train.labels, tails.cut.subset
+    steps = steps_of(collect, len(labels))
+    ends = [steps * (i + 1) // collect.snapshots_per_chain for i in range(collect.snapshots_per_chain)]
+    draws = [_batches(collect, len(labels), seed, chain) for chain in chains]
+    theta = {name: value.clone().requires_grad_() for name, value in subset.split(start_CD).items()}
+    device = start_CD.device
+    optimizer = torch.optim.AdamW(theta.values(), lr=collect.lr, weight_decay=0.0)
     thetas: list[Tensor] = []
-    facts: list[Fact] = []
-    with seeds.seeded(seed, "chain", chain, "module"):
-        for step, index in zip(range(1, steps + 1), batches(pool, collect.batch_size, generator), strict=False):
-            x, y = dataset.preprocess(rows.images[index].to(device)), rows.labels[index].to(device)
-            loss = F.cross_entropy(logits(module(x)), y)
+    facts: list[list[Fact]] = []
+    with seeds.seeded(seed, "chain", chains[0], "module"):
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = learning_rate(collect, step, ends)
+            index_CB = torch.stack([next(draw) for draw in draws])
+            logits_CBK = tails.logits(theta, tails.train(index_CB), own=True)
+            y_CB = labels[index_CB].to(device)
+            loss_CB = F.cross_entropy(logits_CBK.flatten(0, 1), y_CB.flatten(), reduction="none").reshape(y_CB.shape)
+            loss_C = loss_CB.mean(1)
             optimizer.zero_grad()
-            loss.backward()
+            loss_C.sum().backward()
             optimizer.step()
-            if step in keep:
-                theta_D = subset.take(module)
-                if not (torch.isfinite(theta_D).all() and torch.isfinite(loss)):
-                    raise TrainingError(f"chain {chain}: not finite at step {step}; lower collect.lr")
-                val_loss, val_accuracy = validate(module, dataset.val, dataset.preprocess)
-                thetas.append(theta_D)
-                facts.append(Fact(chain, step, seeds.seed_for(seed, "chain", chain), val_loss, val_accuracy))
+            if step + 1 in ends:
+                theta_CD = torch.cat([value.detach().flatten(1) for value in theta.values()], dim=1).cpu()
+                for chain, theta_D, loss in zip(chains, theta_CD, loss_C, strict=True):
+                    if not (torch.isfinite(theta_D).all() and torch.isfinite(loss)):
+                        raise TrainingError(f"chain {chain}: not finite at step {step + 1}; lower collect.lr")
+                thetas.append(theta_CD)
+                facts.append(
+                    [
+                        Fact(chain, step + 1, seeds.seed_for(seed, "chain", chain), *scores)
+                        for chain, scores in zip(chains, _validate(tails, theta, dataset), strict=True)
+                    ]
+                )
             if progress is not None:
-                progress(step, steps)
-    return torch.stack(thetas), facts
+                progress(C * (step + 1), C * steps)
+    theta_CSD = torch.stack(thetas, dim=1)
+    return [(theta_CSD[c], [known[c] for known in facts]) for c in range(C)]
+
+
+def steps_of(collect: Collect, rows: int) -> int:
+    """Steps that one chain makes over so many rows."""
+    return max(collect.snapshots_per_chain, round(collect.epochs * rows / collect.batch_size))
+
+
+def learning_rate(collect: Collect, step: int, ends: list[int]) -> float:
+    """At ``step``, counted from 0; ``ends``: after how many steps each snapshot is kept.
+
+    ``cyclic``: lr/2 (1 + cos(pi u)), where u goes from 0 to 1 between a snapshot and the next (Loshchilov and Hutter
+    2017; Huang et al. 2017, "Snapshot ensembles").
+    """
+    if collect.schedule == "constant":
+        return collect.lr
+    end = next(end for end in ends if step < end)
+    start = max((before for before in ends if before <= step), default=0)
+    return collect.lr / 2 * (1 + math.cos(math.pi * (step - start) / (end - start)))
+
+
+def _batches(collect: Collect, rows: int, seed: int, chain: int) -> Iterator[Tensor]:
+    """Row numbers of the chain's batches."""
+    generator = seeds.generator_for(seed, "chain", chain)
+    pool = torch.randint(rows, (rows,), generator=generator) if collect.bootstrap else torch.arange(rows)
+    return batches(pool, collect.batch_size, generator)
+
+
+@torch.no_grad()
+def _validate(tails: Tails, theta: dict[str, Tensor], dataset: Dataset) -> list[tuple[float, float]]:
+    """Mean cross-entropy (nats) and accuracy of each chain on the validation rows."""
+    label_N = dataset.val.labels
+    C, N = len(next(iter(theta.values()))), len(label_N)
+    loss, right = [0.0] * C, [0] * C
+    for index_B in torch.arange(N).split(VAL_ROWS):
+        logits_CBK = tails.logits(theta, tails.val(index_B), own=False)
+        y = label_N[index_B].to(logits_CBK.device)
+        for c, logits_BK in enumerate(logits_CBK):
+            loss[c] += F.cross_entropy(logits_BK, y, reduction="sum").item()
+            right[c] += int((logits_BK.argmax(1) == y).sum())
+    return [(total / N, count / N) for total, count in zip(loss, right, strict=True)]

@@ -1,0 +1,115 @@
+"""Chains at the price of the tail: snapshots from kept features beside a loop that trains through the whole model.
+
+ResNet-18 on rows of CIFAR-10, 16 chains, the same batches on both sides, one thread each. Ours is timed before and
+after the loop, features and export included. Prints the ratio, how far the snapshots lie apart, and what ours spends on
+the one pass that makes the features: no way to train on these rows can do without it. Writes benchmarks/collect.json.
+
+    python benchmarks/collect.py [--subsets head last_block] [--rows 512] [--width 64]
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bend_ray.config import Config, loads
+from bend_ray.data import training
+from bend_ray.data.base import Description
+from bend_ray.data.datasets import Dataset, load_dataset
+from bend_ray.weights import chains
+from bend_ray.weights.features import Tails
+from bend_ray.weights.subset import Subset, choose
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from oracles import train_chain
+
+RESULT = Path("benchmarks/collect.json")
+CHAINS = 16
+CONFIG = """
+data: {{path: ../shared/data/cifar10, train_limit: {rows}, test_limit: 100}}
+classifier: {{name: resnet18, kwargs: {{width: {width}}}}}
+base: {{epochs: 1}}
+collect: {{chains: {chains}, snapshots_per_chain: 2, epochs: 2, lr: 0.01}}
+"""
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--subsets", nargs="+", default=["head", "last_block"])
+    arguments.add_argument("--rows", type=int, default=512)
+    arguments.add_argument("--width", type=int, default=64, help="channels of the first stage; 64 is ResNet-18")
+    asked = arguments.parse_args()
+    torch.set_num_threads(1)
+    config = loads(CONFIG.format(rows=asked.rows, width=asked.width, chains=CHAINS), "benchmark")
+    dataset = load_dataset(config.data, 0)
+    module = Description.of(config.classifier, dataset).build(0)
+    training.train(module, dataset.train, dataset.preprocess, config.base, 0)
+    result = {"rows": len(dataset.train), "width": asked.width, "chains": CHAINS}
+    for spec in asked.subsets:
+        result[spec] = measured(module, choose(module, spec), dataset, config)
+        RESULT.write_text(json.dumps(result, indent=1) + "\n")
+        print(spec, sentence(result[spec]), flush=True)
+
+
+def measured(module: nn.Module, subset: Subset, dataset: Dataset, config: Config) -> dict[str, Any]:
+    """Seconds of both sides, and the greatest distance between their snapshots."""
+    collect = config.collect
+
+    def ours() -> tuple[Tails, list[Tensor], float]:
+        tails, seconds = timed(lambda: Tails.of(module, subset, dataset, collect))
+        found: list[Tensor] = []
+        for first in range(0, CHAINS, tails.at_once):
+            numbers = range(first, min(first + tails.at_once, CHAINS))
+            start_CD = subset.take(module).expand(len(numbers), -1)
+            trained = chains.run_chains(tails, start_CD, dataset, collect, config.seed, numbers)
+            found += [theta_SD for theta_SD, _ in trained]
+        return tails, found, seconds
+
+    def loop() -> list[Tensor]:
+        found = []
+        for chain in range(CHAINS):
+            found.append(train_chain(module, subset, dataset, collect, config.seed, chain)[0])
+            print(f"  the loop: {chain + 1} of {CHAINS} chains", flush=True)
+        return found
+
+    (tails, theirs_too, features), before = timed(ours)
+    wanted, loop_s = timed(loop)
+    _, after = timed(ours)
+    apart = max((a - b).abs().max().item() for a, b in zip(theirs_too, wanted, strict=True))
+    ours_s = statistics.fmean([before, after])
+    return {
+        "D": subset.D,
+        "plan": tails.cut.plan,
+        "at_once": tails.at_once,
+        "steps_per_chain": chains.steps_of(collect, len(dataset.train)),
+        "ours_s": [before, after],
+        "features_s": features,
+        "loop_s": loop_s,
+        "ratio": loop_s / ours_s,
+        "apart": apart,
+    }
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.monotonic()
+    return work(), time.monotonic() - start
+
+
+def sentence(found: dict[str, Any]) -> str:
+    return (
+        f"(D = {found['D']:,}, {found['plan']}, {found['at_once']} at once): {CHAINS} chains of"
+        f" {found['steps_per_chain']} steps in {statistics.fmean(found['ours_s']):.1f} s (features"
+        f" {found['features_s']:.1f} s) against {found['loop_s']:.1f} s: ratio {found['ratio']:.1f}; snapshots at most"
+        f" {found['apart']:.1e} apart"
+    )
+
+
+if __name__ == "__main__":
+    main()

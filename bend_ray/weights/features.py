@@ -1,0 +1,214 @@
+"""What chains train on: rows of the data as the trunk gives them, kept where that halves the work of a step.
+
+Everything before the subset is frozen, so a row's features (what the trunk gives for it) are the same in all chains and
+epochs. A step through the whole classifier costs its forward pass and the tail's backward pass, about twice the tail's
+forward one; a step on kept features costs three times the tail's forward pass.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bend_ray.config import Collect
+from bend_ray.data.datasets import Dataset, Split
+from bend_ray.ensemble.trunk import MAX_MEMORY, SharedTrunk, split, whole
+from bend_ray.weights.subset import Subset
+
+ROWS = 256
+"""Rows that go through the trunk at once: fixed, so that features do not depend on who computes them."""
+WORTH_IT = 0.75
+"""Share of the forward pass's multiplications before the subset from which on `auto` keeps features: where s is in the
+trunk, 3 (1 - s) is at most half of 1 + 2 (1 - s)."""
+OPTIMIZER = 4
+"""Values that training takes for each parameter: itself, its gradient, two moments."""
+
+Take = Callable[[Tensor], tuple[Any, ...]]
+"""What the tail reads of the rows of an index, (B,) or (chains, B)."""
+
+
+@dataclass(frozen=True)
+class Tails:
+    """A classifier cut for training: its tail, and what that reads of training and of validation rows."""
+
+    cut: SharedTrunk
+    train: Take
+    val: Take
+    at_once: int
+    """Chains that train at once: by the configuration and the graph, so that bits do not depend on the machine."""
+
+    @staticmethod
+    def of(
+        module: nn.Module,
+        subset: Subset,
+        dataset: Dataset,
+        collect: Collect,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> "Tails":
+        """For ``module`` with the base's parameters, which are frozen here; ``progress`` counts rows of features."""
+        module.eval().requires_grad_(False)
+        device = next(module.parameters()).device
+        example_x = dataset.preprocess(dataset.train.images[:2].to(device))
+        cut = split(module, subset, example_x) if collect.features != "none" else whole(module, subset)
+        if not _worth_it(cut, subset.take(module).to(device), example_x, collect):
+            cut = whole(module, subset)
+            train, val = (_computed(cut, dataset, rows, device) for rows in (dataset.train, dataset.val))
+            return Tails(cut, train, val, 1)
+        dtype = torch.float32 if collect.features == "auto" else getattr(torch, collect.features)
+        total, done = len(dataset.train) + len(dataset.val), 0
+        kept = []
+        for rows in (dataset.train, dataset.val):
+            take = _computed(cut, dataset, rows, device)
+            said = (lambda n, before=done: progress(before + n, total)) if progress is not None else None
+            kept.append(_kept(cut, take, len(rows), dtype, collect, device, said))
+            done += len(rows)
+        # A group's parameters and their moments are in memory together; not by a key that says where work is done.
+        fitting = max(1, MAX_MEMORY // (4 * OPTIMIZER * subset.D))
+        cut = replace(cut, chunk=collect.at_once, max_memory=MAX_MEMORY)
+        at_once = min(cut.at_once(collect.batch_size), fitting) if cut.plan == "vmap" else 1
+        return Tails(cut, kept[0], kept[1], at_once)
+
+    def logits(self, theta: dict[str, Tensor], shared: tuple[Any, ...], own: bool) -> Tensor:
+        """``logits_CBK`` of chains whose parameters are (C, *shape) each; ``own``: each has rows of its own."""
+        if len(next(iter(theta.values()))) == 1:
+            of_first = tuple(value[0] if kind == "rows" and own else value for kind, value in self._kinds(shared))
+            return self.cut.tail({name: value[0] for name, value in theta.items()}, *of_first)[None]
+        rows = 0 if own else None
+        in_dims = (0, *(rows if kind == "rows" else None for kind, _ in self._kinds(shared)))
+        found: Tensor = torch.func.vmap(self.cut.tail, in_dims=in_dims)(theta, *shared)
+        return found
+
+    def _kinds(self, shared: tuple[Any, ...]) -> list[tuple[str | None, Any]]:
+        return list(zip(self.cut.kinds, shared, strict=True))
+
+
+def _worth_it(cut: SharedTrunk, theta_D: Tensor, x: Tensor, collect: Collect) -> bool:
+    """Whether to keep what the trunk gives: as asked for, or where that halves the work; never what has no rows."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    if cut.plan == "whole model" or None in cut.kinds or collect.features == "none":
+        return False
+    if collect.features != "auto":
+        return True
+    with torch.no_grad():
+        with FlopCounterMode(display=False) as of_trunk:
+            shared = cut.trunk(x)
+        with FlopCounterMode(display=False) as of_tail:
+            cut.tail(cut.subset.split(theta_D), *shared)
+    trunk, tail = of_trunk.get_total_flops(), of_tail.get_total_flops()
+    return trunk >= WORTH_IT * (trunk + tail)
+
+
+def _computed(cut: SharedTrunk, dataset: Dataset, rows: Split, device: torch.device) -> Take:
+    """The trunk runs each time."""
+
+    def take(index: Tensor) -> tuple[Any, ...]:
+        flat = index.reshape(-1)
+        with torch.no_grad():
+            shared = cut.trunk(dataset.preprocess(rows.images[flat].to(device)))
+        if index.ndim == 1:
+            return shared
+        shaped = {"rows": lambda value: value.reshape(*index.shape, *value.shape[1:]), "size": lambda _: index.shape[1]}
+        return tuple(
+            shaped[kind](value) if kind in shaped else value for kind, value in zip(cut.kinds, shared, strict=True)
+        )
+
+    return take
+
+
+def _kept(
+    cut: SharedTrunk,
+    computed: Take,
+    rows: int,
+    dtype: torch.dtype,
+    collect: Collect,
+    device: torch.device,
+    progress: Callable[[int], None] | None,
+) -> Take:
+    """All of it once; on the device where it fits ``collect.max_memory``, else in a file that goes with the process."""
+    values: list[Any] = []
+    for start in range(0, rows, ROWS):
+        index = torch.arange(start, min(start + ROWS, rows))
+        shared = computed(index)
+        if not values:
+            size = sum(
+                value[0].numel() * dtype.itemsize * rows
+                for kind, value in zip(cut.kinds, shared, strict=True)
+                if kind == "rows"
+            )
+            place = device if size <= collect.max_memory * 2**30 else None
+            values = [
+                Rows.empty(value, rows, dtype, place) if kind == "rows" else value
+                for kind, value in zip(cut.kinds, shared, strict=True)
+            ]
+        for held, value in zip(values, shared, strict=True):
+            if isinstance(held, Rows):
+                held.put(index, value)
+        if progress is not None:
+            progress(int(index[-1]) + 1)
+
+    def take(index: Tensor) -> tuple[Any, ...]:
+        found: list[Any] = []
+        for kind, held in zip(cut.kinds, values, strict=True):
+            if isinstance(held, Rows):
+                found.append(held.take(index, device))
+            else:
+                found.append(index.shape[-1] if kind == "size" else held)
+        return tuple(found)
+
+    return take
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One of the trunk's values for all rows, (N, ...), as it came or smaller.
+
+    ``uint8``: each row's values in 256 even levels between its least and its greatest.
+    """
+
+    data: Tensor
+    dtype: torch.dtype
+    """Of what is taken."""
+    low_N: Tensor
+    level_N: Tensor
+
+    @staticmethod
+    def empty(value: Tensor, rows: int, dtype: torch.dtype, device: torch.device | None) -> "Rows":
+        """For values like ``value`` (its first axis aside); without a device in a file that has no name any more."""
+        stored = dtype if value.is_floating_point() else value.dtype
+        shape = (rows, *value.shape[1:])
+        if device is not None:
+            data = torch.empty(shape, dtype=stored, device=device)
+        else:
+            with tempfile.NamedTemporaryFile(prefix="bend_ray-features-") as file:
+                size = torch.Size(shape).numel()
+                data = torch.from_file(file.name, shared=True, size=size, dtype=stored).reshape(shape)
+        where = data.device
+        return Rows(data, value.dtype, torch.zeros(rows, device=where), torch.ones(rows, device=where))
+
+    @property
+    def levels(self) -> bool:
+        """Whether numbers are kept as levels."""
+        return self.data.dtype == torch.uint8 and self.dtype.is_floating_point
+
+    def put(self, index: Tensor, value: Tensor) -> None:
+        index, value = index.to(self.data.device), value.to(self.data.device)
+        if self.levels:
+            flat = value.float().flatten(1)
+            low_B = flat.amin(1)
+            level_B = ((flat.amax(1) - low_B) / 255).clamp_min(torch.finfo(torch.float32).tiny)
+            self.low_N[index], self.level_N[index] = low_B, level_B
+            value = ((flat - low_B[:, None]) / level_B[:, None]).round().reshape(value.shape)
+        self.data[index] = value.to(self.data.dtype)
+
+    def take(self, index: Tensor, device: torch.device) -> Tensor:
+        """(*index.shape, ...)."""
+        index = index.to(self.data.device)
+        value = self.data[index].to(self.dtype)
+        if self.levels:
+            shape = (*index.shape, *[1] * (value.ndim - index.ndim))
+            value = value * self.level_N[index].reshape(shape) + self.low_N[index].reshape(shape)
+        return value.to(device)

@@ -1,0 +1,200 @@
+"""Chains depend on (seed, chain) alone, and those that train on kept features are those of the whole model."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bend_ray import artifacts
+from bend_ray.config import Collect
+from bend_ray.data.base import Description
+from bend_ray.data.datasets import Dataset, load_dataset
+from bend_ray.errors import TrainingError
+from bend_ray.folders import Folder
+from bend_ray.stages import collect as stage
+from bend_ray.weights import chains, features
+from bend_ray.weights import snapshots as parts
+from bend_ray.weights.features import Rows, Tails
+from bend_ray.weights.snapshots import Fact
+from bend_ray.weights.subset import Subset, choose
+from conftest import changed
+from oracles import train_chain
+
+CONFIG = changed()
+RESNET = changed(classifier={"name": "resnet18", "kwargs": {"width": 4}})
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return load_dataset(CONFIG.data, 0)
+
+
+def settings(**keys: Any) -> Collect:
+    return changed(collect=keys).collect
+
+
+def built(dataset: Dataset, config: Any = CONFIG) -> nn.Module:
+    return Description.of(config.classifier, dataset).build(0)
+
+
+def run(
+    module: nn.Module, subset: Subset, dataset: Dataset, collect: Collect, numbers: range, seed: int = 0
+) -> list[tuple[Tensor, list[Fact]]]:
+    tails = Tails.of(module, subset, dataset, collect)
+    start_CD = subset.take(module).expand(len(numbers), -1)
+    return chains.run_chains(tails, start_CD, dataset, collect, seed, numbers)
+
+
+def one(dataset: Dataset, chain: int, seed: int = 0) -> tuple[Tensor, list[Fact]]:
+    module = built(dataset)
+    (found,) = run(module, choose(module, "norm+head"), dataset, CONFIG.collect, range(chain, chain + 1), seed)
+    return found
+
+
+def test_chain_depends_on_seed_and_chain_alone(dataset: Dataset) -> None:
+    first, facts = one(dataset, 1)
+    torch.rand(7)  # what else drew from the global generator is no matter
+    again, _ = one(dataset, 1)
+    assert torch.equal(first, again) and first.shape[0] == CONFIG.collect.snapshots_per_chain
+    assert not torch.equal(first, one(dataset, 2)[0]) and not torch.equal(first, one(dataset, 1, seed=1)[0])
+    assert [fact.chain for fact in facts] == [1, 1] and facts[0].step < facts[1].step
+
+
+@pytest.mark.parametrize("spec", ["head", "norm+head"])
+def test_chains_leave_the_classifier_alone(dataset: Dataset, spec: str) -> None:
+    module = built(dataset)
+    subset = choose(module, spec)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    ((theta_SD, _),) = run(module, subset, dataset, CONFIG.collect, range(1))
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert not torch.equal(theta_SD[0], subset.take(module))
+
+
+def test_chain_that_diverges_says_what_to_lower(dataset: Dataset) -> None:
+    module = built(dataset)
+    with torch.no_grad():
+        next(module.parameters())[0] = float("nan")
+    with pytest.raises(TrainingError, match=r"chain 0: not finite .* lower collect\.lr"):
+        run(module, choose(module, "head"), dataset, CONFIG.collect, range(1))
+
+
+@pytest.mark.parametrize(
+    ("config", "spec", "plan", "at_once"),
+    [
+        (CONFIG, "head", "vmap", 4),
+        (CONFIG, "norm+head", "whole model", 1),
+        (RESNET, "last_block", "loop", 1),
+        (RESNET, "head", "vmap", 4),
+        (RESNET, "norm+head", "whole model", 1),
+    ],
+)
+def test_kept_features_give_the_chains_of_the_whole_model(
+    dataset: Dataset, config: Any, spec: str, plan: str, at_once: int
+) -> None:
+    """The same batches, up to float rounding; what is said of validation rows as well."""
+    module, collect = built(dataset, config), settings(at_once=4)
+    subset = choose(module, spec)
+    tails = Tails.of(module, subset, dataset, collect)
+    assert (tails.cut.plan, tails.at_once) == (plan, at_once)
+    start_CD = subset.take(module).expand(4, -1)
+    found = [
+        trained
+        for first in range(0, 4, at_once)
+        for trained in chains.run_chains(tails, start_CD[:at_once], dataset, collect, 0, range(first, first + at_once))
+    ]
+    for chain, (theta_SD, facts) in enumerate(found):
+        wanted_SD, scores = train_chain(module, subset, dataset, collect, 0, chain)
+        torch.testing.assert_close(theta_SD, wanted_SD, rtol=0, atol=1e-4)
+        torch.testing.assert_close([fact.val_loss for fact in facts], [loss for loss, _ in scores], rtol=0, atol=1e-4)
+        assert [fact.val_accuracy for fact in facts] == pytest.approx([right for _, right in scores], abs=0.02)
+        assert [fact.chain for fact in facts] == [chain] * collect.snapshots_per_chain
+
+
+def test_a_chain_is_the_same_in_any_company(dataset: Dataset) -> None:
+    module, collect = built(dataset), settings(at_once=3)
+    subset = choose(module, "head")
+    together = run(module, subset, dataset, collect, range(3))
+    ((alone_SD, _),) = run(module, subset, dataset, collect, range(2, 3))
+    torch.testing.assert_close(together[2][0], alone_SD, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", ["head", "last_block"])
+def test_features_beyond_the_memory_lie_in_a_file(
+    dataset: Dataset, spec: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(features.tempfile, "tempdir", str(tmp_path))
+    module = built(dataset, RESNET)
+    subset = choose(module, spec)
+    made: list[Rows] = []
+    empty = Rows.empty
+    monkeypatch.setattr(Rows, "empty", lambda *given: made.append(empty(*given)) or made[-1])
+    in_memory, in_file = (run(module, subset, dataset, settings(max_memory=most), range(1))[0] for most in (1.0, 0.0))
+    assert torch.equal(in_memory[0], in_file[0]) and in_memory[1] == in_file[1]
+    assert [rows.data.is_shared() for rows in made] == [False, False, True, True]  # of training and validation rows
+    assert not list(tmp_path.iterdir())  # it has no name any more
+
+
+def test_features_in_fewer_bits_come_near(dataset: Dataset) -> None:
+    module = built(dataset)
+    subset = choose(module, "head")
+    ((exact_SD, facts),) = run(module, subset, dataset, settings(features="float32"), range(1))
+    for dtype, most in (("bfloat16", 0.02), ("uint8", 0.02)):
+        ((theta_SD, again),) = run(module, subset, dataset, settings(features=dtype), range(1))
+        assert 0 < (theta_SD - exact_SD).norm() / exact_SD.norm() < most
+        assert again[-1].val_loss == pytest.approx(facts[-1].val_loss, abs=0.02)
+
+
+def test_levels_are_off_by_half_a_level_at_most() -> None:
+    value = torch.randn(5, 3, 4) * torch.tensor([0.0, 1e-3, 1.0, 30.0, 1e4])[:, None, None]
+    rows = Rows.empty(value, 5, torch.uint8, torch.device("cpu"))
+    rows.put(torch.arange(5), value)
+    index = torch.tensor([[4, 0], [2, 3]])
+    again = rows.take(index, torch.device("cpu"))
+    level = (value.flatten(1).amax(1) - value.flatten(1).amin(1)) / 255
+    assert again.shape == (2, 2, 3, 4) and again.dtype == torch.float32
+    assert ((again - value[index]).abs().flatten(2) <= 0.501 * level[index][..., None] + 1e-6).all()
+    whole = Rows.empty(torch.arange(6).reshape(3, 2), 3, torch.uint8, torch.device("cpu"))  # whole numbers stay
+    whole.put(torch.arange(3), torch.arange(6).reshape(3, 2))
+    assert torch.equal(whole.take(torch.tensor([1]), torch.device("cpu")), torch.tensor([[2, 3]]))
+
+
+def test_cyclic_learning_rate_is_that_of_warm_restarts() -> None:
+    collect = settings(schedule="cyclic", lr=0.3)
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=5)
+    for step in range(15):
+        assert chains.learning_rate(collect, step, [5, 10, 15]) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert {chains.learning_rate(settings(), step, [5, 10]) for step in range(10)} == {CONFIG.collect.lr}
+
+
+def test_chains_follow_the_cyclic_learning_rate(dataset: Dataset) -> None:
+    module, collect = built(dataset), settings(schedule="cyclic", epochs=1.2)
+    subset = choose(module, "head")
+    assert chains.steps_of(collect, len(dataset.train)) == 6
+    ((theta_SD, _),) = run(module, subset, dataset, collect, range(1))
+    wanted_SD, _ = train_chain(module, subset, dataset, collect, 0, 0)
+    torch.testing.assert_close(theta_SD, wanted_SD, rtol=0, atol=1e-4)
+    assert not torch.allclose(theta_SD, run(module, subset, dataset, settings(epochs=1.2), range(1))[0][0], atol=1e-4)
+
+
+@pytest.mark.ray
+def test_groups_of_chains_are_the_same_on_any_number_of_workers(ray_cluster: str, tmp_path: Path) -> None:
+    """One that lost a chain of a group trains the group again, and leaves the chains that were there."""
+    runs = {workers: Folder(tmp_path / str(workers)) for workers in (1, 2)}
+    for workers, folder in runs.items():
+        config = changed(collect={"workers": workers, "subset": "head", "at_once": 2})
+        stage.run(config, folder, load_dataset(config.data, 0))
+    theta_SD, again_SD = (parts.read(folder / "snapshots", 5).theta_SD for folder in runs.values())
+    assert torch.equal(theta_SD, again_SD)
+    folder, kept = runs[1] / "snapshots", (runs[1].path / "snapshots" / parts.part_name(0)).stat()
+    folder.delete(artifacts.manifest_name("snapshots"))
+    folder.delete(parts.part_name(1))
+    stage.run(config.with_keys({"collect.workers": 1}), runs[1], load_dataset(config.data, 0))
+    assert torch.equal(parts.read(folder, 5).theta_SD, theta_SD)
+    assert (folder.path / parts.part_name(0)).stat() == kept
+    assert artifacts.read_manifest(folder, "snapshots") is not None
