@@ -29,13 +29,13 @@ RESULT = Path("benchmarks/modes.json")
 DATA: dict[str, dict[str, Any]] = {
     "digits": {"data": {"name": "digits"}, "classifier": {"name": "convnet"}},
     "fashion": {
-        "data": {"path": str(SHARED / "fashion_mnist"), "train_limit": 5000, "test_limit": 1500},
-        "classifier": {"name": "convnet", "kwargs": {"width": 12}},
+        "data": {"path": str(SHARED / "fashion_mnist"), "train_limit": 3000, "test_limit": 1500},
+        "classifier": {"name": "convnet", "kwargs": {"width": 10}},
         "base": {"epochs": 12},
     },
     "cifar": {
-        "data": {"path": str(SHARED / "cifar10"), "train_limit": 5000, "test_limit": 1500},
-        "classifier": {"name": "convnet", "kwargs": {"width": 12}},
+        "data": {"path": str(SHARED / "cifar10"), "train_limit": 3000, "test_limit": 1500},
+        "classifier": {"name": "convnet", "kwargs": {"width": 10}},
         "base": {"epochs": 12},
     },
 }
@@ -50,7 +50,10 @@ MODES: dict[str, dict[str, Any]] = {
         "autoencoder": {"latent": 64},
         "sample": {"members": 32, "spread": "matched"},
     },
-    "many": {"collect": {"chains": 44, "epochs": 3, "subset": "last_block", "init": "fresh", "lr": 0.003}},
+    "many": {
+        "collect": {"chains": 44, "epochs": 3, "subset": "last_block", "init": "fresh", "lr": 0.003},
+        "diffusion": {"iterations": 3000},
+    },
 }
 CHAINS: dict[str, dict[str, Any]] = {
     "digits-one": {"epochs": 2, "lr": 0.1},

@@ -33,9 +33,9 @@ from bend_ray.progress import Progress
 from bend_ray.weights import snapshots as parts
 from bend_ray.weights.subset import Subset
 
-SPREADS = tuple(spread / 20 for spread in range(4, 41))
+SPREADS = tuple(spread / 100 for spread in range(20, 201))
 """What a matched spread may be: from 0.2 to 2."""
-FIRST = 64
+FIRST = 128
 """Members and snapshots that it is measured with."""
 
 
@@ -102,7 +102,7 @@ def _match_spread(config_json: dict[str, Any], where: str, said: Any) -> float:
         def disagreement(spread: float) -> float:
             alive(0, 1)
             tried = config.sample.model_copy(update={"spread": spread})
-            theta_MD = sampler.members(range(min(config.sample.members, FIRST)), tried)
+            theta_MD = sampler.members(range(FIRST), tried)
             return validation.disagreement(theta_MD.to(sampler.device))
 
         found = bisect.bisect_left(SPREADS, validation.disagreement(theta_SD), key=disagreement)
