@@ -53,7 +53,13 @@ class Data(Section):
     name: Literal["digits"] | None = None
     """A built-in data set: `digits` (scikit-learn's 1,797 images of 8x8 pixels)."""
     path: str | None = _placement(None)
-    """A Parquet file or folder in the Hugging Face Hub's layout, or an .npz with x_train, y_train, x_test, y_test."""
+    """A Parquet file or folder in the Hugging Face Hub's layout; a folder of images, CLASS/x.png or train/CLASS/x.png,
+    test/CLASS/x.png; an .npz with x_train, y_train, x_test, y_test; or a folder with x_train.npy, y_train.npy, ..."""
+    target: str | None = _placement(None)
+    """Your own, "package.module:callable" returning a torch Dataset of (image, label), a pair (x, y) of arrays or
+    tensors, or a dict of either for train, validation and test."""
+    kwargs: dict[str, Any] = _placement({})
+    """Keyword arguments of the target."""
     image_column: str | None = None
     """Column of the images; None: found from the schema."""
     label_column: str | None = None
@@ -66,11 +72,16 @@ class Data(Section):
     """Use only the first so many training rows (before the validation split); None: all."""
     test_limit: int | None = Field(None, ge=1)
     """Use only the first so many test rows; None: all."""
+    in_memory: float = _placement(2.0, ge=0)
+    """GiB of decoded images of one split that a process keeps in memory; more lie in a temporary file (in TMPDIR),
+    which goes with the process."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "Data":
-        if (self.name is None) == (self.path is None):
-            raise ValueError("give exactly one of data.name and data.path")
+        if [self.name, self.path, self.target].count(None) != 2:
+            raise ValueError("give exactly one of data.name, data.path and data.target")
+        if self.kwargs and self.target is None:
+            raise ValueError("data.kwargs: are those of data.target; give one, or leave them out")
         return self
 
 

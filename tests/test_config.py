@@ -26,7 +26,7 @@ def load(tmp_path: Path, raw: object, **overrides: str) -> config.Config:
         ("base", "lr", ".nan", "base.lr: .*number"),
         ("sample", "steps", 2000, "sample.steps: 2000 is more than diffusion.steps"),
         ("collect", "held_out", 4, "collect.held_out: 4 of 5 chains"),
-        ("data", "path", "x", "exactly one of data.name and data.path"),
+        ("data", "path", "x", "exactly one of data.name, data.path and data.target"),
         ("evaluate", "baselines", ["magic"], "evaluate.baselines.0"),
     ],
 )

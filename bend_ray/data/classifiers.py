@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bend_ray import seeds
 from bend_ray.config import Classifier
 from bend_ray.data.resnet import resnet18, resnet34
-from bend_ray.errors import ModelError
+from bend_ray.errors import BendError, ModelError
 from bend_ray.folders import local_file, shown
 
 
@@ -94,7 +94,11 @@ def build(classifier: Classifier, classes: int, channels: int, image_size: int, 
 
     Raises ModelError, naming the key, where it cannot be made or does not give (B, classes) logits.
     """
-    make = BUILT_IN[classifier.name] if classifier.name else _import(classifier.target or "")
+    make = (
+        BUILT_IN[classifier.name]
+        if classifier.name
+        else imported(classifier.target or "", "classifier.target", ModelError)
+    )
     where = classifier.name or classifier.target
     given = {"classes": classes, "channels": channels, "image_size": image_size}
     try:
@@ -193,16 +197,17 @@ def logits(output: Any) -> Tensor:
     return found
 
 
-def _import(target: str) -> Callable[..., Any]:
+def imported(target: str, key: str, error_type: type[BendError]) -> Callable[..., Any]:
+    """The callable "package.module:callable", which stands at ``key``. Raises ``error_type`` where there is none."""
     name, _, attribute = target.partition(":")
     if not name or not attribute:
-        raise ModelError(f'classifier.target: {target!r}; expected "package.module:callable"')
+        raise error_type(f'{key}: {target!r}; expected "package.module:callable"')
     try:
         found: Any = importlib.import_module(name)
         for part in attribute.split("."):
             found = getattr(found, part)
     except Exception as error:  # the module runs as it is imported
-        raise ModelError(f"classifier.target: {target!r} cannot be imported ({error})") from error
+        raise error_type(f"{key}: {target!r} cannot be imported ({error})") from error
     if not callable(found):
-        raise ModelError(f"classifier.target: {target!r} is a {type(found).__name__}, not a callable")
+        raise error_type(f"{key}: {target!r} is a {type(found).__name__}, not a callable")
     return found

@@ -2,7 +2,6 @@
 
 import hashlib
 import warnings
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,28 +13,9 @@ from torch import Tensor
 
 from bend_ray import seeds
 from bend_ray.config import Data
+from bend_ray.data.images import MAX_PIXELS, PIECE, Split, Splits, as_images, piled, pixels
+from bend_ray.data.sources import load_source
 from bend_ray.errors import DataError
-from bend_ray.folders import local_file, shown
-
-SPLITS = ("train", "val", "test")
-MAX_PIXELS = 89_478_485
-"""Of an image in a file, as Pillow's own limit against decompression bombs."""
-NPZ_KEYS = {f"{kind}_{split}" for kind in "xy" for split in SPLITS}
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images uint8 (N, C, H, W) and labels int64 (N,)."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, rows: Any) -> "Split":
-        """These rows (an index, a mask or a slice)."""
-        return Split(self.images[rows], self.labels[rows])
 
 
 @dataclass(frozen=True)
@@ -103,7 +83,7 @@ class Preprocess:
 
         Raises DataError, which begins with ``name``, for anything else.
         """
-        return _images(array, name, (self.channels, self.image_size))
+        return as_images(array, name, (self.channels, self.image_size))
 
     def _array(self, path: Path) -> Tensor:
         try:
@@ -179,136 +159,34 @@ def load_dataset(data: Data, seed: int) -> Dataset:
 
     Raises DataError, which names file and row, for data that cannot be used.
     """
-    if data.name is not None:
-        where, (splits, names) = f"data.name: {data.name}", _digits()
-    else:
-        assert data.path is not None
-        where, (splits, names) = f"data.path: {shown(data.path)}", _load_path(data, data.path)
-    splits = _one_colour(splits)
+    name, where, splits, names = load_source(data, seed)
+    splits = _one_colour(splits, data.in_memory)
     names = _check(where, splits, names)
     if "test" not in splits:  # before the limits: which rows are for testing must not depend on how many train
-        splits["train"], splits["test"] = _cut(splits["train"], data.test_fraction, seed, "data.test_fraction")
+        splits["train"], splits["test"] = _cut(splits["train"], data, "test_fraction", seed)
     for split, limit in (("train", data.train_limit), ("test", data.test_limit)):
         splits[split] = splits[split].take(slice(limit))
     if "val" not in splits:
-        splits["train"], splits["val"] = _cut(splits["train"], data.val_fraction, seed, "data.val_fraction")
+        splits["train"], splits["val"] = _cut(splits["train"], data, "val_fraction", seed)
     if len(splits["train"].labels.unique()) < 2:
         raise DataError(
             f"{where}: the training rows are of one class only; a classifier needs two (see data.train_limit)"
         )
     mean, std = _statistics(splits["train"].images)
     channels, size = splits["train"].images.shape[1:3]
-    name = data.name or Path(shown(data.path or "")).stem
     return Dataset(name, names, splits["train"], splits["val"], splits["test"], Preprocess(channels, size, mean, std))
 
 
-def pixels(image: Image.Image, colour: bool) -> np.ndarray:
-    """A decoded image as uint8 (H, W) or, in colour, (H, W, 3). Raises ValueError for pixels of no known range."""
-    if image.mode.startswith("I;16"):  # Pillow's own conversion cuts everything above 255 off
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"its pixels are of mode {image.mode}; give 8 or 16 bits")
-    if image.mode == "P":
-        image = image.convert("RGBA")  # a palette with transparency is not converted in one step
-    return np.asarray(image.convert("RGB" if colour else "L"))
-
-
-def _digits() -> tuple[dict[str, Split], tuple[str, ...]]:
-    from sklearn.datasets import load_digits  # a second that other data need not pay
-
-    found = load_digits()
-    images = torch.from_numpy(np.rint(found.images * 255 / 16).astype(np.uint8))[:, None]
-    return {"train": Split(images, torch.from_numpy(found.target.astype(np.int64)))}, tuple("0123456789")
-
-
-def _load_path(data: Data, path: str) -> tuple[dict[str, Split], tuple[str, ...]]:
-    if shown(path).endswith(".npz"):
-        with local_file(path) as here:
-            return _load_npz(here, shown(path)), ()
-    from bend_ray.data.parquet import load_parquet
-
-    return load_parquet(path, data.image_column, data.label_column)
-
-
-def _load_npz(here: Path, path: str) -> dict[str, Split]:
-    try:
-        with here.open("rb") as stream:
-            if not zipfile.is_zipfile(stream):
-                raise ValueError("it is no whole zip archive")
-            stream.seek(0)
-            with np.load(stream, allow_pickle=False) as file:
-                held = list(file.files)
-                arrays = {key: file[key] for key in held if key in NPZ_KEYS}
-    except FileNotFoundError:
-        raise DataError(f"data.path: {path}: no such file") from None
-    except Exception as error:  # zip, zlib and a broken array header all fail in their own ways
-        raise DataError(f"data.path: {path}: is no .npz of arrays ({error})") from None
-    if "x_train" not in arrays:
-        raise DataError(f"data.path: {path}: has no x_train (it has {', '.join(held) or 'nothing'})")
-    splits = {}
-    for split in SPLITS:
-        images, labels = arrays.get(f"x_{split}"), arrays.get(f"y_{split}")
-        if images is None and labels is None:
-            continue
-        if images is None or labels is None:
-            raise DataError(f"data.path: {path}: x_{split} and y_{split} must both be there; one is missing")
-        where = f"data.path: {path}: y_{split}"
-        if not np.issubdtype(labels.dtype, np.integer) or labels.ndim == 0 or labels.size != len(labels):
-            raise DataError(f"{where} is {labels.dtype} {labels.shape}; labels must be whole numbers of shape (N,)")
-        pictures = _images(images, f"data.path: {path}: x_{split}")
-        if len(labels) != len(pictures):
-            raise DataError(f"{where} has {len(labels)} labels for {len(pictures)} images")
-        splits[split] = Split(pictures, torch.from_numpy(labels.reshape(-1).astype(np.int64)))
-    return splits
-
-
-def _images(array: np.ndarray, where: str, fit: tuple[int, int] | None = None) -> Tensor:
-    """uint8 (N, C, H, W) from (N, H, W), (N, H, W, C) or (N, C, H, W).
-
-    With ``fit`` (channels and size, all images alike) also from one image: (H, W), (C, H, W) or (H, W, C).
-    """
-    if array.size == 0:
-        raise DataError(f"{where}: holds no image (shape {array.shape})")
-    if not (np.issubdtype(array.dtype, np.number) and np.isrealobj(array) and np.isfinite(array).all()):
-        raise DataError(f"{where}: must be finite numbers; found {array.dtype} with NaN, infinity or other things")
-    low, high = array.min(), array.max()
-    whole = np.issubdtype(array.dtype, np.integer)
-    if low < 0 or high > (255 if whole else 1):
-        allowed = "whole numbers from 0 to 255" if whole else "fractions from 0 to 1"
-        raise DataError(f"{where}: pixels from {low} to {high}; {array.dtype} images must be {allowed}")
-    levels = array.astype(np.uint8) if whole else np.rint(array * 255.0).astype(np.uint8)
-    images = _axes(torch.from_numpy(levels), fit)
-    if images is None or images.shape[2] != images.shape[3] or (fit and tuple(images.shape[1:3]) != fit):
-        wanted = f"(N, {fit[0]}, {fit[1]}, {fit[1]})" if fit else "square images of 1 or 3 channels"
-        raise DataError(f"{where}: has shape {array.shape}; expected {wanted}")
-    return images.contiguous()
-
-
-def _axes(levels: Tensor, fit: tuple[int, int] | None) -> Tensor | None:
-    channels, shape = (fit[0],) if fit else (1, 3), tuple(levels.shape)
-    if fit and shape == (fit[1], fit[1]):
-        return levels[None, None]
-    if fit and shape == (fit[0], fit[1], fit[1]):
-        return levels[None]
-    if fit and shape == (fit[1], fit[1], fit[0]):
-        return levels.permute(2, 0, 1)[None]
-    if levels.ndim == 3:
-        return levels[:, None]
-    if levels.ndim == 4 and shape[1] in channels and shape[2] == shape[3]:
-        return levels
-    if levels.ndim == 4 and shape[3] in channels:
-        return levels.permute(0, 3, 1, 2)
-    return None
-
-
-def _one_colour(splits: dict[str, Split]) -> dict[str, Split]:
+def _one_colour(splits: Splits, in_memory: float) -> Splits:
     """Where any split is in colour, grey ones are repeated over three channels."""
-    if all(rows.images.shape[1] == 1 for rows in splits.values()):
-        return splits
-    return {name: Split(rows.images.expand(-1, 3, -1, -1).contiguous(), rows.labels) for name, rows in splits.items()}
+    channels = max(rows.images.shape[1] for rows in splits.values())
+    return {
+        name: rows if rows.images.shape[1] == channels else Split(piled(rows.images, in_memory, None, 3), rows.labels)
+        for name, rows in splits.items()
+    }
 
 
-def _check(where: str, splits: dict[str, Split], names: tuple[str, ...]) -> tuple[str, ...]:
+def _check(where: str, splits: Splits, names: tuple[str, ...]) -> tuple[str, ...]:
     """The names of the classes (their numbers where the data has no names), if every row of ``splits`` fits them."""
     shape = tuple(splits["train"].images.shape[1:])
     for split, rows in splits.items():
@@ -329,10 +207,11 @@ def _check(where: str, splits: dict[str, Split], names: tuple[str, ...]) -> tupl
     return names or tuple(map(str, range(classes)))
 
 
-def _cut(rows: Split, fraction: float, seed: int, key: str) -> tuple[Split, Split]:
-    """``rows`` without and with ``fraction`` of every class, each in the old order."""
+def _cut(rows: Split, data: Data, name: str, seed: int) -> tuple[Split, Split]:
+    """``rows`` without and with that fraction of every class, each in the old order."""
     from sklearn.model_selection import train_test_split  # takes a second
 
+    key, fraction = f"data.{name}", getattr(data, name)
     labels, counts = rows.labels.unique(return_counts=True)
     if counts.min() < 2:
         raise DataError(
@@ -346,16 +225,21 @@ def _cut(rows: Split, fraction: float, seed: int, key: str) -> tuple[Split, Spli
         )
     except ValueError as error:
         raise DataError(f"{key}: {fraction} of {len(rows)} rows cannot be cut off by class ({error})") from None
-    return rows.take(np.sort(kept)), rows.take(np.sort(cut))
+    parts = (torch.from_numpy(np.sort(part)) for part in (kept, cut))
+    without, with_it = (Split(piled(rows.images, data.in_memory, part), rows.labels[part]) for part in parts)
+    return without, with_it
 
 
 def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, of pixels over 255."""
     levels = torch.arange(256, dtype=torch.float64) / 255
+    # Counted, not summed: whole numbers are the same bits on any number of threads, and in pieces.
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
+    for piece in images.split(PIECE):
+        counts += torch.stack([torch.bincount(channel.reshape(-1), minlength=256) for channel in piece.unbind(1)])
     means, deviations = [], []
-    for channel in images.unbind(1):
-        # Counted, not summed: whole numbers are the same bits on any number of threads.
-        share = torch.bincount(channel.reshape(-1), minlength=256).double() / channel.numel()
+    for count in counts:
+        share = count.double() / (images.numel() // images.shape[1])
         mean = float((share * levels).sum())
         means.append(mean)
         deviations.append(max(1e-3, float((share * (levels - mean) ** 2).sum().sqrt())))
