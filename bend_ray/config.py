@@ -86,7 +86,7 @@ class Data(Section):
 
 
 class Classifier(Section):
-    name: Literal["convnet", "mlp", "resnet18", "resnet34"] | None = None
+    name: Literal["convnet", "mlp", "resnet18", "resnet34", "vit_tiny"] | None = None
     """A built-in classifier."""
     target: str | None = None
     """Your own, "package.module:callable" returning an nn.Module; called with `kwargs` and with those of classes,
@@ -94,7 +94,8 @@ class Classifier(Section):
     kwargs: dict[str, Any] = {}
     """Keyword arguments of the classifier."""
     weights: str | None = _placement(None)
-    """A trained classifier's .safetensors; the base is then not trained."""
+    """A trained classifier's state_dict, as .safetensors or saved by torch (.pt, .pth; loaded with weights_only); the
+    base is then not trained."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "Classifier":
@@ -143,7 +144,8 @@ class Collect(Section):
     """Permute hidden units of each chain, which changes no function, so that chains of different modes lie as near to
     each other as they can; None: where init is fresh."""
     subset: str = "norm+head"
-    """Parameters that vary: head, norm, norm+head, last_block, regex:..., or names joined by commas."""
+    """Parameters that vary: head, norm, norm+head, last_block, auto (norm+head where there are norms, else last_block),
+    regex:..., or names joined by commas."""
     features: Literal["auto", "none", "float32", "bfloat16", "uint8"] = "auto"
     """What the frozen part of the classifier gives for each row is computed once and kept, as this type; chains then
     train what follows it, several at once. `auto`: float32 where that halves the multiplications of a step; `none`:

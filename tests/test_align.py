@@ -202,6 +202,7 @@ MAKE: dict[str, Callable[[], nn.Module]] = {
     "convnet": lambda: built_in("convnet", width=4),
     "resnet18": lambda: built_in("resnet18", width=4),
     "resnet34": lambda: built_in("resnet34", width=4),
+    "vit_tiny": lambda: built_in("vit_tiny", width=12, depth=2, heads=3),
     **{
         cls.__name__: cls
         for cls in (Flattened, ResidualMLP, Grouped, Attention, Gated, Assorted, Tied, NormReadElsewhere, Cut)
@@ -308,6 +309,10 @@ GROUPS: dict[tuple[str, str], list[int]] = {
     ("resnet18", r"regex:stages\.1|stages\.2\.0"): [8, 8, 8, 16],
     ("resnet34", "last_block"): [32],
     ("resnet34", EVERYTHING): [4] * 4 + [8] * 5 + [16] * 7 + [32] * 4,
+    # The residual stream; in each block heads, what lies within all of them alike, the hidden layer.
+    ("vit_tiny", EVERYTHING): [12, 3, 4, 48, 3, 4, 48],
+    ("vit_tiny", "last_block"): [3, 4, 48],
+    ("vit_tiny", "norm+head"): [],
     ("Flattened", EVERYTHING): [6, 10],
     ("Flattened", "last_block"): [10],
     ("ResidualMLP", EVERYTHING): [8, 12, 12],
@@ -356,6 +361,7 @@ def test_every_place_of_a_group() -> None:
     ("model", "spec", "why"),
     [
         ("mlp", "head", r"^axis 1 of head\.weight: it meets blocks\.1\.linear\.weight, which all members share$"),
+        ("vit_tiny", "norm+head", r"axis 1 of head\.weight: it meets token, which all members share$"),
         ("convnet", "norm", r"^axis 0 of block1\.norm\.weight, .*: it meets block1\.conv\.weight, which all members"),
         ("NormReadElsewhere", EVERYTHING, r"axis 0 of norm\.weight, .*: it meets norm\.running_mean, which all"),
         (
@@ -379,7 +385,7 @@ def test_what_is_left_is_said(model: str, spec: str, why: str) -> None:
 
 
 def test_nothing_is_left_of_a_network_that_is_all_in_the_subset() -> None:
-    for model in ("mlp", "resnet18", "Attention", "ViT"):
+    for model in ("mlp", "resnet18", "vit_tiny", "Attention", "ViT"):
         assert found(model, EVERYTHING).left == ()
 
 

@@ -130,6 +130,18 @@ def test_stems_of_residual_networks() -> None:
         build(Classifier(name="resnet18", kwargs={"stem": "small"}), 10, 3, 32, 0)
 
 
+def test_the_tiny_vision_transformer_has_the_published_size() -> None:
+    """5,717,416 parameters for 224 pixels in patches of 16 and 1,000 classes (DeiT-Ti)."""
+    large = build(Classifier(name="vit_tiny", kwargs={"patch": 16}), 1000, 3, 224, 0)
+    assert sum(p.numel() for p in large.parameters()) == 5_717_416
+    small = build(Classifier(name="vit_tiny", kwargs={"width": 12, "depth": 2, "heads": 2}), 10, 1, 8, 0)
+    assert small.position.shape == (1, 5, 12) and small.head.weight.shape == (10, 12)
+    names = [name for name, _ in small.named_parameters()]
+    chosen = choose(small, "last_block").names
+    assert list(chosen) == [name for name in names if name.startswith(("blocks.1.", "head."))]
+    assert "blocks.1.norm3.weight" in chosen and "blocks.0.norm3.weight" not in names
+
+
 def test_children_are_blocks_and_a_head() -> None:
     assert [name for name, _ in make(name="convnet").named_children()] == ["block1", "block2", "block3", "pool", "head"]
     assert [name for name, _ in make(name="mlp").named_children()] == ["blocks", "head"]
@@ -144,6 +156,10 @@ def test_children_are_blocks_and_a_head() -> None:
         ("convnet", {"width": True}),
         ("mlp", {"depth": 0}),
         ("mlp", {"hidden": 1.5}),
+        ("vit_tiny", {"patch": 3}),
+        ("vit_tiny", {"heads": 5}),
+        ("vit_tiny", {"depth": 0}),
+        ("vit_tiny", {"width": "wide"}),
     ],
 )
 def test_kwargs_that_are_wrong_name_their_key(name: str, kwargs: dict[str, Any]) -> None:
@@ -306,6 +322,46 @@ def test_files_that_are_no_weights(tmp_path: Path, trained: Any) -> None:
     for broken in (None, b"", whole[:100], whole[:-5], b"\xff" * 64):
         path.unlink() if broken is None else path.write_bytes(broken)
         with pytest.raises(ModelError, match=r"classifier\.weights: .*w\.safetensors: is no \.safetensors"):
+            load_weights(fresh(), str(path))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth"])
+@pytest.mark.parametrize("form", ["plain", "state_dict", "module.", "both"])
+def test_a_state_dict_saved_by_torch(tmp_path: Path, trained: Any, suffix: str, form: str) -> None:
+    tensors = trained.state_dict()
+    if form in ("module.", "both"):
+        tensors = {f"module.{name}": tensor for name, tensor in tensors.items()}
+    if form in ("state_dict", "both"):
+        tensors = {"state_dict": tensors, "epoch": 3}
+    torch.save(tensors, tmp_path / f"w{suffix}")
+    module = fresh()
+    load_weights(module, str(tmp_path / f"w{suffix}"))
+    assert all(torch.equal(tensor, module.state_dict()[name]) for name, tensor in trained.state_dict().items())
+
+
+def test_what_torch_saved_and_does_not_fit_is_listed(tmp_path: Path, trained: Any) -> None:
+    tensors = trained.state_dict() | {"module.extra": torch.zeros(1)}
+    del tensors["head.bias"]
+    torch.save(tensors, tmp_path / "w.pt")
+    with pytest.raises(
+        ModelError, match=r"w\.pt does not fit the classifier: missing: head\.bias; unexpected: module\."
+    ):
+        load_weights(fresh(), str(tmp_path / "w.pt"))
+
+
+def test_files_of_torch_that_are_no_weights(tmp_path: Path, trained: Any) -> None:
+    path = tmp_path / "w.pt"
+    torch.save(trained, path)  # the module itself: to load it is to run its code
+    whole = path.read_bytes()
+    for broken in (None, b"", whole, whole[: len(whole) // 2], b"\xff" * 64):
+        path.unlink() if broken is None else path.write_bytes(broken)
+        with pytest.raises(
+            ModelError, match=r"^classifier\.weights: .*w\.pt: is no file of torch's that holds tensors"
+        ):
+            load_weights(fresh(), str(path))
+    for other in ([1, 2], {}, {"model": {"a": torch.zeros(1)}}, torch.zeros(3)):
+        torch.save(other, path)
+        with pytest.raises(ModelError, match=r"^classifier\.weights: .*w\.pt: holds no state_dict"):
             load_weights(fresh(), str(path))
 
 

@@ -44,6 +44,16 @@ class Tied(nn.Module):
         self.out = nn.Linear(4, 2)
 
 
+class TiedHead(nn.Module):
+    """As language models do: the head's weight is that of the first layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(3, 4)
+        self.out = nn.Linear(4, 3)
+        self.out.weight = self.words.weight
+
+
 def residual() -> nn.Module:
     """Blocks within containers within containers."""
     stage = nn.Sequential(Odd(), Odd())
@@ -59,6 +69,7 @@ MODELS: dict[str, nn.Module] = {
     "mlp": built("mlp"),
     "odd": Odd(),
     "tied": Tied(),
+    "tied_head": TiedHead(),
     "residual": residual(),
 }
 EXPECTED = {
@@ -87,6 +98,16 @@ EXPECTED = {
         "head.weight",
         "head.bias",
     ],
+    ("convnet", "auto"): [
+        *[f"block{i}.norm.{kind}" for i in (1, 2, 3) for kind in ("weight", "bias")],
+        "head.weight",
+        "head.bias",
+    ],
+    ("tied", "auto"): ["first.weight", "second.bias", "out.weight", "out.bias"],  # no norm: the last block
+    ("tied", "last_block"): ["first.weight", "second.bias", "out.weight", "out.bias"],
+    ("tied", "second.weight, first.weight"): ["first.weight"],
+    ("tied", "regex:^second"): ["first.weight", "second.bias"],
+    ("tied_head", "head"): ["words.weight", "out.bias"],
     ("odd", "head"): ["bye.weight", "bye.bias"],
     ("odd", "norm"): ["zz.weight", "zz.bias", "q.0.weight", "q.0.bias", "q.1.weight", "q.2.weight", "q.2.bias"],
     ("odd", "last_block"): ["q.2.weight", "q.2.bias", "bye.weight", "bye.bias"],
@@ -197,6 +218,11 @@ def test_a_tied_parameter_is_written_for_all_its_names() -> None:
         ("heads", r"no parameter 'heads'; use one of head, norm"),
         ("bye.weight,bye.wait", r"no parameter 'bye\.wait'"),
         ("", r"no parameter ''"),
+        (
+            "bye.weight, q.2.running_mean",
+            r"'q\.2\.running_mean' is a buffer, which training does not change; name param",
+        ),
+        ("regex:running_mean", r"chooses no parameter"),
     ],
 )
 def test_specs_that_choose_nothing(spec: str, said: str) -> None:
@@ -219,6 +245,16 @@ def test_only_float32_can_be_generated() -> None:
     half = Odd()
     half.bye.half()
     assert choose(half, "norm").D  # what is not chosen may be of any type
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64, torch.complex64])
+@pytest.mark.parametrize("spec", ["head", "regex:bias$", "bye.bias", "auto"])
+def test_parameters_of_other_types_are_named(dtype: torch.dtype, spec: str) -> None:
+    module = Odd()
+    module.bye.bias = nn.Parameter(torch.zeros(3, dtype=dtype), requires_grad=False)
+    with pytest.raises(ModelError, match=rf"^collect\.subset: 'bye\.bias' is {dtype}; only float32 .* leave it out"):
+        choose(module, spec)
+    assert choose(module, "norm").D == choose(Odd(), "norm").D
 
 
 def test_parameters_that_do_not_fit() -> None:

@@ -12,10 +12,18 @@ from bend_ray.weights.subset import choose
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # the library warns of its own dependencies as it loads
-    from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
+    from transformers import (
+        ConvNextConfig,
+        ConvNextForImageClassification,
+        ResNetConfig,
+        ResNetForImageClassification,
+        ViTConfig,
+        ViTForImageClassification,
+    )
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+CONVNEXT = {"patch_size": 2, "num_stages": 2, "hidden_sizes": [8, 16], "depths": [1, 1]}
 pytestmark = pytest.mark.slow
 
 SPECS = ["head", "norm", "norm+head", "regex:layer.*weight", "regex:."]
@@ -29,7 +37,11 @@ def resnet() -> nn.Module:
     return ResNetForImageClassification(ResNetConfig(**RESNET, num_channels=3, num_labels=5))
 
 
-@pytest.mark.parametrize("make", [vit, resnet])
+def convnext() -> nn.Module:
+    return ConvNextForImageClassification(ConvNextConfig(**CONVNEXT, num_channels=3, num_labels=5))
+
+
+@pytest.mark.parametrize("make", [vit, resnet, convnext])
 @pytest.mark.parametrize("spec", SPECS)
 def test_hugging_face_classifiers_equal_the_loop(make, spec: str, capfd: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
     torch.manual_seed(0)

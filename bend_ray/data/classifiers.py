@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import itertools
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from bend_ray import seeds
 from bend_ray.config import Classifier
 from bend_ray.data.resnet import resnet18, resnet34
+from bend_ray.data.vit import ViT
 from bend_ray.errors import BendError, ModelError
 from bend_ray.folders import local_file, shown
 
@@ -86,6 +88,7 @@ BUILT_IN: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
     "resnet18": resnet18,
     "resnet34": resnet34,
+    "vit_tiny": ViT,
 }
 
 
@@ -154,20 +157,11 @@ def check(module: nn.Module, classes: int, channels: int, image_size: int) -> No
 
 
 def load_weights(module: nn.Module, path: str) -> None:
-    """Put the user's trained parameters (.safetensors) into ``module``.
+    """Put the user's trained parameters, a state_dict as .safetensors or saved by torch (.pt, .pth), into ``module``.
 
     Raises ModelError where names or shapes do not fit (all are listed) or a value is not finite.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        with local_file(path) as here:
-            tensors = load_file(here)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"classifier.weights: {shown(path)}: is no .safetensors file that can be read ({error})"
-        ) from None
+    tensors = _read_weights(path)
     own = {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if isinstance(tensor, Tensor)}
     given = {id(own[name]) for name in tensors if name in own}
     missing = [name for name in own if id(own[name]) not in given]  # any one name of a tied parameter will do
@@ -185,6 +179,34 @@ def load_weights(module: nn.Module, path: str) -> None:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ModelError(f"classifier.weights: {shown(path)}: {name!r} is not finite")
     module.load_state_dict(tensors, strict=False)
+
+
+def _read_weights(path: str) -> dict[str, Tensor]:
+    """The tensors by name; those of a file of torch's also from under "state_dict", or with "module." before each name,
+    which DataParallel leaves there."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    pickled = shown(path).lower().endswith((".pt", ".pth"))
+    try:
+        with local_file(path) as here:
+            if not pickled:
+                return load_file(here)
+            # What a pickle may run is not run: tensors and plain containers alone.
+            found: Any = torch.load(here, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        kind = "file of torch's that holds tensors alone" if pickled else ".safetensors file"
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(f"classifier.weights: {shown(path)}: is no {kind} that can be read ({reason})") from None
+    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
+        found = found["state_dict"]
+    if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+        raise ModelError(
+            f"classifier.weights: {shown(path)}: holds no state_dict (a dict of tensors, or one under 'state_dict');"
+            " save one with torch.save(model.state_dict(), ...)"
+        )
+    wrapped = all(str(name).startswith("module.") for name in found)
+    return {str(name).removeprefix("module.") if wrapped else str(name): value for name, value in found.items()}
 
 
 def logits(output: Any) -> Tensor:

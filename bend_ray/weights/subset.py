@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bend_ray.errors import ModelError
 
-NAMED = ("head", "norm", "norm+head", "last_block")
+NAMED = ("head", "norm", "norm+head", "last_block", "auto")
 
 # By type, not by name: a user's module may call its norms anything.
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -87,12 +87,17 @@ def choose(module: nn.Module, spec: str) -> Subset:
     ``norm``        weights and biases of all normalisation layers
     ``norm+head``   both
     ``last_block``  all parameters of the last child with parameters before the head, and the head
+    ``auto``        norm+head where there are normalisation layers with parameters, else last_block
     ``regex:...``   every parameter whose name the expression finds
     ``a,b,c``       these parameters
 
-    Raises ModelError when nothing is chosen, a name is unknown, or a chosen parameter is not floating point.
+    A parameter with several names (a tied one) is chosen by any of them, once, under its first.
+    Raises ModelError when nothing is chosen, a name is unknown or a buffer's, or a chosen parameter is not float32.
     """
-    parameters = dict(module.named_parameters())  # named_parameters lists a tied parameter once
+    parameters = dict(module.named_parameters())
+    first = _first_names(module)
+    if spec == "auto":
+        spec = "norm+head" if _named(module, "norm") else "last_block"
     if spec in NAMED:
         chosen = {name for part in spec.split("+") for name in _named(module, part)}
     elif spec.startswith("regex:"):
@@ -100,21 +105,29 @@ def choose(module: nn.Module, spec: str) -> Subset:
             pattern = re.compile(spec.removeprefix("regex:"))
         except re.error as error:
             raise ModelError(f"collect.subset: {spec!r} is not a regular expression ({error})") from None
-        chosen = {name for name in parameters if pattern.search(name)}
+        chosen = {first[name] for name in first if pattern.search(name)}
     else:
-        chosen = {name.strip() for name in spec.split(",")}
-        unknown = sorted(chosen - parameters.keys())
-        if unknown:
+        given = {name.strip() for name in spec.split(",")}
+        for name in sorted(given - first.keys()):
+            if name in dict(module.named_buffers()):
+                raise ModelError(
+                    f"collect.subset: {name!r} is a buffer, which training does not change; name parameters"
+                    " (sample.recalibrate gives members batch-norm statistics of their own)"
+                )
             raise ModelError(
-                f"collect.subset: the classifier has no parameter {unknown[0]!r};"
+                f"collect.subset: the classifier has no parameter {name!r};"
                 f" use one of {', '.join(NAMED)}, regex:..., or names among {', '.join(parameters)}"
             )
+        chosen = {first[name] for name in given}
     names = tuple(name for name in parameters if name in chosen)
     if not names:
         raise ModelError(f"collect.subset: {spec!r} chooses no parameter of this classifier ({', '.join(parameters)})")
     for name in names:
         if parameters[name].dtype != torch.float32:
-            raise ModelError(f"collect.subset: {name!r} is {parameters[name].dtype}; only float32 can be generated")
+            raise ModelError(
+                f"collect.subset: {name!r} is {parameters[name].dtype}; only float32 can be generated: leave it out, or"
+                " make it float32"
+            )
     return Subset(
         names,
         tuple(tuple(parameters[name].shape) for name in names),
@@ -151,5 +164,12 @@ def _blocks(module: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _under(module: nn.Module, path: str) -> list[str]:
+    """First names of the parameters of the child at ``path``, tied ones that begin elsewhere as well."""
     prefix = f"{path}." if path else ""
-    return [name for name, _ in module.named_parameters() if name.startswith(prefix)]
+    return [first for name, first in _first_names(module).items() if name.startswith(prefix)]
+
+
+def _first_names(module: nn.Module) -> dict[str, str]:
+    """Every name of a parameter, and the first one of the same parameter."""
+    first = {id(parameter): name for name, parameter in module.named_parameters()}
+    return {name: first[id(parameter)] for name, parameter in module.named_parameters(remove_duplicate=False)}
