@@ -23,8 +23,8 @@ Kind = Literal["base", "snapshots", "search", "generator", "ensemble", "report"]
 
 # The sections of the configuration that an artifact depends on, apart from those of its inputs.
 DEPENDS: dict[Kind, tuple[str, ...]] = {
-    "base": ("seed", "data", "classifier", "base"),
-    "snapshots": ("seed", "collect"),
+    "base": ("seed", "data", "classifier", "base", "augment"),
+    "snapshots": ("seed", "collect", "augment"),
     "search": ("seed", "autoencoder", "diffusion", "sample", "search"),
     "generator": ("seed", "autoencoder", "diffusion"),
     "ensemble": ("seed", "sample"),
@@ -33,6 +33,7 @@ DEPENDS: dict[Kind, tuple[str, ...]] = {
 
 # Files of finished units of work, there before the artifact is.
 UNITS: dict[Kind, tuple[str, ...]] = {
+    "base": ("epoch-",),
     "snapshots": ("chain-", "raw-"),
     "search": ("trial-",),
     "ensemble": ("block-",),

@@ -110,14 +110,34 @@ class Base(Section):
     batch_size: int = Field(64, ge=2)
     """Rows a step, over all workers."""
     lr: float = Field(3e-3, gt=0)
-    """Peak learning rate of AdamW (one-cycle)."""
+    """Peak learning rate of AdamW."""
+    schedule: Literal["onecycle", "cosine"] = "onecycle"
+    """How the learning rate comes and goes: up for a third of the steps and down (one-cycle), or up for a twentieth and
+    down along a cosine."""
     weight_decay: float = Field(1e-2, ge=0)
     """Decoupled weight decay."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the target spread evenly over all classes."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Decay of the exponential moving average of weights and batch-norm statistics, which is what is then validated and
+    saved; 0: the last ones are."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type in which the network runs (autocast; weights stay float32); auto: float32 on a CPU, bfloat16 on a GPU that
+    has it."""
     shards: int = Field(2, ge=1)
     """Fixed pieces a step's batch is cut into and shared out over the workers; at most so many workers train the
     base. The bits depend on it, and not on the number of workers."""
+
+
+class Augment(Section):
+    """Random changes of training images, the label kept; all off by default."""
+
+    crop: int = Field(0, ge=0)
+    """Shift by at most so many pixels up or down and left or right, black coming in; 0: no shift."""
+    flip: bool = False
+    """Mirror each image left and right, or not, as a coin falls."""
+    cutout: int = Field(0, ge=0)
+    """Side, in pixels, of a square that takes the image's mean, its middle anywhere; 0: none."""
 
 
 class Collect(Section):
@@ -461,6 +481,7 @@ class Config(Section):
     data: Data
     classifier: Classifier
     base: Base = Base()
+    augment: Augment = Augment()
     collect: Collect = Collect()
     autoencoder: Autoencoder = Autoencoder()
     diffusion: Diffusion = Diffusion()

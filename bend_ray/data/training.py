@@ -3,8 +3,11 @@
 A step's batch is cut into ``shards`` fixed pieces. A worker computes gradient and buffers (batch-norm statistics) of
 its pieces, all pieces are exchanged, and every worker sums them in the same order. Averaging over workers, as PyTorch's
 DistributedDataParallel does, would add the same numbers in an order that depends on how many workers there are.
+
+All that a training goes on from is tensors by name; with a `Checkpoint` they are a file after each epoch.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 
@@ -13,7 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bend_ray import seeds
-from bend_ray.config import Base
+from bend_ray.config import Augment, Base
+from bend_ray.data import optimizing
+from bend_ray.data.augment import augment, check
+from bend_ray.data.checkpoint import Checkpoint
 from bend_ray.data.classifiers import logits
 from bend_ray.data.datasets import Preprocess, Split
 from bend_ray.errors import ConfigError, TrainingError
@@ -30,43 +36,55 @@ def train(
     name: str = "base",
     bootstrap: bool = False,
     progress: Progress | None = None,
+    changes: Augment = Augment(),  # noqa: B008 (frozen)
+    checkpoint: Checkpoint | None = None,
 ) -> float:
-    """Train all parameters of ``module`` in place: AdamW, one-cycle learning rate, cross-entropy. Returns the seconds
-    that one process would take for it: waiting for other ranks does not count, and their shards count as its own.
+    """Train all parameters of ``module`` in place: AdamW, cross-entropy, images with random ``changes``. Returns the
+    seconds that one process would take for it: waiting for other ranks does not count, and their shards count as its
+    own.
 
     With a ``torch.distributed`` process group the shards of each step are shared out over its ranks (further ranks
     than shards idle), without one this process computes all of them: the bits are the same. All randomness follows
-    from ``(seed, name)``. ``bootstrap`` draws as many rows with replacement first.
+    from ``(seed, name)``. ``bootstrap`` draws as many rows with replacement first. With a ``checkpoint`` (rank 0's is
+    everybody's) training goes on after its last epoch, to the bits of one that was never broken off.
     Raises ConfigError where a shard would have fewer than two rows, TrainingError where the loss is not finite.
     """
     rank, world = _place()
     batch_size = min(base.batch_size, len(rows))
     if batch_size < 2 * base.shards:
         raise ConfigError(f"base.shards: {base.shards} pieces of {batch_size} rows; each needs 2, use fewer shards")
+    check(changes, preprocess.image_size)
     generator = seeds.generator_for(seed, name, "batches")
     pool = torch.randint(len(rows), (len(rows),), generator=generator) if bootstrap else torch.arange(len(rows))
-    steps = base.epochs * (len(pool) // batch_size)
+    epoch = len(pool) // batch_size
+    steps = base.epochs * epoch
     device = next(module.parameters()).device
-    optimizer = torch.optim.AdamW(module.parameters(), lr=base.lr, weight_decay=base.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, base.lr, total_steps=steps + 1)
+    optimizer = optimizing.adamw(module, base)
+    average = {key: value.clone() for key, value in optimizing.named(module).items()} if base.ema else {}
+    spent = torch.zeros((), dtype=torch.float64)  # seconds
+    done = epoch * _go_on(checkpoint, optimizing.everything(module, optimizer, average, spent), device)
+    schedule = optimizing.schedule(optimizer, base, steps, done)
     module.train()
-    seconds, own = 0.0, len(range(rank, base.shards, world))
-    for step, index in zip(range(steps), batches(pool, batch_size, generator), strict=False):
+    own = len(range(rank, base.shards, world))
+    order = itertools.islice(batches(pool, batch_size, generator), done, steps)
+    for step, index in enumerate(order, done):
         began, start = time.perf_counter(), _buffers(module)
         size = 1 + sum(p.numel() for p in module.parameters()) + start.numel()
         pieces = torch.zeros(base.shards, size, device=device)
         for shard, part in enumerate(index.tensor_split(base.shards)):
             if shard % world != rank:
                 continue
-            x, y = preprocess(rows.images[part].to(device)), rows.labels[part].to(device)
+            images, y = rows.images[part].to(device), rows.labels[part].to(device)
+            x = preprocess(augment(images, changes, seeds.generator_for(seed, name, "augment", step, shard)))
             _write_buffers(module, start)
             module.zero_grad(set_to_none=False)
-            with seeds.seeded(seed, name, "step", step, shard):
+            with seeds.seeded(seed, name, "step", step, shard), optimizing.precision(base, device):
                 output = logits(module(x))
-            loss = F.cross_entropy(output, y, label_smoothing=base.label_smoothing, reduction="sum") / batch_size
+            loss = F.cross_entropy(output.float(), y, label_smoothing=base.label_smoothing, reduction="sum")
+            loss = loss / batch_size
             loss.backward()
             pieces[shard] = torch.cat([loss.detach().reshape(1), _gradients(module), _buffers(module)])
-        seconds += (time.perf_counter() - began) * base.shards / max(own, 1)
+        spent += (time.perf_counter() - began) * base.shards / max(own, 1)
         if world > 1:
             torch.distributed.all_reduce(pieces)  # one worker's numbers and zeros: exact in any order
         began = time.perf_counter()
@@ -74,11 +92,16 @@ def train(
         schedule.step()
         if not torch.isfinite(pieces[:, 0]).all():
             raise TrainingError(f"training the {name} classifier: the loss is not finite at step {step}; lower base.lr")
+        optimizing.follow(average, module, 1 - base.ema if step else 1.0)
+        spent += time.perf_counter() - began
+        if checkpoint is not None and rank == 0 and (step + 1) % epoch == 0 and step + 1 < steps:
+            checkpoint.save((step + 1) // epoch, optimizing.everything(module, optimizer, average, spent))
         if progress is not None:
             progress(step + 1, steps)
-        seconds += time.perf_counter() - began
+    for key, value in optimizing.named(module).items() if average else ():
+        value.copy_(average[key])
     module.eval()
-    return seconds
+    return float(spent)
 
 
 def batches(pool: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -106,6 +129,21 @@ def _place() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
+
+
+def _go_on(checkpoint: Checkpoint | None, tensors: dict[str, Tensor], device: torch.device) -> int:
+    """Epochs that are behind, ``tensors`` being as they were then on all ranks: what one has read, it tells."""
+    rank, world = _place()
+    epochs = checkpoint.load(tensors) if checkpoint is not None and rank == 0 else 0
+    if world == 1:
+        return epochs
+    said = torch.tensor(epochs, device=device)
+    torch.distributed.broadcast(said, 0)
+    for tensor in tensors.values() if int(said) else ():
+        there = tensor.to(device).reshape(-1).contiguous()
+        torch.distributed.broadcast(there.view(torch.uint8), 0)  # as bytes: of any type
+        tensor.copy_(there.reshape(tensor.shape))
+    return int(said)
 
 
 def _gradients(module: nn.Module) -> Tensor:

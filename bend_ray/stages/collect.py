@@ -1,8 +1,9 @@
 """collect: data and classifier in, `base/` and `snapshots/` out.
 
-A Ray Train job: the workers train the base classifier together, then share out the chains. Each finished chain is one
-Parquet part; a worker, driver or machine that dies costs the chains that were under way, and the same command goes on.
-Where chains end in different modes, a Ray task then aligns them, and what it was given goes.
+A Ray Train job: the workers train the base classifier together, then share out the chains. Each epoch of the base
+leaves a checkpoint, each finished chain is one Parquet part; a worker, driver or machine that dies costs what was under
+way, and the same command goes on. Where chains end in different modes, a Ray task then aligns them, and what it was
+given goes.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from bend_ray.board import Desk, board, reporting, watched
 from bend_ray.config import Config
 from bend_ray.data import base as bases
 from bend_ray.data import classifiers, training
+from bend_ray.data.checkpoint import Checkpoint
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.folders import Folder, local_file
 from bend_ray.progress import Progress
@@ -46,11 +48,15 @@ def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
         done = sum(folder.each(lambda chain: parts.part_is_done(folder, chain, recipe, stem), chains))
     base_steps, chain_steps = _steps(config, dataset)
     total = base_steps + config.collect.chains * chain_steps
-    already = (base_steps if base else 0) + done * chain_steps
+    epochs = config.base.epochs if base else _checkpoint(config, run, base_inputs).epochs()
+    begun = base_steps * epochs // config.base.epochs
+    already = begun + done * chain_steps
     with Progress("collect", "steps", total, already) as show:
         if base is not None:
             show.line(f"the base is there already, and {done} of {config.collect.chains} chains")
-        _train(config, run, base_inputs, show, already)
+        elif epochs:
+            show.line(f"the base has {epochs} of {config.base.epochs} epochs behind it")
+        _train(config, run, base_inputs, show, already, begun)
     base = artifacts.load(run / "base", "base")
     inputs = {"base": base.digest, **base_inputs}
     aligned = _align(config, run, artifacts.recipe("snapshots", config, inputs))
@@ -73,6 +79,10 @@ def inputs_of_base(config: Config, dataset: Dataset) -> dict[str, str]:
     return inputs
 
 
+def _checkpoint(config: Config, run: Folder, inputs: dict[str, str]) -> Checkpoint:
+    return Checkpoint(run / "base", artifacts.recipe("base", config, inputs))
+
+
 def _stem(config: Config) -> str:
     """What chains' files are called while they are collected."""
     return parts.RAW if config.collect.aligned else parts.STEM
@@ -85,7 +95,8 @@ def _steps(config: Config, dataset: Dataset) -> tuple[int, int]:
     return base, chain_training.steps_of(config.collect, rows)
 
 
-def _train(config: Config, run: Folder, inputs: dict[str, str], show: Progress, already: int) -> None:
+def _train(config: Config, run: Folder, inputs: dict[str, str], show: Progress, already: int, begun: int) -> None:
+    """Of the steps that are ``already`` done ``begun`` are the base's."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -102,6 +113,7 @@ def _train(config: Config, run: Folder, inputs: dict[str, str], show: Progress, 
     resources = {"CPU": collect.cpus_per_worker} | ({"GPU": gpu} if gpu else {})
     with board(show, config.cluster.stall, already) as said:
         job = {"config": config.model_dump(mode="json"), "run": run.address, "inputs": inputs, "board": said}
+        job |= {"begun": begun}
         trainer = Trainer(
             _work,
             train_loop_config=job,
@@ -144,24 +156,40 @@ def _work(job: dict[str, Any]) -> None:
         device = cluster.device(config.collect.gpus_per_worker)
         dataset = load_dataset(config.data, config.seed)
         description = bases.Description.of(config.classifier, dataset)
+        first, checkpoint = get_context().get_world_rank() == 0, _checkpoint(config, run, job["inputs"])
         # One worker looks and tells, for two might see different things while a third writes.
         if not broadcast_from_rank_zero(artifacts.read_manifest(run / "base", "base") is not None):
             module = description.build(config.seed).to(device)
-            first = get_context().get_world_rank() == 0
-            seconds = _train_base(module, config, dataset, desk.progress("base" if first else ""))
+            tell, begun = desk.progress("base" if first else ""), job["begun"]
+            seconds = _train_base(
+                module, config, dataset, lambda done, total: tell(done - begun, total - begun), checkpoint
+            )
             if first:
                 artifacts.note_seconds(run, "base", seconds)
                 _publish_base(module, config, run, dataset, job["inputs"])
             barrier()
+        if first:
+            checkpoint.clear()
         _run_chains(config, run, dataset, job["inputs"], device, desk)
 
 
-def _train_base(module: nn.Module, config: Config, dataset: Dataset, progress: training.Progress) -> float:
+def _train_base(
+    module: nn.Module, config: Config, dataset: Dataset, progress: training.Progress, checkpoint: Checkpoint
+) -> float:
     """Train, or take the user's weights. Returns the seconds that one process would take."""
     if config.classifier.weights:
         classifiers.load_weights(module, config.classifier.weights)
         return 0.0
-    return training.train(module, dataset.train, dataset.preprocess, config.base, config.seed, progress=progress)
+    return training.train(
+        module,
+        dataset.train,
+        dataset.preprocess,
+        config.base,
+        config.seed,
+        progress=progress,
+        changes=config.augment,
+        checkpoint=checkpoint,
+    )
 
 
 def _publish_base(module: nn.Module, config: Config, run: Folder, dataset: Dataset, inputs: dict[str, str]) -> None:

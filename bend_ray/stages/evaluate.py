@@ -118,7 +118,16 @@ def _train_rival(config_json: dict[str, Any], where: str, recipe: str, kind: str
     module = bases.Description.of(config.classifier, dataset).build(seed)
     module = module.to(cluster.device(config.collect.gpus_per_worker))
     bootstrap = kind == "bagging"
-    training.train(module, dataset.train, dataset.preprocess, config.base, seed, name=name, bootstrap=bootstrap)
+    training.train(
+        module,
+        dataset.train,
+        dataset.preprocess,
+        config.base,
+        seed,
+        name=name,
+        bootstrap=bootstrap,
+        changes=config.augment,
+    )
     artifacts.note_seconds(run, file.removesuffix(".safetensors"), time.monotonic() - start)
     bases.save(run / "report", module, file, recipe)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from bend_ray import artifacts, cluster, lease, preflight
 from bend_ray.config import Config, dump
-from bend_ray.data import classifiers
+from bend_ray.data import augment, classifiers
 from bend_ray.data.base import Description
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.errors import ArtifactError, ConfigError
@@ -122,6 +122,7 @@ def _every(config: Config) -> tuple[str, ...]:
 
 def _classifier(config: Config, dataset: Dataset) -> tuple[nn.Module, Subset]:
     """The classifier and its subset, made once before any worker is: its mistakes are then told at once."""
+    augment.check(config.augment, dataset.image_size)
     module = Description.of(config.classifier, dataset).build(config.seed)
     if config.classifier.weights:
         classifiers.load_weights(module, config.classifier.weights)

@@ -87,7 +87,12 @@ def _way(cut: "SharedTrunk", rows: int) -> str:
 
 
 def _half_done(run: Folder, kind: Kind) -> str:
-    found = {name.split("-")[1] for name in artifacts.finished_units(run, kind)}  # a chain may be there raw, too
+    names = artifacts.finished_units(run, kind)
+    if kind == "base" and names:  # one file, of the last epoch
+        from bend_ray.data.checkpoint import Checkpoint  # and torch, a second
+
+        return f", {Checkpoint(run / kind, '').epochs()} epochs done"
+    found = {name.split("-")[1] for name in names}  # a chain may be there raw, too
     return f", {len(found)} {artifacts.UNITS[kind][0].rstrip('-')}s done" if found else ""
 
 
