@@ -1,0 +1,271 @@
+"""The base's training: learning rates, moving average, precision; and after a kill it goes on to the same bits."""
+
+import math
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from bend_ray import artifacts
+from bend_ray.config import Base, Config
+from bend_ray.data import optimizing, training
+from bend_ray.data.base import Description
+from bend_ray.data.checkpoint import Checkpoint
+from bend_ray.data.datasets import Dataset, load_dataset
+from bend_ray.errors import ArtifactError, ConfigError
+from bend_ray.folders import Folder
+from bend_ray.serving.front import free_port
+from bend_ray.stages import show
+from conftest import TOY, changed
+from processes import Start, count, kill, start, wait_for, workers
+
+__all__ = ["start"]
+
+EPOCHS = 4
+SETTINGS: list[dict[str, Any]] = [
+    {"base": {"epochs": EPOCHS}},
+    {
+        "base": {"epochs": EPOCHS, "schedule": "cosine", "ema": 0.9, "label_smoothing": 0.1, "precision": "bfloat16"},
+        "augment": {"crop": 1, "flip": True, "cutout": 3},
+    },
+]
+
+
+class KilledError(Exception):
+    """In place of a signal."""
+
+
+def data() -> Dataset:
+    return load_dataset(changed().data, 0)
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in optimizing.named(module).items()}
+
+
+def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def trained(config: Config, checkpoint: Checkpoint | None = None, last: int = -1, **more: Any) -> dict[str, Tensor]:
+    """What it ends with; KilledError where step ``last`` is done."""
+
+    def progress(done: int, total: int) -> None:
+        seen.append(done)
+        if done == last:
+            raise KilledError
+
+    seen: list[int] = more.pop("seen", [])
+    dataset = data()
+    module = Description.of(config.classifier, dataset).build(0)
+    training.train(
+        module,
+        dataset.train,
+        dataset.preprocess,
+        config.base,
+        0,
+        progress=progress,
+        changes=config.augment,
+        checkpoint=checkpoint,
+        **more,
+    )
+    return state(module)
+
+
+def per_epoch(config: Config) -> int:
+    return len(data().train) // config.base.batch_size
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=["plain", "all"])
+@pytest.mark.parametrize("bootstrap", [False, True])
+def test_goes_on_from_any_epoch_to_the_same_bits(tmp_path: Path, settings: dict[str, Any], bootstrap: bool) -> None:
+    config = changed(**settings)
+    undisturbed = trained(config, bootstrap=bootstrap)
+    for epoch in range(1, EPOCHS):
+        checkpoint = Checkpoint(Folder(tmp_path / str(epoch)), "recipe")
+        with pytest.raises(KilledError):
+            trained(config, checkpoint, epoch * per_epoch(config) + 3, bootstrap=bootstrap)
+        assert checkpoint.epochs() == epoch
+        seen: list[int] = []
+        assert same(trained(config, checkpoint, bootstrap=bootstrap, seen=seen), undisturbed)
+        assert seen[0] == epoch * per_epoch(config) + 1  # nothing is done twice
+        checkpoint.clear()
+        assert list((tmp_path / str(epoch)).iterdir()) == []
+
+
+def test_killed_in_each_epoch(tmp_path: Path) -> None:
+    config, checkpoint = changed(**SETTINGS[1]), Checkpoint(Folder(tmp_path), "recipe")
+    for epoch in range(EPOCHS):
+        with pytest.raises(KilledError):
+            trained(config, checkpoint, (epoch + 1) * per_epoch(config) - 1)
+        assert len(list(tmp_path.iterdir())) == min(epoch, 1)
+    assert same(trained(config, checkpoint), trained(config))
+
+
+def test_seconds_go_on_too(tmp_path: Path) -> None:
+    config, checkpoint = changed(), Checkpoint(Folder(tmp_path), "recipe")
+    with pytest.raises(KilledError):
+        trained(config, checkpoint, per_epoch(config) + 1)
+    name = "epoch-00001.safetensors"
+    tensors, note = artifacts.read_tensors(Folder(tmp_path), name)
+    assert tensors["seconds"] > 0
+    artifacts.write_tensors(Folder(tmp_path), name, tensors | {"seconds": tensors["seconds"] + 1000}, note)
+    dataset = data()
+    module = Description.of(config.classifier, dataset).build(0)
+    args = (module, dataset.train, dataset.preprocess, config.base, 0)
+    assert training.train(*args, checkpoint=checkpoint) > 1000
+
+
+def _rank(rank: int, world: int, port: int, where: str) -> None:
+    address = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
+    torch.set_num_threads(1)
+    # Only the first knows the folder: what others would read there is no matter.
+    checkpoint = Checkpoint(Folder(f"{where}/checkpoint" if rank == 0 else f"{where}/nothing"), "recipe")
+    seen: list[int] = []
+    torch.save((trained(changed(**SETTINGS[1]), checkpoint, seen=seen), seen), f"{where}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_all_workers_go_on_from_what_the_first_has_read(tmp_path: Path) -> None:
+    config = changed(**SETTINGS[1])
+    with pytest.raises(KilledError):
+        trained(config, Checkpoint(Folder(tmp_path / "checkpoint"), "recipe"), 2 * per_epoch(config) + 1)
+    mp.spawn(_rank, (3, free_port(), str(tmp_path)), nprocs=3)
+    alone = trained(config)
+    for rank in range(3):
+        found, seen = torch.load(tmp_path / f"{rank}.pt")
+        assert same(found, alone) and seen[0] == 2 * per_epoch(config) + 1
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_checkpoint_of_another_recipe_or_classifier_is_refused(tmp_path: Path) -> None:
+    config, folder = changed(), Folder(tmp_path)
+    with pytest.raises(KilledError):
+        trained(config, Checkpoint(folder, "recipe"), per_epoch(config))
+    with pytest.raises(KilledError):
+        trained(config, Checkpoint(folder, "recipe"), per_epoch(config) + 2)
+    with pytest.raises(ArtifactError, match=r"epoch-00001\.safetensors: was made by another configuration"):
+        trained(config, Checkpoint(folder, "other"))
+    with pytest.raises(ArtifactError, match=r"epoch-00001\.safetensors: '\S+' does not fit the classifier"):
+        trained(changed(classifier={"kwargs": {"width": 4}}), Checkpoint(folder, "recipe"))
+    path = tmp_path / "epoch-00001.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ArtifactError, match=r"epoch-00001\.safetensors: is not a whole"):
+        trained(config, Checkpoint(folder, "recipe"))
+
+
+def test_begun_base_of_another_configuration_is_named_and_shown(
+    tmp_path: Path, toy: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bend_ray.config import dump
+
+    run = Folder(tmp_path)
+    run.write("config.yaml", dump(toy).encode())
+    Checkpoint(run / "base", "recipe").save(3, {"x": torch.zeros(1)})
+    artifacts.check_run(run, toy)
+    with pytest.raises(ArtifactError, match=r"augment\.crop: 0 there, 1 here"):
+        artifacts.check_run(run, changed(augment={"crop": 1}))
+    show.run(str(run), {})
+    assert "not there, 3 epochs done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("steps", [1, 2, 19, 40, 101])
+def test_cosine_is_the_formula(steps: int) -> None:
+    base, warm = Base(schedule="cosine", lr=0.1), max(1, steps // 20)
+    optimizer = optimizing.adamw(nn.Linear(1, 1), base)
+    optimizer.step()
+    rates = optimizing.schedule(optimizer, base, steps)
+    optimizer.step()
+    for i in range(steps):
+        down = (1 + math.cos(math.pi * (i - warm) / max(1, steps - warm))) / 2
+        expected = 0.1 * ((i + 1) / (warm + 1) if i < warm else down)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected, abs=1e-9)
+        rates.step()
+
+
+@pytest.mark.parametrize("name", ["onecycle", "cosine"])
+def test_rates_go_on_where_they_were(name: str) -> None:
+    base, steps = Base.model_validate({"schedule": name}), 50
+    told: list[list[Any]] = []
+    for done in (0, 17):
+        optimizer = optimizing.adamw(nn.Linear(1, 1), base)
+        rates = optimizing.schedule(optimizer, base, steps, done)
+        optimizer.step()
+        told.append([])
+        for _ in range(done, steps):
+            told[-1].append((optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["betas"]))
+            rates.step()
+    assert told[0][17:] == told[1]
+
+
+def test_average_is_the_formula() -> None:
+    decay, config = 0.8, changed(base={"epochs": 1})
+    states: list[dict[str, Tensor]] = []
+    dataset = data()
+    module = Description.of(config.classifier, dataset).build(0)
+    args = (dataset.train, dataset.preprocess, config.base, 0)
+    training.train(module, *args, progress=lambda done, total: states.append(state(module)))
+    found = trained(changed(base={"epochs": 1, "ema": decay}))
+    for key, value in found.items():
+        expected = states[0][key].double()
+        for one in states[1:]:
+            expected = decay * expected + (1 - decay) * one[key].double()
+        if not value.is_floating_point():
+            expected = states[-1][key].double()  # a counter is no mean
+        torch.testing.assert_close(value.double(), expected, atol=1e-6, rtol=1e-5)
+    assert len(states) == per_epoch(config) and not same(found, states[-1])
+
+
+def test_bfloat16_is_near_float32_and_weights_stay_float32() -> None:
+    plain, low = (trained(changed(base={"epochs": 1, "precision": kind})) for kind in ("float32", "bfloat16"))
+    assert same(plain, trained(changed(base={"epochs": 1})))  # auto, on a CPU
+    assert all(low[key].dtype == plain[key].dtype for key in plain) and not same(plain, low)
+    flat = [torch.cat([value.flatten().double() for value in one.values()]) for one in (plain, low)]
+    assert nn.functional.cosine_similarity(*flat, dim=0) > 0.98
+
+
+def test_augmented_training_learns_and_is_seeded() -> None:
+    settings = {"base": {"epochs": 8, "schedule": "cosine"}, "augment": {"crop": 1, "cutout": 2}}
+    dataset, config = data(), changed(**settings)
+    module = Description.of(config.classifier, dataset).build(0)
+    args = (dataset.train, dataset.preprocess, config.base, 0)
+    training.train(module, *args, changes=config.augment)
+    assert same(state(module), trained(config)) and not same(state(module), trained(changed(base=settings["base"])))
+    loss, accuracy = training.validate(module, dataset.val, dataset.preprocess)
+    assert accuracy > 0.5 and loss < 2.0
+
+
+def test_augmentation_larger_than_the_images_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"augment\.crop: 8 pixels of images of 8x8"):
+        trained(changed(augment={"crop": 8}))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_killed_workers_and_driver_go_on_with_the_base(start: Start, tmp_path: Path) -> None:
+    config = TOY | {"base": TOY["base"] | {"epochs": 60, "ema": 0.9}, "augment": {"crop": 1}}
+    run = tmp_path / "run"
+
+    def behind(epochs: int) -> bool:
+        return Checkpoint(Folder(run / "base"), "").epochs() >= epochs
+
+    process = start("collect", config=config)
+    wait_for(lambda: behind(3) and workers("RayTrainWorker"), process)
+    kill(workers("RayTrainWorker")[0], process)
+    wait_for(lambda: behind(12), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    process = start("collect", config=config)
+    wait_for(lambda: count(run, "snapshots/chain-*.parquet"), process)
+    process.send_signal(signal.SIGKILL)
+    said, _ = process.communicate()
+    assert " of 60 epochs behind it" in said
+    assert not count(run, "base/epoch-*")
+    found, _ = artifacts.read_tensors(Folder(run / "base"), "model.safetensors")
+    assert same(found, trained(changed(base=config["base"], augment=config["augment"])))
