@@ -24,6 +24,8 @@ def load(tmp_path: Path, raw: object, **overrides: str) -> config.Config:
         ("collect", "workers", 0, "collect.workers: .*greater than or equal to 1"),
         ("base", "lr", "fast", "base.lr: .*number"),
         ("base", "lr", ".nan", "base.lr: .*number"),
+        ("base", "ema", 1, "base.ema: .*less than 1"),
+        ("augment", "crop", -1, "augment.crop: .*greater than or equal to 0"),
         ("sample", "steps", 2000, "sample.steps: 2000 is more than diffusion.steps"),
         ("collect", "held_out", 4, "collect.held_out: 4 of 5 chains"),
         ("data", "path", "x", "exactly one of data.name, data.path and data.target"),
@@ -74,6 +76,7 @@ def test_where_work_runs_is_not_hashed_and_all_else_is() -> None:
     moved = changed(collect={"workers": 7, "gpus_per_worker": 1}, sample={"actors": 5}, diffusion={"gpus": 1})
     sections = ("seed", "collect", "diffusion", "sample")
     assert toy.hashed(*sections) == moved.hashed(*sections)
+    assert toy.hashed("augment") != changed(augment={"flip": True}).hashed("augment")
     assert toy.hashed("collect") != changed(collect={"lr": 0.5}).hashed("collect")
 
 

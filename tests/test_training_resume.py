@@ -1,6 +1,8 @@
 """The base's training: learning rates, moving average, precision; and after a kill it goes on to the same bits."""
 
+import functools
 import math
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from bend_ray import artifacts
-from bend_ray.config import Base, Config
+from bend_ray.config import Base, Config, dump
 from bend_ray.data import optimizing, training
 from bend_ray.data.base import Description
 from bend_ray.data.checkpoint import Checkpoint
@@ -25,20 +27,18 @@ from processes import Start, count, kill, start, wait_for, workers
 
 __all__ = ["start"]
 
-EPOCHS = 4
-SETTINGS: list[dict[str, Any]] = [
-    {"base": {"epochs": EPOCHS}},
-    {
-        "base": {"epochs": EPOCHS, "schedule": "cosine", "ema": 0.9, "label_smoothing": 0.1, "precision": "bfloat16"},
-        "augment": {"crop": 1, "flip": True, "cutout": 3},
-    },
-]
+EPOCHS = 3
+EVERYTHING: dict[str, Any] = {
+    "base": {"epochs": EPOCHS, "schedule": "cosine", "ema": 0.9, "label_smoothing": 0.1, "precision": "bfloat16"},
+    "augment": {"crop": 1, "flip": True, "cutout": 3},
+}
 
 
 class KilledError(Exception):
     """In place of a signal."""
 
 
+@functools.cache
 def data() -> Dataset:
     return load_dataset(changed().data, 0)
 
@@ -51,28 +51,25 @@ def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
-def trained(config: Config, checkpoint: Checkpoint | None = None, last: int = -1, **more: Any) -> dict[str, Tensor]:
-    """What it ends with; KilledError where step ``last`` is done."""
-
+def killed_at(step: int) -> training.Progress:
     def progress(done: int, total: int) -> None:
-        seen.append(done)
-        if done == last:
+        if done == step:
             raise KilledError
 
-    seen: list[int] = more.pop("seen", [])
+    return progress
+
+
+def trained(
+    config: Config,
+    checkpoint: Checkpoint | None = None,
+    progress: training.Progress | None = None,
+    bootstrap: bool = False,
+) -> dict[str, Tensor]:
+    """What a training ends with."""
     dataset = data()
     module = Description.of(config.classifier, dataset).build(0)
-    training.train(
-        module,
-        dataset.train,
-        dataset.preprocess,
-        config.base,
-        0,
-        progress=progress,
-        changes=config.augment,
-        checkpoint=checkpoint,
-        **more,
-    )
+    args = (module, dataset.train, dataset.preprocess, config.base, 0, "base", bootstrap, progress)
+    training.train(*args, changes=config.augment, checkpoint=checkpoint)
     return state(module)
 
 
@@ -80,36 +77,38 @@ def per_epoch(config: Config) -> int:
     return len(data().train) // config.base.batch_size
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=["plain", "all"])
 @pytest.mark.parametrize("bootstrap", [False, True])
-def test_goes_on_from_any_epoch_to_the_same_bits(tmp_path: Path, settings: dict[str, Any], bootstrap: bool) -> None:
-    config = changed(**settings)
-    undisturbed = trained(config, bootstrap=bootstrap)
+def test_goes_on_from_any_epoch_to_the_same_bits(tmp_path: Path, bootstrap: bool) -> None:
+    config, checkpoint = changed(base={"epochs": EPOCHS}), Checkpoint(Folder(tmp_path / "now"), "recipe")
+
+    def keep(done: int, total: int) -> None:
+        if done % per_epoch(config) == 1 and done > 1:
+            shutil.copytree(tmp_path / "now", tmp_path / str(done // per_epoch(config)))
+
+    whole = trained(config, checkpoint, keep, bootstrap=bootstrap)
+    assert same(whole, trained(config, bootstrap=bootstrap))
     for epoch in range(1, EPOCHS):
-        checkpoint = Checkpoint(Folder(tmp_path / str(epoch)), "recipe")
-        with pytest.raises(KilledError):
-            trained(config, checkpoint, epoch * per_epoch(config) + 3, bootstrap=bootstrap)
-        assert checkpoint.epochs() == epoch
         seen: list[int] = []
-        assert same(trained(config, checkpoint, bootstrap=bootstrap, seen=seen), undisturbed)
-        assert seen[0] == epoch * per_epoch(config) + 1  # nothing is done twice
-        checkpoint.clear()
-        assert list((tmp_path / str(epoch)).iterdir()) == []
+        begun = Checkpoint(Folder(tmp_path / str(epoch)), "recipe")
+        found = trained(config, begun, lambda done, total: seen.append(done), bootstrap=bootstrap)  # noqa: B023
+        assert same(found, whole) and seen[0] == epoch * per_epoch(config) + 1  # nothing is done twice
 
 
 def test_killed_in_each_epoch(tmp_path: Path) -> None:
-    config, checkpoint = changed(**SETTINGS[1]), Checkpoint(Folder(tmp_path), "recipe")
+    config, checkpoint = changed(**EVERYTHING), Checkpoint(Folder(tmp_path), "recipe")
     for epoch in range(EPOCHS):
         with pytest.raises(KilledError):
-            trained(config, checkpoint, (epoch + 1) * per_epoch(config) - 1)
-        assert len(list(tmp_path.iterdir())) == min(epoch, 1)
+            trained(config, checkpoint, killed_at(epoch * per_epoch(config) + 3))
+        assert checkpoint.epochs() == epoch and len(list(tmp_path.iterdir())) == min(epoch, 1)
     assert same(trained(config, checkpoint), trained(config))
+    checkpoint.clear()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_seconds_go_on_too(tmp_path: Path) -> None:
     config, checkpoint = changed(), Checkpoint(Folder(tmp_path), "recipe")
     with pytest.raises(KilledError):
-        trained(config, checkpoint, per_epoch(config) + 1)
+        trained(config, checkpoint, killed_at(per_epoch(config) + 1))
     name = "epoch-00001.safetensors"
     tensors, note = artifacts.read_tensors(Folder(tmp_path), name)
     assert tensors["seconds"] > 0
@@ -127,15 +126,16 @@ def _rank(rank: int, world: int, port: int, where: str) -> None:
     # Only the first knows the folder: what others would read there is no matter.
     checkpoint = Checkpoint(Folder(f"{where}/checkpoint" if rank == 0 else f"{where}/nothing"), "recipe")
     seen: list[int] = []
-    torch.save((trained(changed(**SETTINGS[1]), checkpoint, seen=seen), seen), f"{where}/{rank}.pt")
+    found = trained(changed(**EVERYTHING), checkpoint, lambda done, total: seen.append(done))
+    torch.save((found, seen), f"{where}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_all_workers_go_on_from_what_the_first_has_read(tmp_path: Path) -> None:
-    config = changed(**SETTINGS[1])
+    config = changed(**EVERYTHING)
     with pytest.raises(KilledError):
-        trained(config, Checkpoint(Folder(tmp_path / "checkpoint"), "recipe"), 2 * per_epoch(config) + 1)
+        trained(config, Checkpoint(Folder(tmp_path / "checkpoint"), "recipe"), killed_at(2 * per_epoch(config) + 1))
     mp.spawn(_rank, (3, free_port(), str(tmp_path)), nprocs=3)
     alone = trained(config)
     for rank in range(3):
@@ -147,9 +147,7 @@ def test_all_workers_go_on_from_what_the_first_has_read(tmp_path: Path) -> None:
 def test_checkpoint_of_another_recipe_or_classifier_is_refused(tmp_path: Path) -> None:
     config, folder = changed(), Folder(tmp_path)
     with pytest.raises(KilledError):
-        trained(config, Checkpoint(folder, "recipe"), per_epoch(config))
-    with pytest.raises(KilledError):
-        trained(config, Checkpoint(folder, "recipe"), per_epoch(config) + 2)
+        trained(config, Checkpoint(folder, "recipe"), killed_at(per_epoch(config) + 2))
     with pytest.raises(ArtifactError, match=r"epoch-00001\.safetensors: was made by another configuration"):
         trained(config, Checkpoint(folder, "other"))
     with pytest.raises(ArtifactError, match=r"epoch-00001\.safetensors: '\S+' does not fit the classifier"):
@@ -163,8 +161,6 @@ def test_checkpoint_of_another_recipe_or_classifier_is_refused(tmp_path: Path) -
 def test_begun_base_of_another_configuration_is_named_and_shown(
     tmp_path: Path, toy: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from bend_ray.config import dump
-
     run = Folder(tmp_path)
     run.write("config.yaml", dump(toy).encode())
     Checkpoint(run / "base", "recipe").save(3, {"x": torch.zeros(1)})
@@ -179,7 +175,6 @@ def test_begun_base_of_another_configuration_is_named_and_shown(
 def test_cosine_is_the_formula(steps: int) -> None:
     base, warm = Base(schedule="cosine", lr=0.1), max(1, steps // 20)
     optimizer = optimizing.adamw(nn.Linear(1, 1), base)
-    optimizer.step()
     rates = optimizing.schedule(optimizer, base, steps)
     optimizer.step()
     for i in range(steps):
@@ -231,14 +226,14 @@ def test_bfloat16_is_near_float32_and_weights_stay_float32() -> None:
 
 
 def test_augmented_training_learns_and_is_seeded() -> None:
-    settings = {"base": {"epochs": 8, "schedule": "cosine"}, "augment": {"crop": 1, "cutout": 2}}
+    settings = {"base": {"epochs": 5, "schedule": "cosine"}, "augment": {"crop": 1, "cutout": 2}}
     dataset, config = data(), changed(**settings)
     module = Description.of(config.classifier, dataset).build(0)
     args = (dataset.train, dataset.preprocess, config.base, 0)
     training.train(module, *args, changes=config.augment)
     assert same(state(module), trained(config)) and not same(state(module), trained(changed(base=settings["base"])))
     loss, accuracy = training.validate(module, dataset.val, dataset.preprocess)
-    assert accuracy > 0.5 and loss < 2.0
+    assert accuracy > 0.3 and loss < 2.2  # from 0.1 and 2.3
 
 
 def test_augmentation_larger_than_the_images_is_refused() -> None:
@@ -262,7 +257,7 @@ def test_killed_workers_and_driver_go_on_with_the_base(start: Start, tmp_path: P
     process.send_signal(signal.SIGKILL)
     process.communicate()
     process = start("collect", config=config)
-    wait_for(lambda: count(run, "snapshots/chain-*.parquet"), process)
+    wait_for(lambda: count(run, "snapshots/chain-00000.parquet"), process)  # by the worker that clears up
     process.send_signal(signal.SIGKILL)
     said, _ = process.communicate()
     assert " of 60 epochs behind it" in said
