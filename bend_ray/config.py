@@ -130,7 +130,7 @@ class Base(Section):
 
 
 class Augment(Section):
-    """Random changes of training images, the label kept; all off by default."""
+    """Random changes of training images, the label kept, for the base and for chains; all off by default."""
 
     crop: int = Field(0, ge=0)
     """Shift by at most so many pixels up or down and left or right, black coming in; 0: no shift."""
@@ -168,8 +168,8 @@ class Collect(Section):
     regex:..., or names joined by commas."""
     features: Literal["auto", "none", "float32", "bfloat16", "uint8"] = "auto"
     """What the frozen part of the classifier gives for each row is computed once and kept, as this type; chains then
-    train what follows it, several at once. `auto`: float32 where that halves the multiplications of a step; `none`:
-    each step runs the whole classifier."""
+    train what follows it, several at once. `auto`: float32 where that halves the multiplications of a step, unless rows
+    are changed at random (`augment`); `none`: each step runs the whole classifier."""
     at_once: int = Field(16, ge=1)
     """Chains that train at once on kept features, where the graph says that this is fast; their number enters the bits,
     so it does not follow the machine."""
@@ -500,6 +500,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sampling_fits(self) -> "Config":
+        if self.collect.features not in ("auto", "none") and self.augment != Augment():
+            raise ValueError("collect.features: rows that augment changes have none to keep; use auto or none")
         if self.sample.wanted_loss is not None and "val_loss" not in self.diffusion.condition:
             raise ValueError("sample.wanted_loss: the model is not told of losses; add val_loss to diffusion.condition")
         if self.diffusion.objective == "flow" and (self.sample.eta or self.sample.sampler == "ddpm"):

@@ -1,5 +1,6 @@
 """Chains depend on (seed, chain) alone, and those that train on kept features are those of the whole model."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bend_ray import artifacts
-from bend_ray.config import Collect
+from bend_ray import artifacts, seeds
+from bend_ray.config import Augment, Collect
+from bend_ray.data.augment import augment
 from bend_ray.data.base import Description
 from bend_ray.data.datasets import Dataset, load_dataset
-from bend_ray.errors import TrainingError
+from bend_ray.errors import ResourceError, TrainingError
 from bend_ray.folders import Folder
 from bend_ray.stages import collect as stage
 from bend_ray.weights import chains, features
@@ -144,6 +146,35 @@ def test_features_in_fewer_bits_come_near(dataset: Dataset) -> None:
         ((theta_SD, again),) = run(module, subset, dataset, settings(features=dtype), range(1))
         assert 0 < (theta_SD - exact_SD).norm() / exact_SD.norm() < most
         assert again[-1].val_loss == pytest.approx(facts[-1].val_loss, abs=0.02)
+
+
+def test_a_full_disk_is_named(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(features.os, "posix_fallocate", full)
+    module = built(dataset)
+    with pytest.raises(ResourceError, match=r"collect\.max_memory: .*No space left on device"):
+        Tails.of(module, choose(module, "head"), dataset, settings(max_memory=0))
+
+
+def test_chains_see_changed_rows_and_run_the_whole_model_on_them(dataset: Dataset) -> None:
+    module, changes = built(dataset), Augment(crop=2, flip=True)
+    subset = choose(module, "head")
+    tails = Tails.of(module, subset, dataset, CONFIG.collect, changes)
+    assert (tails.cut.plan, tails.at_once) == ("whole model", 1)
+    start_CD, chain = subset.take(module)[None], range(3, 4)
+    (first_SD, _), (again_SD, _) = (
+        chains.run_chains(tails, start_CD, dataset, CONFIG.collect, 0, chain)[0] for _ in range(2)
+    )
+    plain_SD, _ = run(module, subset, dataset, CONFIG.collect, chain)[0]
+    assert torch.equal(first_SD, again_SD) and not torch.allclose(first_SD, plain_SD, atol=1e-3)
+    index = torch.arange(6)
+    (x,) = tails.train(index, seeds.generator_for(0, "x"))
+    changed_images = augment(dataset.train.images[index], changes, seeds.generator_for(0, "x"))
+    assert torch.equal(x, dataset.preprocess(changed_images))
+    (x,) = tails.val(index, seeds.generator_for(0, "x"))  # those never change
+    assert torch.equal(x, dataset.preprocess(dataset.val.images[index]))
 
 
 def test_levels_are_off_by_half_a_level_at_most() -> None:

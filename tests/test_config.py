@@ -106,6 +106,7 @@ def test_golden_configurations_load(path: Path) -> None:
         ({"sample": {"sampler": "ddpm"}, "diffusion": {"objective": "flow"}}, "a flow has no noise to add"),
         ({"autoencoder": {"kind": "conv"}, "search": {"trials": 2}}, "use autoencoder.kind: span"),
         ({"sample": {"spread": "matched"}, "search": {"trials": 2}}, "give sample.spread a number"),
+        ({"collect": {"features": "uint8"}, "augment": {"flip": True}}, "use auto or none"),
         ({"sample": {"keep": "best", "candidates": 3}}, "3 is less than sample.members: 7"),
         ({"sample": {"candidates": 30}}, "all are kept; set sample.keep"),
         ({"sample": {"guidance": 3}}, "set diffusion.condition"),

@@ -217,7 +217,7 @@ def _run_chains(config: Config, run: Folder, dataset: Dataset, inputs: dict[str,
     module = bases.load(run / "base", description, device)
     subset = subsets.choose(module, collect.subset)
     base_theta_D = subset.take(module)
-    tails = Tails.of(module, subset, dataset, collect, desk.progress(""))
+    tails = Tails.of(module, subset, dataset, collect, config.augment, desk.progress(""))
     for first in range(rank * tails.at_once, collect.chains, world * tails.at_once):
         chains = range(first, min(first + tails.at_once, collect.chains))
         todo = [chain for chain in chains if not parts.part_is_done(folder, chain, recipe, stem)]

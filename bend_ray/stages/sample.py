@@ -33,9 +33,9 @@ from bend_ray.progress import Progress
 from bend_ray.weights import snapshots as parts
 from bend_ray.weights.subset import Subset
 
-SPREADS = tuple(spread / 100 for spread in range(20, 201))
+SPREADS = tuple(spread / 40 for spread in range(8, 81))
 """What a matched spread may be: from 0.2 to 2."""
-FIRST = 128
+FIRST = 64
 """Members and snapshots that it is measured with."""
 
 

@@ -41,7 +41,8 @@ def run_chains(
     C, labels, subset = len(chains), dataset.train.labels, tails.cut.subset
     steps = steps_of(collect, len(labels))
     ends = [steps * (i + 1) // collect.snapshots_per_chain for i in range(collect.snapshots_per_chain)]
-    draws = [_batches(collect, len(labels), seed, chain) for chain in chains]
+    orders = [_batches(collect, len(labels), seed, chain) for chain in chains]
+    draws = seeds.generator_for(seed, "chain", chains[0], "augment")
     theta = {name: value.clone().requires_grad_() for name, value in subset.split(start_CD).items()}
     device = start_CD.device
     optimizer = torch.optim.AdamW(theta.values(), lr=collect.lr, weight_decay=0.0)
@@ -50,8 +51,8 @@ def run_chains(
     with seeds.seeded(seed, "chain", chains[0], "module"):
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = learning_rate(collect, step, ends)
-            index_CB = torch.stack([next(draw) for draw in draws])
-            logits_CBK = tails.logits(theta, tails.train(index_CB), own=True)
+            index_CB = torch.stack([next(order) for order in orders])
+            logits_CBK = tails.logits(theta, tails.train(index_CB, draws), own=True)
             y_CB = labels[index_CB].to(device)
             loss_CB = F.cross_entropy(logits_CBK.flatten(0, 1), y_CB.flatten(), reduction="none").reshape(y_CB.shape)
             loss_C = loss_CB.mean(1)
@@ -108,7 +109,7 @@ def _validate(tails: Tails, theta: dict[str, Tensor], dataset: Dataset) -> list[
     C, N = len(next(iter(theta.values()))), len(label_N)
     loss, right = [0.0] * C, [0] * C
     for index_B in torch.arange(N).split(VAL_ROWS):
-        logits_CBK = tails.logits(theta, tails.val(index_B), own=False)
+        logits_CBK = tails.logits(theta, tails.val(index_B, None), own=False)
         y = label_N[index_B].to(logits_CBK.device)
         for c, logits_BK in enumerate(logits_CBK):
             loss[c] += F.cross_entropy(logits_BK, y, reduction="sum").item()

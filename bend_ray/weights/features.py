@@ -5,6 +5,7 @@ epochs. A step through the whole classifier costs its forward pass and the tail'
 forward one; a step on kept features costs three times the tail's forward pass.
 """
 
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,9 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bend_ray.config import Collect
-from bend_ray.data.datasets import Dataset, Split
+from bend_ray.config import Augment, Collect
+from bend_ray.data.augment import augment
+from bend_ray.data.datasets import Dataset
+from bend_ray.data.images import Split
 from bend_ray.ensemble.trunk import MAX_MEMORY, SharedTrunk, split, whole
+from bend_ray.errors import ResourceError
 from bend_ray.weights.subset import Subset
 
 ROWS = 256
@@ -26,8 +30,11 @@ trunk, 3 (1 - s) is at most half of 1 + 2 (1 - s)."""
 OPTIMIZER = 4
 """Values that training takes for each parameter: itself, its gradient, two moments."""
 
-Take = Callable[[Tensor], tuple[Any, ...]]
-"""What the tail reads of the rows of an index, (B,) or (chains, B)."""
+OFF = Augment()
+"""No random changes."""
+
+Take = Callable[[Tensor, torch.Generator | None], tuple[Any, ...]]
+"""What the tail reads of the rows of an index, (B,) or (chains, B); a generator draws their random changes."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +53,23 @@ class Tails:
         subset: Subset,
         dataset: Dataset,
         collect: Collect,
+        changes: Augment = OFF,
         progress: Callable[[int, int], None] | None = None,
     ) -> "Tails":
-        """For ``module`` with the base's parameters, which are frozen here; ``progress`` counts rows of features."""
+        """For ``module`` with the base's parameters, which are frozen here; ``progress`` counts rows of features.
+
+        Where training rows are changed at random, each step runs the whole classifier on new versions of them: kept
+        ones would be few, or take as many times the memory.
+        """
         module.eval().requires_grad_(False)
         device = next(module.parameters()).device
         example_x = dataset.preprocess(dataset.train.images[:2].to(device))
-        cut = split(module, subset, example_x) if collect.features != "none" else whole(module, subset)
+        keep = collect.features != "none" and changes == OFF
+        cut = split(module, subset, example_x) if keep else whole(module, subset)
         if not _worth_it(cut, subset.take(module).to(device), example_x, collect):
             cut = whole(module, subset)
-            train, val = (_computed(cut, dataset, rows, device) for rows in (dataset.train, dataset.val))
-            return Tails(cut, train, val, 1)
+            train = _computed(cut, dataset, dataset.train, device, changes)
+            return Tails(cut, train, _computed(cut, dataset, dataset.val, device), 1)
         dtype = torch.float32 if collect.features == "auto" else getattr(torch, collect.features)
         total, done = len(dataset.train) + len(dataset.val), 0
         kept = []
@@ -89,7 +102,7 @@ def _worth_it(cut: SharedTrunk, theta_D: Tensor, x: Tensor, collect: Collect) ->
     """Whether to keep what the trunk gives: as asked for, or where that halves the work; never what has no rows."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    if cut.plan == "whole model" or None in cut.kinds or collect.features == "none":
+    if cut.plan == "whole model" or None in cut.kinds:
         return False
     if collect.features != "auto":
         return True
@@ -102,13 +115,15 @@ def _worth_it(cut: SharedTrunk, theta_D: Tensor, x: Tensor, collect: Collect) ->
     return trunk >= WORTH_IT * (trunk + tail)
 
 
-def _computed(cut: SharedTrunk, dataset: Dataset, rows: Split, device: torch.device) -> Take:
+def _computed(cut: SharedTrunk, dataset: Dataset, rows: Split, device: torch.device, changes: Augment = OFF) -> Take:
     """The trunk runs each time."""
 
-    def take(index: Tensor) -> tuple[Any, ...]:
-        flat = index.reshape(-1)
+    def take(index: Tensor, draws: torch.Generator | None = None) -> tuple[Any, ...]:
+        images = rows.images[index.reshape(-1)].to(device)
+        if draws is not None and changes != OFF:
+            images = augment(images, changes, draws)
         with torch.no_grad():
-            shared = cut.trunk(dataset.preprocess(rows.images[flat].to(device)))
+            shared = cut.trunk(dataset.preprocess(images))
         if index.ndim == 1:
             return shared
         shaped = {"rows": lambda value: value.reshape(*index.shape, *value.shape[1:]), "size": lambda _: index.shape[1]}
@@ -132,7 +147,7 @@ def _kept(
     values: list[Any] = []
     for start in range(0, rows, ROWS):
         index = torch.arange(start, min(start + ROWS, rows))
-        shared = computed(index)
+        shared = computed(index, None)
         if not values:
             size = sum(
                 value[0].numel() * dtype.itemsize * rows
@@ -150,7 +165,7 @@ def _kept(
         if progress is not None:
             progress(int(index[-1]) + 1)
 
-    def take(index: Tensor) -> tuple[Any, ...]:
+    def take(index: Tensor, draws: torch.Generator | None = None) -> tuple[Any, ...]:
         found: list[Any] = []
         for kind, held in zip(cut.kinds, values, strict=True):
             if isinstance(held, Rows):
@@ -183,9 +198,7 @@ class Rows:
         if device is not None:
             data = torch.empty(shape, dtype=stored, device=device)
         else:
-            with tempfile.NamedTemporaryFile(prefix="bend_ray-features-") as file:
-                size = torch.Size(shape).numel()
-                data = torch.from_file(file.name, shared=True, size=size, dtype=stored).reshape(shape)
+            data = _in_file(torch.Size(shape), stored)
         where = data.device
         return Rows(data, value.dtype, torch.zeros(rows, device=where), torch.ones(rows, device=where))
 
@@ -212,3 +225,18 @@ class Rows:
             shape = (*index.shape, *[1] * (value.ndim - index.ndim))
             value = value * self.level_N[index].reshape(shape) + self.low_N[index].reshape(shape)
         return value.to(device)
+
+
+def _in_file(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Zeros that lie in a file; its name is gone, and the file when nothing reads it any more."""
+    size = shape.numel() * dtype.itemsize
+    with tempfile.NamedTemporaryFile(prefix="bend-ray-") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)  # a map of a file that a full disk cannot hold would kill us
+        except OSError as error:
+            raise ResourceError(
+                f"collect.max_memory: {size / 2**30:.1f} GiB of features do not fit into {tempfile.gettempdir()}"
+                f" ({error.strerror}); set TMPDIR to a folder with room, raise collect.max_memory, or set"
+                " collect.features to uint8 or none"
+            ) from None
+        return torch.from_file(file.name, shared=True, size=shape.numel(), dtype=dtype).reshape(shape)
