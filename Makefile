@@ -21,6 +21,10 @@ check: $(VENV)/.installed-dev ## format, lint, types
 
 bench: $(VENV)/.installed-dev ## side-by-side measurements
 	$(BIN)/python benchmarks/digits.py
+	$(BIN)/python benchmarks/collect.py
+	$(BIN)/python benchmarks/generator.py --parts sampling scale  # and `literature`: 45 minutes a seed
+	$(BIN)/python benchmarks/modes.py
+	$(BIN)/python benchmarks/spread.py
 	$(BIN)/python benchmarks/ensemble.py
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/serve.py
