@@ -18,7 +18,7 @@ from bend_ray.ensemble.ensemble import Ensemble
 from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
 from bend_ray.stages import collect, pipeline
-from bend_ray.stages.sample import SPREADS
+from bend_ray.stages.sample import FIRST, SPREADS
 from bend_ray.weights import snapshots as parts
 from conftest import changed
 
@@ -122,11 +122,11 @@ def test_a_matched_spread_is_where_members_disagree_as_snapshots_do(reference: P
         logits_MBK = ensemble.trunk.logits(theta_MD, dataset.preprocess(images))
         return metrics.diversity(logits_MBK.argmax(-1), label_B)["disagreement"]
 
-    def members(spread: float) -> torch.Tensor:
-        return generator.sample(range(7), config.seed, config.sample.model_copy(update={"spread": spread}))
+    def members(spread: float, count: int = FIRST) -> torch.Tensor:
+        return generator.sample(range(count), config.seed, config.sample.model_copy(update={"spread": spread}))
 
     wanted = disagreement(parts.read(run / "snapshots", config.collect.chains).theta_SD[: config.collect.seen])
-    assert spread in SPREADS and torch.equal(ensemble.theta_MD, members(spread))
+    assert spread in SPREADS and torch.equal(ensemble.theta_MD, members(spread, 7))
     place = SPREADS.index(spread)
     assert disagreement(members(spread)) >= wanted or spread == SPREADS[-1]
     assert place == 0 or disagreement(members(SPREADS[place - 1])) < wanted
