@@ -39,7 +39,12 @@ def main(where: str = "runs/own_model") -> None:
     arrays = Path(where).with_suffix(".npz")
     arrays.parent.mkdir(parents=True, exist_ok=True)
     np.savez(arrays, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
-    config = f"data: {{path: {arrays}}}\nclassifier: {{target: own_model:Net}}\nbase: {{epochs: 5}}\n"
+    config = f"""
+data: {{path: {arrays}}}
+classifier: {{target: own_model:Net}}
+base: {{epochs: 5, lr: 0.01}}
+collect: {{lr: 0.03}}
+"""
     pipeline.run(loads(config, __file__), Folder(where))
     images = torch.from_numpy(x_test[:8, None])  # uint8 (B, C, H, W)
     answer = Ensemble.load(f"{where}/ensemble").predict(images, strategy="abend")
