@@ -11,12 +11,11 @@ import argparse
 import json
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from generator import timed
 from torch import Tensor, nn
 
 from bend_ray.config import Config, loads
@@ -95,11 +94,6 @@ def measured(module: nn.Module, subset: Subset, dataset: Dataset, config: Config
         "ratio": loop_s / ours_s,
         "apart": apart,
     }
-
-
-def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    start = time.monotonic()
-    return work(), time.monotonic() - start
 
 
 def sentence(found: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ Several chains train at once where their tails run at once; see `features`.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from bend_ray import seeds
 from bend_ray.config import Collect
 from bend_ray.data.datasets import Dataset
-from bend_ray.data.training import batches
+from bend_ray.data.training import Progress, batches
 from bend_ray.errors import TrainingError
 from bend_ray.weights.features import Tails
 from bend_ray.weights.snapshots import Fact
@@ -29,7 +29,7 @@ def run_chains(
     collect: Collect,
     seed: int,
     chains: range,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[tuple[Tensor, list[Fact]]]:
     """Snapshots ``theta_SD`` and a row of facts each, of each of these ``chains``, which train at once and start at
     ``start_CD``.

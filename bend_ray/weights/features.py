@@ -18,6 +18,7 @@ from bend_ray.config import Augment, Collect
 from bend_ray.data.augment import augment
 from bend_ray.data.datasets import Dataset
 from bend_ray.data.images import Split
+from bend_ray.data.training import Progress
 from bend_ray.ensemble.trunk import MAX_MEMORY, SharedTrunk, split, whole
 from bend_ray.errors import ResourceError
 from bend_ray.weights.subset import Subset
@@ -54,7 +55,7 @@ class Tails:
         dataset: Dataset,
         collect: Collect,
         changes: Augment = OFF,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> "Tails":
         """For ``module`` with the base's parameters, which are frozen here; ``progress`` counts rows of features.
 
@@ -65,18 +66,16 @@ class Tails:
         device = next(module.parameters()).device
         example_x = dataset.preprocess(dataset.train.images[:2].to(device))
         keep = collect.features != "none" and changes == OFF
-        cut = split(module, subset, example_x) if keep else whole(module, subset)
-        if not _worth_it(cut, subset.take(module).to(device), example_x, collect):
-            cut = whole(module, subset)
-            train = _computed(cut, dataset, dataset.train, device, changes)
-            return Tails(cut, train, _computed(cut, dataset, dataset.val, device), 1)
+        cut = split(module, subset, example_x) if keep else None
+        if cut is None or not _worth_it(cut, subset.take(module).to(device), example_x, collect):
+            train, val = _images(dataset, dataset.train, device, changes), _images(dataset, dataset.val, device)
+            return Tails(whole(module, subset), train, val, 1)
         dtype = torch.float32 if collect.features == "auto" else getattr(torch, collect.features)
         total, done = len(dataset.train) + len(dataset.val), 0
         kept = []
         for rows in (dataset.train, dataset.val):
-            take = _computed(cut, dataset, rows, device)
             said = (lambda n, before=done: progress(before + n, total)) if progress is not None else None
-            kept.append(_kept(cut, take, len(rows), dtype, collect, device, said))
+            kept.append(_kept(cut, _images(dataset, rows, device), len(rows), dtype, collect, device, said))
             done += len(rows)
         # A group's parameters and their moments are in memory together; not by a key that says where work is done.
         fitting = max(1, MAX_MEMORY // (4 * OPTIMIZER * subset.D))
@@ -115,28 +114,22 @@ def _worth_it(cut: SharedTrunk, theta_D: Tensor, x: Tensor, collect: Collect) ->
     return trunk >= WORTH_IT * (trunk + tail)
 
 
-def _computed(cut: SharedTrunk, dataset: Dataset, rows: Split, device: torch.device, changes: Augment = OFF) -> Take:
-    """The trunk runs each time."""
+def _images(dataset: Dataset, rows: Split, device: torch.device, changes: Augment = OFF) -> Take:
+    """The images themselves, which is what the whole classifier reads."""
 
-    def take(index: Tensor, draws: torch.Generator | None = None) -> tuple[Any, ...]:
+    def take(index: Tensor, draws: torch.Generator | None) -> tuple[Tensor]:
         images = rows.images[index.reshape(-1)].to(device)
-        if draws is not None and changes != OFF:
+        if draws is not None:
             images = augment(images, changes, draws)
-        with torch.no_grad():
-            shared = cut.trunk(dataset.preprocess(images))
-        if index.ndim == 1:
-            return shared
-        shaped = {"rows": lambda value: value.reshape(*index.shape, *value.shape[1:]), "size": lambda _: index.shape[1]}
-        return tuple(
-            shaped[kind](value) if kind in shaped else value for kind, value in zip(cut.kinds, shared, strict=True)
-        )
+        x = dataset.preprocess(images)
+        return (x.reshape(*index.shape, *x.shape[1:]),)
 
     return take
 
 
 def _kept(
     cut: SharedTrunk,
-    computed: Take,
+    images: Take,
     rows: int,
     dtype: torch.dtype,
     collect: Collect,
@@ -147,7 +140,8 @@ def _kept(
     values: list[Any] = []
     for start in range(0, rows, ROWS):
         index = torch.arange(start, min(start + ROWS, rows))
-        shared = computed(index, None)
+        with torch.no_grad():
+            shared = cut.trunk(*images(index, None))
         if not values:
             size = sum(
                 value[0].numel() * dtype.itemsize * rows
@@ -165,7 +159,7 @@ def _kept(
         if progress is not None:
             progress(int(index[-1]) + 1)
 
-    def take(index: Tensor, draws: torch.Generator | None = None) -> tuple[Any, ...]:
+    def take(index: Tensor, draws: torch.Generator | None) -> tuple[Any, ...]:
         found: list[Any] = []
         for kind, held in zip(cut.kinds, values, strict=True):
             if isinstance(held, Rows):
