@@ -162,8 +162,8 @@ def fitted(snapshots: Snapshots, seed: int) -> Generator:
 
 
 def divided(snapshots: Snapshots) -> tuple[Tensor, Tensor]:
-    S = loads(DIGITS, "digits").collect.seen
-    return snapshots.theta_SD[:S], snapshots.theta_SD[S:]
+    seen, held_out = snapshots.divide(loads(DIGITS, "digits").collect.seen_chains)
+    return seen.theta_SD, held_out.theta_SD
 
 
 def collected(seed: int) -> tuple[Dataset, Snapshots, SharedTrunk]:

@@ -176,6 +176,8 @@ class Collect(Section):
     max_memory: float = _placement(1.0, ge=0)
     """GiB that a worker's kept features may take in memory (on a GPU, there); more lie in a file of its temporary
     folder."""
+    gate: float | None = Field(0.2, ge=0, le=1)
+    """A snapshot whose validation accuracy lies more than this below the base's is dropped; None: none is."""
     held_out: int = Field(4, ge=1)
     """Whole chains (the last ones) withheld from the generator, to measure novelty and reconstruction honestly."""
     cpus_per_worker: float = _placement(1.0, gt=0)
@@ -184,9 +186,9 @@ class Collect(Section):
     """GPUs of a worker, from 0 to 1 or a whole number."""
 
     @property
-    def seen(self) -> int:
-        """Snapshots that the generator may see: the first ones."""
-        return (self.chains - self.held_out) * self.snapshots_per_chain
+    def seen_chains(self) -> int:
+        """Chains whose snapshots the generator may see: the first ones."""
+        return self.chains - self.held_out
 
     @property
     def aligned(self) -> bool:
@@ -210,7 +212,7 @@ class Collect(Section):
 
     @model_validator(mode="after")
     def _enough_chains(self) -> "Collect":
-        if self.chains - self.held_out < 2:
+        if self.seen_chains < 2:
             raise ValueError(
                 f"collect.held_out: {self.held_out} of {self.chains} chains withheld leaves fewer than 2 for the"
                 " generator; raise collect.chains"

@@ -24,6 +24,11 @@ def throttled(tell: Callable[[int, int], object], every: float = TOLD_S) -> Call
     return progress
 
 
+def say(stage: str, words: str) -> None:
+    """A line of ``stage``'s, apart from its progress."""
+    print(f"{stage:<9} {words}", flush=True)
+
+
 class Progress:
     """Progress of one stage's unit of work, with rate and time left; use as a context manager.
 

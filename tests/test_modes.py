@@ -15,6 +15,7 @@ from bend_ray.data.datasets import load_dataset
 from bend_ray.data.training import validate
 from bend_ray.ensemble import metrics, select
 from bend_ray.ensemble.ensemble import Ensemble
+from bend_ray.errors import TrainingError
 from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
 from bend_ray.stages import collect, pipeline
@@ -68,6 +69,38 @@ def test_alignment_brings_chains_nearer(modes: Path, reference: Path, tmp_path: 
 
     assert spread(modes) < 0.9 * spread(run.path)
     assert "aligned" not in artifacts.load(run / "snapshots", "snapshots").facts
+
+
+def test_the_gate_drops_snapshots_and_the_rest_goes_on(
+    modes: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A gate between the snapshots of a run: those below are dropped, chains without any among them."""
+    config, run = fresh(), Folder(tmp_path / "run")
+    shutil.copytree(reference / "base", run.path / "base")
+    _, facts = parts.read_facts(Folder(modes) / "snapshots", config.collect.chains)
+    base = artifacts.load(run / "base", "base").facts["val_accuracy"]
+    worst = min(fact.val_accuracy for fact in facts)
+    gate = base - worst - 1e-6  # all but the worst pass
+    gated = config.model_copy(update={"collect": config.collect.model_copy(update={"gate": gate})})
+    pipeline.run(gated, run)
+    kept = [(fact.chain, fact.step) for fact in facts if fact.val_accuracy > worst]
+    dropped = len(facts) - len(kept)
+    assert dropped
+    _, left = parts.read_facts(run / "snapshots", config.collect.chains)
+    assert [(fact.chain, fact.step) for fact in left] == kept
+    assert artifacts.load(run / "snapshots", "snapshots").facts["dropped"] == dropped
+    assert f"{dropped} snapshots dropped by the gate" in capsys.readouterr().out
+    report = json.loads((run.path / "report" / "metrics.json").read_text())
+    assert report["dropped"] == dropped and report["originals"]["count"] == len(kept)
+    assert "were dropped for their validation accuracy" in (run.path / "report" / "README.md").read_text()
+
+
+def test_a_gate_that_leaves_too_little_says_so(reference: Path, tmp_path: Path) -> None:
+    config, run = fresh(), Folder(tmp_path / "run")
+    shutil.copytree(reference / "base", run.path / "base")
+    collect = config.collect.model_copy(update={"gate": 0.0, "epochs": 0.1, "lr": 1e-6})  # as good as untrained
+    with pytest.raises(TrainingError, match=r"collect\.gate: .* leaves some of 0 chains"):
+        pipeline.run(config.model_copy(update={"collect": collect}), run, ("collect",))
 
 
 def test_an_interrupted_alignment_goes_on_to_the_same_bytes(
@@ -125,7 +158,8 @@ def test_a_matched_spread_is_where_members_disagree_as_snapshots_do(reference: P
     def members(spread: float, count: int = FIRST) -> torch.Tensor:
         return generator.sample(range(count), config.seed, config.sample.model_copy(update={"spread": spread}))
 
-    wanted = disagreement(parts.read(run / "snapshots", config.collect.chains).theta_SD[: config.collect.seen])
+    seen, _ = parts.read(run / "snapshots", config.collect.chains).divide(config.collect.seen_chains)
+    wanted = disagreement(seen.theta_SD)
     assert spread in SPREADS and torch.equal(ensemble.theta_MD, members(spread, 7))
     place = SPREADS.index(spread)
     assert disagreement(members(spread)) >= wanted or spread == SPREADS[-1]

@@ -48,7 +48,9 @@ DISTANCES = ("generated", "held_out", "original", "noised")
 OF_ANY_CHAIN = {"original_to_nearest_of_any_chain": NUMBER}
 SCHEMA = whole(
     {
-        **dict.fromkeys(("format", "seed", "classes", "test_size", "members", "subset_size"), {"type": "integer"}),
+        **dict.fromkeys(
+            ("format", "seed", "classes", "test_size", "members", "subset_size", "dropped"), {"type": "integer"}
+        ),
         "dataset": {"type": "string"},
         "originals": MEMBERS,
         "generated": MEMBERS,

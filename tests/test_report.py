@@ -28,6 +28,7 @@ def metrics(**intervals: tuple[float, float]) -> dict[str, Any]:
         "baselines": dict.fromkeys(intervals, BASELINE),
         "versus": {name: {"nll_gain": 0.0, "low": low, "high": high} for name, (low, high) in intervals.items()},
         "novelty": {"verdict": "new"},
+        "dropped": 0,
         "chosen": {"keep": "all", "candidates": 4, "rejected": 0, "spread": 1.0},
     }
 

@@ -76,10 +76,10 @@ def test_a_trial_is_what_the_pipeline_would_measure(reference: Path) -> None:
     config, run = changed(sample={"members": 9, "block": 4}), Folder(reference)
     dataset = load_dataset(config.data, config.seed)
     snapshots = parts.read(run / "snapshots", config.collect.chains)
-    seen, held_out = snapshots.divide(config.collect.chains, config.collect.held_out)
+    seen, held_out = snapshots.divide(config.collect.seen_chains)
     cut, _ = search._classifier(run.address, config.model_dump_json(), seen.subset, "cpu")
     blind = dataclasses.replace(dataset, test=None)  # type: ignore[arg-type]
-    prepared = Prepared.of(cut, snapshots, config.collect.seen, blind)
+    prepared = Prepared.of(cut, snapshots, len(seen.facts), blind)
     span, c_SR = prepared.coordinates(config.autoencoder)
     shown: list[dict[str, float]] = []
     fitted = Generator.fit_in(

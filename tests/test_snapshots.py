@@ -61,8 +61,20 @@ def test_pandas_opens_the_folder_beside_our_files(tmp_path: Path) -> None:
 def test_whole_chains_are_withheld(tmp_path: Path) -> None:
     for chain in range(4):
         put(Folder(tmp_path), chain)
-    seen, held_out = parts.read(Folder(tmp_path), 4).divide(4, 1)
+    seen, held_out = parts.read(Folder(tmp_path), 4).divide(3)
     assert set(seen.chains_S.tolist()) == {0, 1, 2} and set(held_out.chains_S.tolist()) == {3}
+
+
+def test_a_chain_may_have_no_snapshots(tmp_path: Path) -> None:
+    folder, written = Folder(tmp_path), put(Folder(tmp_path), 0)
+    parts.write_part(folder, 1, SUBSET, torch.empty(0, SUBSET.D), [], "r")
+    assert parts.part_is_done(folder, 1, "r") and len(parts.read_part(folder, 1).theta_SD) == 0
+    parts.write_part(folder, 2, SUBSET, written[:1] + 1, [Fact(2, 20, 0, 0.5, 0.25)], "r")
+    read = parts.read(folder, 3)
+    assert torch.equal(read.theta_SD, torch.cat([written, written[:1] + 1]))
+    seen, held_out = read.divide(2)
+    assert (len(seen.facts), len(held_out.facts)) == (2, 1)
+    assert pd.read_parquet(tmp_path)["chain"].tolist() == [0, 0, 2]
 
 
 def test_done_means_by_the_same_recipe(tmp_path: Path) -> None:

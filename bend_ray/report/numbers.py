@@ -75,9 +75,16 @@ def score(
 
 
 def assemble(
-    config: Config, dataset: str, label_B: Tensor, scored: dict[str, Scored], novelty: dict[str, Any], D: int
+    config: Config,
+    dataset: str,
+    label_B: Tensor,
+    scored: dict[str, Scored],
+    novelty: dict[str, Any],
+    D: int,
+    seen: int,
 ) -> dict[str, Any]:
-    """`metrics.json` but for its `cost`; every key is always there, None where not asked for."""
+    """`metrics.json` but for its `cost`; every key is always there, None where not asked for. The generator has seen
+    the first ``seen`` of the originals."""
     generated, originals = scored["generated"], scored["originals"]
     aggregated = {name: _aggregated(one, label_B) for name, one in scored.items()}
     return {
@@ -106,7 +113,7 @@ def assemble(
         "novelty": novelty | _error_iou(generated, originals, label_B),
         "autoencoder": {
             f"{which}{suffix}": scored[name].accuracy_M[rows].double().mean().item()
-            for which, rows in (("seen", slice(config.collect.seen)), ("withheld", slice(config.collect.seen, None)))
+            for which, rows in (("seen", slice(seen)), ("withheld", slice(seen, None)))
             for name, suffix in (("originals", ""), ("reconstructed", "_reconstructed"))
         },
         "away": {name: one.away for name, one in scored.items()},

@@ -78,6 +78,8 @@ def headline(metrics: dict[str, Any]) -> list[str]:
             f"Members were chosen on validation rows ({metrics['chosen']['keep']}) among"
             f" {metrics['chosen']['candidates']}, and so were those of null models; {chosen} of ours were rejected."
         )
+    if metrics["dropped"]:
+        lines.append(f"{metrics['dropped']} more snapshots were dropped for their validation accuracy (collect.gate).")
     if (spread := metrics["chosen"]["spread"]) != 1:
         lines.append(
             f"Members lie {spread:g} times as far from the mean of the snapshots as they were sampled (sample.spread);"

@@ -67,8 +67,10 @@ def _make(config: Config, run: Folder, dataset: Dataset, inputs: dict[str, str])
     whole = [name for name in RIVALS if rivals[name]]
     names = [*numbers.SNAPSHOTS, "generated", *config.evaluate.baselines, *whole]
     scored, novelty, points = _score_all(config, run, names, rivals)
-    subset = Subset.from_json(artifacts.load(run / "generator", "generator").facts["subset"])
-    metrics = numbers.assemble(config, dataset.name, dataset.test.labels, scored, novelty, subset.D)
+    fitted = artifacts.load(run / "generator", "generator").facts
+    D, seen = Subset.from_json(fitted["subset"]).D, int(fitted["snapshots"])
+    metrics = numbers.assemble(config, dataset.name, dataset.test.labels, scored, novelty, D, seen)
+    metrics["dropped"] = artifacts.load(run / "snapshots", "snapshots").facts["dropped"]
     chosen = artifacts.load(run / "ensemble", "ensemble").facts
     metrics["chosen"] = {key: chosen[key] for key in ("keep", "candidates", "rejected", "spread")}
     seconds = {unit: artifacts.noted_seconds(run, unit) for unit in ("base", "chain-", "trial-", "fit", "block-")}
@@ -161,7 +163,7 @@ class _Evaluator:
         self.dataset = load_dataset(config.data, config.seed)
         self.ensemble = Ensemble.load(run / "ensemble", self.device, config.ensemble)
         self.snapshots = parts.read(run / "snapshots", config.collect.chains)
-        self.seen, self.held_out = self.snapshots.divide(config.collect.chains, config.collect.held_out)
+        self.seen, self.held_out = self.snapshots.divide(config.collect.seen_chains)
         self.generator = Generator.load(run, self.seen.blocks)
         base = bases.load(run / "base", self.ensemble.description, self.device)
         base_theta_D = self.generator.subset.take(base)

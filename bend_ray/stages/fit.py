@@ -55,13 +55,12 @@ def _fit(config_json: dict[str, Any], where: str, said: Any) -> dict[str, Any]:
         config, run = Config.model_validate(config_json), Folder(where)
         cluster.threads(1)
         start = time.monotonic()
-        collect = config.collect
-        with parts.Parts.open(run / "snapshots", collect.chains) as snapshots:
+        with parts.Parts.open(run / "snapshots", config.collect.chains) as snapshots:
             generator = Generator.fit(
                 snapshots.subset,
                 _told(snapshots, desk.progress("")),
                 snapshots.facts,
-                len(snapshots.facts) - collect.seen,
+                len(snapshots.facts) - parts.seen_of(snapshots.facts, config.collect.seen_chains),
                 config.autoencoder,
                 config.diffusion,
                 config.seed,

@@ -15,6 +15,7 @@ from bend_ray.data.base import Description
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.errors import ArtifactError, ConfigError
 from bend_ray.folders import Folder
+from bend_ray.progress import say
 from bend_ray.weights import subset as subsets
 from bend_ray.weights.subset import Subset
 
@@ -48,13 +49,9 @@ def run(config: Config, run: Folder, stages: tuple[str, ...] = (), verbose: bool
                 _stage(stage).run(tuned, run, dataset)
                 continue
             for look in (preflight.make_room, preflight.say_who_waits):
-                look(tuned, stage, partial(_say, stage))
+                look(tuned, stage, partial(say, stage))
             with preflight.while_there_is_room(tuned, stage):
                 _stage(stage).run(tuned, run, dataset)
-
-
-def _say(stage: str, words: str) -> None:
-    print(f"{stage:<9} {words}", flush=True)
 
 
 def _size(config: Config, run: Folder, todo: tuple[str, ...], model: tuple[nn.Module, Subset] | None) -> int:

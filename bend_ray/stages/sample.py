@@ -91,7 +91,7 @@ def _match_spread(config_json: dict[str, Any], where: str, said: Any) -> float:
     with reporting(said) as desk:
         start, alive = time.monotonic(), desk.progress("")
         sampler = _Sampler(config_json, where, "")
-        config, validation, seen = sampler.config, sampler.validation, sampler.config.collect.seen
+        config, validation, seen = sampler.config, sampler.validation, sampler.generator.facts["snapshots"]
         assert validation is not None
         rows = torch.linspace(0, seen - 1, min(seen, FIRST)).long()  # of all chains alike
         with parts.Parts.open(sampler.run / "snapshots", config.collect.chains) as snapshots:

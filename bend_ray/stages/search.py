@@ -109,7 +109,8 @@ def _prepare(config: Config, run: Folder, dataset: Dataset) -> Prepared:
     domain = config.search.space.get("autoencoder.scaling")
     scalings: set[Any] = {config.autoencoder.scaling, *(domain.values if domain else ())}
     cut, _ = _classifier(run.address, config.model_dump_json(), snapshots.subset, "cpu")
-    return Prepared.of(cut, snapshots, config.collect.seen, dataset, sorted(scalings))
+    seen = parts.seen_of(snapshots.facts, config.collect.seen_chains)
+    return Prepared.of(cut, snapshots, seen, dataset, sorted(scalings))
 
 
 @lru_cache(maxsize=4)

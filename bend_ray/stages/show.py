@@ -101,7 +101,11 @@ def _facts(kind: Kind, manifest: Manifest) -> str:
     if kind == "base":
         return f"; validation accuracy {facts['val_accuracy']:.4f} on {facts['dataset']}"
     if kind == "snapshots":
-        return f"; {facts['count']} of D = {facts['subset_size']}, validation accuracy {facts['val_accuracy_mean']:.4f}"
+        dropped = f", {facts['dropped']} dropped" if facts["dropped"] else ""
+        return (
+            f"; {facts['count']} of D = {facts['subset_size']}, validation accuracy {facts['val_accuracy_mean']:.4f}"
+            f"{dropped}"
+        )
     if kind == "search":
         name = facts["objective"][0]
         return f"; best of {facts['trials']} trials: {name} {facts['found'][name]:.4f} on validation"

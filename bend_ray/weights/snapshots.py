@@ -52,9 +52,9 @@ class Snapshots:
         """Chain of each snapshot."""
         return torch.tensor([fact.chain for fact in self.facts])
 
-    def divide(self, chains: int, held_out: int) -> tuple["Snapshots", "Snapshots"]:
-        """Those the generator may see, and those of the last ``held_out`` of ``chains`` chains, withheld from it."""
-        seen = sum(fact.chain < chains - held_out for fact in self.facts)  # they are ordered
+    def divide(self, chains: int) -> tuple["Snapshots", "Snapshots"]:
+        """Those of the first ``chains`` chains, which the generator may see, and the others, withheld from it."""
+        seen = seen_of(self.facts, chains)
         parts = (slice(seen), slice(seen, None))
         first, last = (Snapshots(self.subset, self.theta_SD[rows], self.facts[rows]) for rows in parts)
         return first, last
@@ -82,6 +82,11 @@ class Held:
         return Held(self.subset, self.theta_SD.to(device))
 
 
+def seen_of(facts: Sequence[Fact], chains: int) -> int:
+    """How many snapshots are of the first ``chains`` chains; these come first."""
+    return sum(fact.chain < chains for fact in facts)
+
+
 def part_name(chain: int, stem: str = STEM) -> str:
     return f"{stem}-{chain:05d}.parquet"
 
@@ -95,12 +100,13 @@ def write_part(
     recipe: str,
     stem: str = STEM,
 ) -> None:
-    """Put one chain's snapshots; the same chain gives the same bytes."""
+    """Put one chain's snapshots, which may be none; the same chain gives the same bytes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     columns: dict[str, pa.Array] = {
-        name: pa.array([getattr(fact, name) for fact in facts]) for name in Fact.__dataclass_fields__
+        name: pa.array([getattr(fact, name) for fact in facts], pa.int64() if field.type is int else pa.float64())
+        for name, field in Fact.__dataclass_fields__.items()
     }
     for (_, column, _), (_, piece_Sd) in zip(_columns(subset), Held(subset, theta_SD)(), strict=True):
         values = pa.array(piece_Sd.contiguous().numpy().reshape(-1))
