@@ -11,6 +11,7 @@ import argparse
 import json
 import statistics
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from oracles import train_chain
 
 RESULT = Path("benchmarks/collect.json")
 CHAINS = 16
+AT_ONCE = (1, 2, 4, 8, 16)
+"""Chains at once that are tried, whatever the plan would take."""
 CONFIG = """
 data: {{path: ../shared/data/cifar10, train_limit: {rows}, test_limit: 100}}
 classifier: {{name: resnet18, kwargs: {{width: {width}}}}}
@@ -63,13 +66,16 @@ def measured(module: nn.Module, subset: Subset, dataset: Dataset, config: Config
 
     def ours() -> tuple[Tails, list[Tensor], float]:
         tails, seconds = timed(lambda: Tails.of(module, subset, dataset, collect))
+        return tails, trained(tails, tails.at_once), seconds
+
+    def trained(tails: Tails, at_once: int) -> list[Tensor]:
         found: list[Tensor] = []
-        for first in range(0, CHAINS, tails.at_once):
-            numbers = range(first, min(first + tails.at_once, CHAINS))
+        for first in range(0, CHAINS, at_once):
+            numbers = range(first, min(first + at_once, CHAINS))
             start_CD = subset.take(module).expand(len(numbers), -1)
-            trained = chains.run_chains(tails, start_CD, dataset, collect, config.seed, numbers)
-            found += [theta_SD for theta_SD, _ in trained]
-        return tails, found, seconds
+            group = chains.run_chains(tails, start_CD, dataset, collect, config.seed, numbers)
+            found += [theta_SD for theta_SD, _ in group]
+        return found
 
     def loop() -> list[Tensor]:
         found = []
@@ -93,6 +99,7 @@ def measured(module: nn.Module, subset: Subset, dataset: Dataset, config: Config
         "loop_s": loop_s,
         "ratio": loop_s / ours_s,
         "apart": apart,
+        "at_once_s": {at_once: timed(partial(trained, tails, at_once))[1] for at_once in AT_ONCE},
     }
 
 
@@ -101,7 +108,8 @@ def sentence(found: dict[str, Any]) -> str:
         f"(D = {found['D']:,}, {found['plan']}, {found['at_once']} at once): {CHAINS} chains of"
         f" {found['steps_per_chain']} steps in {statistics.fmean(found['ours_s']):.1f} s (features"
         f" {found['features_s']:.1f} s) against {found['loop_s']:.1f} s: ratio {found['ratio']:.1f}; snapshots at most"
-        f" {found['apart']:.1e} apart"
+        f" {found['apart']:.1e} apart; without features, by chains at once: "
+        + ", ".join(f"{at_once}: {seconds:.2f} s" for at_once, seconds in found["at_once_s"].items())
     )
 
 

@@ -150,7 +150,9 @@ class Collect(Section):
     epochs: float = Field(2.0, gt=0)
     """Passes over the training split that one chain makes."""
     lr: float = Field(0.1, gt=0)
-    """Learning rate of a chain's AdamW: high, for it buys diversity."""
+    """Learning rate of a chain: high, for it buys diversity."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """What trains a chain: AdamW without weight decay, or SGD with momentum 0.9, whose rates are other ones."""
     schedule: Literal["constant", "cyclic"] = "constant"
     """Learning rate of a chain: constant, or falling to 0 along a cosine before each snapshot and then high again."""
     batch_size: int = Field(64, ge=1)

@@ -41,7 +41,11 @@ def train_chain(
     """Snapshots of one chain trained through the whole module, and (loss, accuracy) on validation rows of each."""
     module = copy.deepcopy(module).eval().requires_grad_(False)
     chosen = [value.requires_grad_() for name, value in module.named_parameters() if name in subset.names]
-    optimizer = torch.optim.AdamW(chosen, lr=collect.lr, weight_decay=0.0)
+    optimizer: torch.optim.Optimizer
+    if collect.optimizer == "sgd":
+        optimizer = torch.optim.SGD(chosen, lr=collect.lr, momentum=0.9)
+    else:
+        optimizer = torch.optim.AdamW(chosen, lr=collect.lr, weight_decay=0.0)
     draw, rows = seeds.generator_for(seed, "chain", chain), dataset.train
     pool = torch.randint(len(rows), (len(rows),), generator=draw) if collect.bootstrap else torch.arange(len(rows))
     steps = max(collect.snapshots_per_chain, round(collect.epochs * len(rows) / collect.batch_size))

@@ -66,7 +66,7 @@ SCHEMA = whole(
         ),
         "diversity": whole(
             {name: whole({"disagreement": NUMBER, "error_iou": NUMBER}) for name in ("originals", "generated")}
-            | {"bagging": {"type": "null"}}
+            | dict.fromkeys(("bagging", "deep_ensemble"), {"type": "null"})
         ),
         "novelty": whole(
             {f"{name}_to_nearest_original": NUMBER for name in DISTANCES}

@@ -108,7 +108,7 @@ def assemble(
         },
         "diversity": {
             name: metrics.diversity(scored[name].predicted_MB, label_B) if name in scored else None
-            for name in ("originals", "generated", "bagging")
+            for name in ("originals", "generated", *RIVALS)
         },
         "novelty": novelty | _error_iou(generated, originals, label_B),
         "autoencoder": {

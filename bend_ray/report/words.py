@@ -134,7 +134,7 @@ def _diversity(metrics: dict[str, Any]) -> str:
     lines = ["## Diversity", "", "| | disagreement | overlap of errors |", "|---|---:|---:|"]
     for name, facts in metrics["diversity"].items():
         if facts is not None:
-            lines.append(f"| {name} | {facts['disagreement']:.4f} | {facts['error_iou']:.3f} |")
+            lines.append(f"| {LABELS.get(name, name)} | {facts['disagreement']:.4f} | {facts['error_iou']:.3f} |")
     lines.append(f"| generated with originals | | {metrics['novelty']['mean_error_iou']:.3f} |")
     return "\n".join(lines)
 

@@ -276,8 +276,9 @@ def _align_remotely(config_json: dict[str, Any], where: str, recipe: str, said: 
         symmetry = Symmetry.of(module, subsets.choose(module, collect.subset), example_x)
         last, alive = {}, desk.progress("")
         for chain in range(collect.chains):
-            if len(raw := parts.read_part(folder, chain, parts.RAW).theta_SD):  # the gate may have left none
-                last[chain] = raw[-1].clone()
+            of_chain = parts.read_part(folder, chain, parts.RAW)
+            if of_chain.facts:  # the gate may have left none
+                last[chain] = of_chain.theta_SD[-1].clone()
         _check_left(collect, list(last), Folder(where))
         seen = [chain for chain in last if chain < collect.seen_chains]
         aligned_CD, found = align(symmetry, torch.stack([last[c] for c in seen]), progress=desk.progress("align"))

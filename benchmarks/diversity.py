@@ -1,0 +1,150 @@
+"""What chains cost and bring: accuracy and disagreement of snapshots beside a deep ensemble of as many classifiers.
+
+Fashion-MNIST with the classifier, the rows and the base of jobs/fashion_mnist.yaml. A deep ensemble of ten is trained;
+then ten chains, one snapshot each, for every row of the table: subset, where chains start, learning rate, schedule,
+epochs. Prints, as mean and standard deviation over seeds, members' mean accuracy less the deep ensemble's, disagreement
+as a share of the deep ensemble's, NLL and accuracy of the members as an ensemble, and seconds of a member over one
+training's. One thread. Writes benchmarks/diversity.json.
+
+    python benchmarks/diversity.py [--seeds 0 1 2] [--rows 6000]
+"""
+
+import argparse
+import json
+import statistics
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from generator import timed
+from torch import Tensor, nn
+
+from bend_ray import seeds
+from bend_ray.config import Collect, Config, load
+from bend_ray.data import training
+from bend_ray.data.base import Description
+from bend_ray.data.classifiers import logits
+from bend_ray.data.datasets import Dataset, load_dataset
+from bend_ray.ensemble import aggregate, metrics
+from bend_ray.ensemble.ensemble import make_trunk
+from bend_ray.weights.chains import run_chains
+from bend_ray.weights.features import Tails
+from bend_ray.weights.subset import choose
+
+RESULT = Path("benchmarks/diversity.json")
+CONFIG = Path("jobs/fashion_mnist.yaml")
+MEMBERS = 10
+ROWS: tuple[dict[str, Any], ...] = (
+    *({"subset": "head", "lr": lr, "epochs": 2} for lr in (0.03, 0.3)),
+    *({"subset": "norm+head", "lr": lr, "epochs": 2} for lr in (0.01, 0.03, 0.1, 0.3)),
+    *({"subset": "norm+head", "lr": lr, "epochs": 4, "schedule": "cyclic"} for lr in (0.03, 0.1, 0.3)),
+    *({"subset": "last_block", "lr": lr, "epochs": 4} for lr in (0.001, 0.003, 0.01)),
+    *({"subset": "last_block", "lr": lr, "epochs": 4, "schedule": "cyclic"} for lr in (0.003, 0.01, 0.03)),
+    *({"subset": "last_block", "lr": lr, "epochs": 4, "schedule": "cyclic", "init": "fresh"} for lr in (0.003, 0.01)),
+)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    arguments.add_argument("--rows", type=int, help="training rows; those of the configuration unless given")
+    asked = arguments.parse_args()
+    torch.set_num_threads(1)
+    changes = {"data.train_limit": str(asked.rows)} if asked.rows else {}
+    result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    for seed in asked.seeds:
+        result[str(seed)] = measured(load(CONFIG, changes | {"seed": str(seed)}))
+        RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    print(table(list(result.values())))
+
+
+def measured(config: Config) -> list[dict[str, Any]]:
+    """The deep ensemble first, then a row for each of `ROWS`."""
+    dataset, seed = load_dataset(config.data, config.seed), config.seed
+    description = Description.of(config.classifier, dataset)
+
+    def trained(seed: int) -> nn.Module:
+        module = description.build(seed)
+        training.train(module, dataset.train, dataset.preprocess, config.base, seed, changes=config.augment)
+        return module.eval()
+
+    module = trained(seed)
+    rivals, seconds = timed(lambda: [trained(seeds.seed_for(seed, "rival", i) % 2**31) for i in range(MEMBERS)])
+    with torch.no_grad():
+        of_rivals = [torch.cat([logits(rival(x)) for x in inputs(dataset)]) for rival in rivals]
+    one = seconds / MEMBERS
+    found = [{"what": "deep ensemble"} | worth(torch.stack(of_rivals), dataset) | {"cost": 1.0}]
+    for row in ROWS:
+        collect = config.collect.model_copy(update=row | {"snapshots_per_chain": 1})
+        theta_MD, seconds = timed(partial(collected, module, description, dataset, config, collect))
+        cut = make_trunk(module, choose(module, collect.subset), description)
+        with torch.no_grad():
+            logits_MBK = torch.cat([cut.logits(theta_MD, x) for x in inputs(dataset)], dim=1)
+        found.append({"what": row, "D": cut.subset.D} | worth(logits_MBK, dataset) | {"cost": seconds / MEMBERS / one})
+        print(seed, json.dumps(found[-1]), flush=True)
+    return found
+
+
+def collected(
+    module: nn.Module, description: Description, dataset: Dataset, config: Config, collect: Collect
+) -> Tensor:
+    """The one snapshot of each chain."""
+    subset = choose(module, collect.subset)
+    tails, found = Tails.of(module, subset, dataset, collect, config.augment), []
+    for first in range(0, MEMBERS, tails.at_once):
+        numbers = range(first, min(first + tails.at_once, MEMBERS))
+        start_CD = subset.take(module).expand(len(numbers), -1)
+        if collect.init == "fresh":
+            fresh = (description.build(seeds.seed_for(config.seed, "chain", chain, "init")) for chain in numbers)
+            start_CD = torch.stack([subset.take(start) for start in fresh])
+        found += [theta_SD[0] for theta_SD, _ in run_chains(tails, start_CD, dataset, collect, config.seed, numbers)]
+    return torch.stack(found)
+
+
+def inputs(dataset: Dataset) -> list[Tensor]:
+    return [dataset.preprocess(images) for images in dataset.test.images.split(500)]
+
+
+def worth(logits_MBK: Tensor, dataset: Dataset) -> dict[str, float]:
+    label_B = dataset.test.labels
+    prob_BK = aggregate.abend(logits_MBK)
+    return {
+        "accuracy": metrics.member_scores(logits_MBK, label_B)[0].double().mean().item(),
+        **metrics.diversity(logits_MBK.argmax(-1), label_B),
+        "ensemble_accuracy": (prob_BK.argmax(-1) == label_B).double().mean().item(),
+        "ensemble_nll": metrics.nll(prob_BK, label_B).mean().item(),
+    }
+
+
+def table(results: list[list[dict[str, Any]]]) -> str:
+    """Mean and standard deviation over seeds, in Markdown."""
+
+    def spread(values: list[float], digits: int) -> str:
+        sd = statistics.stdev(values) if len(values) > 1 else 0.0
+        return f"{statistics.fmean(values):.{digits}f} ± {sd:.{digits}f}"
+
+    lines = [
+        "| subset | D | from | lr | schedule | epochs | points | disagreement | ensemble % | NLL | cost |",
+        "|---|---:|---|---:|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for rows in zip(*results, strict=True):
+        what, D = rows[0]["what"], rows[0].get("D")
+        known = ["deep ensemble", "", "", "", "", ""]
+        if D is not None:
+            rest = [what.get("init", "base"), what["lr"], what.get("schedule", "constant"), what["epochs"]]
+            known = [f"`{what['subset']}`", f"{D:,}", *map(str, rest)]
+        firsts = [result[0] for result in results]
+        cells = [
+            spread([100 * (row["accuracy"] - deep["accuracy"]) for row, deep in zip(rows, firsts, strict=True)], 2),
+            spread([row["disagreement"] / deep["disagreement"] for row, deep in zip(rows, firsts, strict=True)], 2),
+            spread([100 * row["ensemble_accuracy"] for row in rows], 2),
+            spread([row["ensemble_nll"] for row in rows], 3),
+            spread([row["cost"] for row in rows], 3),
+        ]
+        lines.append(f"| {' | '.join([*known, *cells])} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

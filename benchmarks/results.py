@@ -1,0 +1,81 @@
+"""The configurations in jobs/ for real data, three seeds each, beside bagging and a deep ensemble of five.
+
+Runs `bend-ray run` once for each (finished runs are kept under runs/results and not done again), then prints, as mean
+and standard deviation over seeds, what single classifiers and ensembles are worth on the test rows and what a member of
+each costs. Writes benchmarks/results.json.
+
+    python benchmarks/results.py [--configs fashion_mnist cifar10] [--seeds 0 1 2]
+"""
+
+import argparse
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from modes import BEND_RAY, spread
+
+from bend_ray.report.numbers import RIVALS
+
+RUNS, RESULT = Path("runs/results"), Path("benchmarks/results.json")
+COUNT = 5
+"""Classifiers of each rival."""
+NULLS = ("base_model", "random_originals", "weight_average", "gaussian", "swag")
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--configs", nargs="+", default=["fashion_mnist", "cifar10"])
+    arguments.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    asked = arguments.parse_args()
+    result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    for name in asked.configs:
+        result[name] = [measured(name, seed) for seed in asked.seeds]
+        RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    for name, runs in result.items():
+        print(f"\n{name}\n\n{table(runs)}")
+
+
+def measured(name: str, seed: int) -> dict[str, Any]:
+    """The report of one run."""
+    run = RUNS / f"{name}-{seed}"
+    command = [BEND_RAY, "run", f"jobs/{name}.yaml", "--run-dir", run, "--seed", seed]
+    command += ["--evaluate.baselines", f"[{', '.join(NULLS)}]"]
+    command += [part for rival in RIVALS for part in (f"--evaluate.{rival}_members", COUNT)]
+    subprocess.run(list(map(str, command)), check=True)
+    return json.loads((run / "report" / "metrics.json").read_text())
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """Mean and standard deviation over seeds, in Markdown. Disagreement: mean over pairs of members."""
+    lines = ["| | members | accuracy % | NLL | ECE | disagreement | seconds a member |"]
+    lines += ["|---|---:|---:|---:|---:|---:|---:|"]
+
+    def row(name: str, members: int, scores: list[dict[str, float]], seconds: list[float], kind: str = "") -> None:
+        cells = [spread([one["accuracy"] for one in scores], 100)]
+        cells += [spread([one[key] for one in scores], digits=3) if key in scores[0] else "" for key in ("nll", "ece")]
+        cells += [spread([run["diversity"][kind]["disagreement"] for run in runs], digits=3) if kind else ""]
+        lines.append(f"| {name} | {members} | {' | '.join(cells)} | {spread(seconds) if seconds else ''} |")
+
+    def mean(kind: str) -> list[dict[str, float]]:
+        return [{key: run[kind][key]["mean"] for key in ("accuracy", "nll")} for run in runs]
+
+    count = runs[0]["members"]
+    collected = [run["cost"]["collect_s"] / run["originals"]["count"] for run in runs]
+    made = [(run["cost"]["collect_s"] + run["cost"]["fit_s"] + run["cost"]["sample_s"]) / count for run in runs]
+    row("one snapshot", 1, mean("originals"), collected, "originals")
+    drawn = [run["cost"]["sample_s_per_member"] for run in runs]
+    row("one generated member", 1, mean("generated"), drawn, "generated")
+    row("sBEND", count, [run["sbend"] for run in runs], made)
+    row("aBEND", count, [run["abend"] for run in runs], made)
+    for null in NULLS + RIVALS:
+        scores = [run["baselines"][null] for run in runs]
+        if null in RIVALS:
+            row(null, COUNT, scores, [one["seconds"] / COUNT for one in scores], null)
+        else:
+            row(null, scores[0]["members"], scores, [])
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
