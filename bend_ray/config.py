@@ -165,8 +165,8 @@ class Collect(Section):
     align: bool | None = None
     """Permute hidden units of each chain, which changes no function, so that chains of different modes lie as near to
     each other as they can; None: where init is fresh."""
-    subset: str = "norm+head"
-    """Parameters that vary: head, norm, norm+head, last_block, auto (norm+head where there are norms, else last_block),
+    subset: str = "auto"
+    """Parameters that vary: auto (norm+head where there are norms, else last_block), head, norm, norm+head, last_block,
     regex:..., or names joined by commas."""
     features: Literal["auto", "none", "float32", "bfloat16", "uint8"] = "auto"
     """What the frozen part of the classifier gives for each row is computed once and kept, as this type; chains then
