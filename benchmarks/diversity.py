@@ -1,8 +1,8 @@
 """What chains cost and bring: accuracy and disagreement of snapshots beside a deep ensemble of as many classifiers.
 
 Fashion-MNIST with the classifier, the rows and the base of jobs/fashion_mnist.yaml. A deep ensemble of ten is trained;
-then ten chains, one snapshot each, for every row of the table: subset, where chains start, learning rate, schedule,
-epochs. Prints, as mean and standard deviation over seeds, members' mean accuracy less the deep ensemble's, disagreement
+then, for every row of the table, chains: subset, where they start, learning rate, schedule, epochs, how many chains and
+snapshots of each. Prints, as mean and standard deviation over seeds, members' mean accuracy less the deep ensemble's, disagreement
 as a share of the deep ensemble's, NLL and accuracy of the members as an ensemble, and seconds of a member over one
 training's. One thread. Writes benchmarks/diversity.json.
 
@@ -37,11 +37,14 @@ CONFIG = Path("jobs/fashion_mnist.yaml")
 MEMBERS = 10
 ROWS: tuple[dict[str, Any], ...] = (
     *({"subset": "head", "lr": lr, "epochs": 2} for lr in (0.03, 0.3)),
-    *({"subset": "norm+head", "lr": lr, "epochs": 2} for lr in (0.01, 0.03, 0.1, 0.3)),
-    *({"subset": "norm+head", "lr": lr, "epochs": 4, "schedule": "cyclic"} for lr in (0.03, 0.1, 0.3)),
+    *({"subset": "norm+head", "lr": lr, "epochs": 2} for lr in (0.003, 0.01, 0.03, 0.1)),
+    *({"subset": "norm+head", "lr": lr, "epochs": 4, "schedule": "cyclic"} for lr in (0.03, 0.1)),
     *({"subset": "last_block", "lr": lr, "epochs": 4} for lr in (0.001, 0.003, 0.01)),
-    *({"subset": "last_block", "lr": lr, "epochs": 4, "schedule": "cyclic"} for lr in (0.003, 0.01, 0.03)),
-    *({"subset": "last_block", "lr": lr, "epochs": 4, "schedule": "cyclic", "init": "fresh"} for lr in (0.003, 0.01)),
+    *({"subset": "last_block", "lr": lr, "epochs": 4, "schedule": "cyclic"} for lr in (0.003, 0.01)),
+    *({"subset": "last_block", "lr": lr, "epochs": 4, "schedule": "cyclic", "init": "fresh"} for lr in (0.01, 0.02)),
+    *({"subset": "norm+head", "lr": 0.01, "epochs": 2, "chains": c} for c in (20, 40)),
+    {"subset": "norm+head", "lr": 0.01, "epochs": 2, "chains": 20, "snapshots_per_chain": 2},
+    {"subset": "norm+head", "lr": 0.01, "epochs": 2, "chains": 10, "snapshots_per_chain": 4},
 )
 
 
@@ -76,12 +79,13 @@ def measured(config: Config) -> list[dict[str, Any]]:
     one = seconds / MEMBERS
     found = [{"what": "deep ensemble"} | worth(torch.stack(of_rivals), dataset) | {"cost": 1.0}]
     for row in ROWS:
-        collect = config.collect.model_copy(update=row | {"snapshots_per_chain": 1})
+        collect = config.collect.model_copy(update={"chains": MEMBERS, "snapshots_per_chain": 1} | row)
         theta_MD, seconds = timed(partial(collected, module, description, dataset, config, collect))
         cut = make_trunk(module, choose(module, collect.subset), description)
         with torch.no_grad():
             logits_MBK = torch.cat([cut.logits(theta_MD, x) for x in inputs(dataset)], dim=1)
-        found.append({"what": row, "D": cut.subset.D} | worth(logits_MBK, dataset) | {"cost": seconds / MEMBERS / one})
+        facts = {"what": row, "D": cut.subset.D, "cost": seconds / len(theta_MD) / one}
+        found.append(facts | worth(logits_MBK, dataset))
         print(seed, json.dumps(found[-1]), flush=True)
     return found
 
@@ -89,17 +93,17 @@ def measured(config: Config) -> list[dict[str, Any]]:
 def collected(
     module: nn.Module, description: Description, dataset: Dataset, config: Config, collect: Collect
 ) -> Tensor:
-    """The one snapshot of each chain."""
+    """All snapshots of all chains."""
     subset = choose(module, collect.subset)
     tails, found = Tails.of(module, subset, dataset, collect, config.augment), []
-    for first in range(0, MEMBERS, tails.at_once):
-        numbers = range(first, min(first + tails.at_once, MEMBERS))
+    for first in range(0, collect.chains, tails.at_once):
+        numbers = range(first, min(first + tails.at_once, collect.chains))
         start_CD = subset.take(module).expand(len(numbers), -1)
         if collect.init == "fresh":
             fresh = (description.build(seeds.seed_for(config.seed, "chain", chain, "init")) for chain in numbers)
             start_CD = torch.stack([subset.take(start) for start in fresh])
-        found += [theta_SD[0] for theta_SD, _ in run_chains(tails, start_CD, dataset, collect, config.seed, numbers)]
-    return torch.stack(found)
+        found += [theta_SD for theta_SD, _ in run_chains(tails, start_CD, dataset, collect, config.seed, numbers)]
+    return torch.cat(found)
 
 
 def inputs(dataset: Dataset) -> list[Tensor]:
@@ -125,14 +129,15 @@ def table(results: list[list[dict[str, Any]]]) -> str:
         return f"{statistics.fmean(values):.{digits}f} ± {sd:.{digits}f}"
 
     lines = [
-        "| subset | D | from | lr | schedule | epochs | points | disagreement | ensemble % | NLL | cost |",
-        "|---|---:|---|---:|---|---:|---:|---:|---:|---:|---:|",
+        "| subset | D | from | lr | schedule | epochs | chains | points | disagreement | ensemble % | NLL | cost |",
+        "|---|---:|---|---:|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for rows in zip(*results, strict=True):
         what, D = rows[0]["what"], rows[0].get("D")
-        known = ["deep ensemble", "", "", "", "", ""]
+        known = ["deep ensemble", *[""] * 5, str(MEMBERS)]
         if D is not None:
             rest = [what.get("init", "base"), what["lr"], what.get("schedule", "constant"), what["epochs"]]
+            rest.append(f"{what.get('chains', MEMBERS)} x {what.get('snapshots_per_chain', 1)}")
             known = [f"`{what['subset']}`", f"{D:,}", *map(str, rest)]
         firsts = [result[0] for result in results]
         cells = [
