@@ -22,6 +22,8 @@ from bend_ray.generator.generator import Generator
 from bend_ray.weights import snapshots as parts
 
 MEMBERS = 32
+LEAST = 2.0
+"""Points of accuracy that an axis shows at least."""
 CURVES: dict[str, list[dict[str, float]]] = {
     "spread": [{"spread": value / 10} for value in range(4, 15, 2)],
     "temperature": [{"spread": 1.0, "temperature": value / 10} for value in range(4, 13, 2)],
@@ -60,12 +62,16 @@ def draw(result: dict[str, Any]) -> None:
             x = [point["error_iou"] for point in points[curve]]
             y = [100 * point["member_accuracy"] for point in points[curve]]
             axes.plot(x, y, color=color, marker="o", ms=4, lw=1.2, label=curve)
-            for point, place in zip(points[curve], zip(x, y, strict=True), strict=True):
-                axes.annotate(f"{point['at']:g}", place, (4, -9), textcoords="offset points", fontsize=7, color=color)
+            for at, which in ((4, 0), (-14, -1)):  # the first and the last tell where a curve goes
+                text, place = f"{points[curve][which]['at']:g}", (x[which], y[which])
+                axes.annotate(text, place, (4, at), textcoords="offset points", fontsize=8, color=color)
         star = (points["originals"]["error_iou"], 100 * points["originals"]["member_accuracy"])
         axes.scatter(*star, color="#d9730d", marker="*", s=120, zorder=3)
-        axes.annotate("snapshots", star, (6, 6), textcoords="offset points", fontsize=8, color="#d9730d")
+        axes.annotate("snapshots", star, (-58, 4), textcoords="offset points", fontsize=8, color="#d9730d")
         axes.set(title=name, xlabel="overlap of errors (lower: more diverse)", ylabel="members' accuracy (%)")
+        low, high = axes.get_ylim()
+        if high - low < LEAST:  # else noise would fill the picture
+            axes.set_ylim((low + high - LEAST) / 2, (low + high + LEAST) / 2)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
     figure.savefig("docs/spread.png", metadata={"Software": None})
