@@ -1,4 +1,4 @@
-"""The configurations in jobs/ for real data, three seeds each, beside bagging and a deep ensemble of five.
+"""The configurations in jobs/ for real data, three seeds each, beside a deep ensemble of five.
 
 Runs `bend-ray run` once for each (finished runs are kept under runs/results and not done again), then prints, as mean
 and standard deviation over seeds, what single classifiers and ensembles are worth on the test rows and what a member of
@@ -15,11 +15,11 @@ from typing import Any
 
 from modes import BEND_RAY, spread
 
-from bend_ray.report.numbers import RIVALS
+from bend_ray.report.words import LABELS
 
 RUNS, RESULT = Path("runs/results"), Path("benchmarks/results.json")
 COUNT = 5
-"""Classifiers of each rival."""
+"""Classifiers of the deep ensemble."""
 NULLS = ("base_model", "random_originals", "weight_average", "gaussian", "swag")
 
 
@@ -41,7 +41,7 @@ def measured(name: str, seed: int) -> dict[str, Any]:
     run = RUNS / f"{name}-{seed}"
     command = [BEND_RAY, "run", f"jobs/{name}.yaml", "--run-dir", run, "--seed", seed]
     command += ["--evaluate.baselines", f"[{', '.join(NULLS)}]"]
-    command += [part for rival in RIVALS for part in (f"--evaluate.{rival}_members", COUNT)]
+    command += ["--evaluate.deep_ensemble_members", COUNT]
     subprocess.run(list(map(str, command)), check=True)
     return json.loads((run / "report" / "metrics.json").read_text())
 
@@ -68,12 +68,11 @@ def table(runs: list[dict[str, Any]]) -> str:
     row("one generated member", 1, mean("generated"), drawn, "generated")
     row("sBEND", count, [run["sbend"] for run in runs], made)
     row("aBEND", count, [run["abend"] for run in runs], made)
-    for null in NULLS + RIVALS:
+    for null in NULLS:
         scores = [run["baselines"][null] for run in runs]
-        if null in RIVALS:
-            row(null, COUNT, scores, [one["seconds"] / COUNT for one in scores], null)
-        else:
-            row(null, scores[0]["members"], scores, [])
+        row(LABELS[null], scores[0]["members"], scores, [])
+    scores = [run["baselines"]["deep_ensemble"] for run in runs]
+    row(LABELS["deep_ensemble"], COUNT, scores, [one["seconds"] / COUNT for one in scores], "deep_ensemble")
     return "\n".join(lines)
 
 
