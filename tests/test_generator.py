@@ -1,5 +1,6 @@
 """The generator: exact coordinates, an autoencoder no worse than principal components, seeds that name members."""
 
+import dataclasses
 import json
 from pathlib import Path as FilePath
 from typing import Any
@@ -461,6 +462,7 @@ def test_loaded_equals_saved(kind: str, tmp_path: FilePath) -> None:
         ("subset", {}),
         ("chains", "many"),
         ("chains", 0),
+        ("parts", 3),
         ("autoencoder", {"latent": 3}),
         ("diffusion", {"blocks": 9}),
         ("diffusion", {"unheard": 1}),
@@ -493,6 +495,23 @@ def test_snapshots_that_it_is_not_of(generator: Generator, tmp_path: FilePath) -
     parts.write_part(run / "snapshots", 0, SUBSET, snapshots()[:1], facts()[:1], "recipe")
     with pytest.raises(ArtifactError, match="was not fitted on the snapshots in"):
         Generator.load(run)
+
+
+def test_chains_that_the_gate_left_empty_are_read_over(generator: Generator, tmp_path: FilePath) -> None:
+    """The first, one between, and the last of those seen: the same generator, from the same snapshots."""
+    run, known = Folder(tmp_path), facts()
+    files = {1 + chain + (chain > 4): slice(2 * chain, 2 * chain + 2) for chain in range(S // 2)}
+    moved = [dataclasses.replace(fact, chain=1 + fact.chain + (fact.chain > 4)) for fact in known]
+    both = held(torch.cat([snapshots(), snapshots(1)]))
+    gated = Generator.fit(SUBSET, both, moved, S, CODER, MODEL, 0)
+    for chain in range(S // 2 + 3):
+        rows = files.get(chain, slice(0))
+        parts.write_part(run / "snapshots", chain, SUBSET, snapshots()[rows], moved[rows], "recipe")
+    artifacts.write_tensors(run / "generator", FILE, gated.state())
+    described = gated.facts | {"subset": SUBSET.to_json()}
+    artifacts.publish(run, "generator", changed(), {}, described, [FILE], "")
+    loaded = Generator.load(run)
+    assert torch.equal(loaded.sample(range(6), 3, SAMPLE), generator.sample(range(6), 3, SAMPLE))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

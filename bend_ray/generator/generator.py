@@ -71,6 +71,7 @@ class Generator:
         for name, rows in (("train", slice(S)), ("held_out", slice(S, None))):
             fitted.facts[f"unexplained_{name}"] = (lost_X[rows].sum() / gram.length_X[rows].sum()).item()
         fitted.facts["snapshots"] = S
+        fitted.facts["parts"] = facts[S - 1].chain + 1  # of the snapshots' files; some may hold none
         return fitted
 
     @staticmethod
@@ -211,9 +212,10 @@ class Generator:
             settings = AutoencoderSettings.model_validate(facts["autoencoder"])
             coder = autoencoders.make(settings, int(facts["rank"]))
             chains, diffusion = int(facts["chains"]), DiffusionSettings.model_validate(facts["diffusion"])
+            count = int(facts["parts"])
             model = Diffusion(len(coder.mean_Z), diffusion, chains)
-            if chains < 1:
-                raise ValueError(f"chains: {chains}")
+            if not 1 <= chains <= count:
+                raise ValueError(f"chains: {chains} in {count} parts")
             space: Span | FullSpace = FullSpace(tensors["mean_D"], tensors["scale_D"])
             if not space.mean_D.shape == space.scale_D.shape == (subset.D,):
                 raise ValueError(f"mean_D is {tuple(space.mean_D.shape)}, not {(subset.D,)}")
@@ -229,7 +231,7 @@ class Generator:
             why = " ".join(str(error).split())
             raise ArtifactError(f"{folder}: config.json and {FILE} do not describe one generator ({why})") from None
         if weights_SR is not None:
-            blocks = parts.held(run / "snapshots", chains) if blocks is None else blocks
+            blocks = parts.held(run / "snapshots", count) if blocks is None else blocks
             made_of, here = manifest.inputs.get("snapshots"), artifacts.read_manifest(run / "snapshots", "snapshots")
             other = made_of is not None and here is not None and here.digest != made_of
             if other or blocks.subset != subset or len(next(blocks())[1]) != len(weights_SR):
