@@ -101,7 +101,7 @@ def _facts(kind: Kind, manifest: Manifest) -> str:
     if kind == "base":
         return f"; validation accuracy {facts['val_accuracy']:.4f} on {facts['dataset']}"
     if kind == "snapshots":
-        dropped = f", {facts['dropped']} dropped" if facts["dropped"] else ""
+        dropped = f", {facts['dropped']} dropped" if facts.get("dropped") else ""  # runs before there was a gate
         return (
             f"; {facts['count']} of D = {facts['subset_size']}, validation accuracy {facts['val_accuracy_mean']:.4f}"
             f"{dropped}"
