@@ -11,13 +11,13 @@ member over one training's. One thread. Writes benchmarks/diversity.json.
 
 import argparse
 import json
-import statistics
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from generator import timed
+from modes import spread
 from torch import Tensor, nn
 
 from bend_ray import seeds
@@ -123,11 +123,6 @@ def worth(logits_MBK: Tensor, dataset: Dataset) -> dict[str, float]:
 
 def table(results: list[list[dict[str, Any]]]) -> str:
     """Mean and standard deviation over seeds, in Markdown."""
-
-    def spread(values: list[float], digits: int) -> str:
-        sd = statistics.stdev(values) if len(values) > 1 else 0.0
-        return f"{statistics.fmean(values):.{digits}f} ± {sd:.{digits}f}"
-
     lines = [
         "| subset | D | from | lr | schedule | epochs | chains | points | disagreement | ensemble % | NLL | cost |",
         "|---|---:|---|---:|---|---:|---:|---:|---:|---:|---:|---:|",
@@ -141,11 +136,11 @@ def table(results: list[list[dict[str, Any]]]) -> str:
             known = [f"`{what['subset']}`", f"{D:,}", *map(str, rest)]
         firsts = [result[0] for result in results]
         cells = [
-            spread([100 * (row["accuracy"] - deep["accuracy"]) for row, deep in zip(rows, firsts, strict=True)], 2),
-            spread([row["disagreement"] / deep["disagreement"] for row, deep in zip(rows, firsts, strict=True)], 2),
-            spread([100 * row["ensemble_accuracy"] for row in rows], 2),
-            spread([row["ensemble_nll"] for row in rows], 3),
-            spread([row["cost"] for row in rows], 3),
+            spread([100 * (row["accuracy"] - deep["accuracy"]) for row, deep in zip(rows, firsts, strict=True)]),
+            spread([row["disagreement"] / deep["disagreement"] for row, deep in zip(rows, firsts, strict=True)]),
+            spread([row["ensemble_accuracy"] for row in rows], 100),
+            spread([row["ensemble_nll"] for row in rows], digits=3),
+            spread([row["cost"] for row in rows], digits=3),
         ]
         lines.append(f"| {' | '.join([*known, *cells])} |")
     return "\n".join(lines)

@@ -45,9 +45,11 @@ def run_chains(
     draws = seeds.generator_for(seed, "chain", chains[0], "augment")
     theta = {name: value.clone().requires_grad_() for name, value in subset.split(start_CD).items()}
     device = start_CD.device
-    optimizer: torch.optim.Optimizer = torch.optim.AdamW(theta.values(), lr=collect.lr, weight_decay=0.0)
+    optimizer: torch.optim.Optimizer
     if collect.optimizer == "sgd":
         optimizer = torch.optim.SGD(theta.values(), lr=collect.lr, momentum=0.9)
+    else:
+        optimizer = torch.optim.AdamW(theta.values(), lr=collect.lr, weight_decay=0.0)
     thetas: list[Tensor] = []
     facts: list[list[Fact]] = []
     with seeds.seeded(seed, "chain", chains[0], "module"):
