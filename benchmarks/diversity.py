@@ -42,6 +42,8 @@ ROWS: tuple[dict[str, Any], ...] = (
     *({"subset": "last_block", "lr": lr, "epochs": 4} for lr in (0.001, 0.003, 0.01)),
     *({"subset": "last_block", "lr": lr, "epochs": 4, "schedule": "cyclic"} for lr in (0.003, 0.01)),
     *({"subset": "last_block", "lr": lr, "epochs": 4, "schedule": "cyclic", "init": "fresh"} for lr in (0.01, 0.02)),
+    *({"subset": "regex:.", "lr": lr, "epochs": 2} for lr in (0.001, 0.003)),
+    *({"subset": "regex:.", "lr": lr, "epochs": 4, "schedule": "cyclic"} for lr in (0.003, 0.01, 0.02)),
     *({"subset": "norm+head", "lr": 0.01, "epochs": 2, "chains": c} for c in (20, 40)),
     {"subset": "norm+head", "lr": 0.01, "epochs": 2, "chains": 20, "snapshots_per_chain": 2},
     {"subset": "norm+head", "lr": 0.01, "epochs": 2, "chains": 10, "snapshots_per_chain": 4},

@@ -4,9 +4,11 @@ ResNet-18 (CIFAR stem), trained for one pass over the digits at 32x32 pixels; me
 0.2 of each tensor's spread. All sides are timed in this one process on one batch of test rows, in small pieces in turn,
 and ratios are medians of several such rounds. The limit is that of the graph: FLOPs of the trunk once and of the tail M
 times, over those of one whole forward. Early stopping is exact for votes and errs on at most 1 % of rows for means.
-Peak memory is of a process of its own for each number of members. Writes benchmarks/ensemble.json.
+Peak memory is of a process of its own for each number of members. On a GPU (float32; early stopping and memory left
+out) it writes benchmarks/ensemble_cuda.json, else benchmarks/ensemble.json.
 
     python benchmarks/ensemble.py [--members 64] [--batch 128] [--turns 5] [--subsets head last_block norm+head]
+                                  [--device cuda]
 """
 
 import argparse
@@ -42,6 +44,7 @@ from bend_ray.weights.subset import Subset, choose
 
 SHAPE = (3, 32, 32)
 NOISE = 0.2
+CPU = torch.device("cpu")
 LOOPED = 8
 """Members, at least, that the plain loop is timed for: its time is theirs times M over them."""
 
@@ -52,6 +55,7 @@ def main() -> None:
     arguments.add_argument("--batch", type=int, default=128)
     arguments.add_argument("--turns", type=int, default=5)
     arguments.add_argument("--subsets", nargs="+", default=["head", "last_block", "norm+head"])
+    arguments.add_argument("--device", default="cpu")
     arguments.add_argument("--load", nargs=2, metavar=("SIDE", "FOLDER"), help=argparse.SUPPRESS)
     arguments.add_argument("--peak", nargs=2, metavar=("SUBSET", "MEMBERS"), help=argparse.SUPPRESS)
     asked = arguments.parse_args()
@@ -62,8 +66,14 @@ def main() -> None:
         print(json.dumps(load(*asked.load)))
         return
     result: dict[str, Any] = {"members": asked.members, "batch": asked.batch, "threads": torch.get_num_threads()}
-    result["subsets"] = {spec: measure(spec, asked.members, asked.batch, asked.turns) for spec in asked.subsets}
-    result["early_stop_last_block"] = measure_early("last_block", asked.members, asked.batch, asked.turns)
+    known = (asked.members, asked.batch, asked.turns)
+    result["subsets"] = {spec: measure(spec, *known, torch.device(asked.device)) for spec in asked.subsets}
+    if asked.device != "cpu":
+        result["device"] = torch.cuda.get_device_name(asked.device)
+        Path("benchmarks/ensemble_cuda.json").write_text(json.dumps(result, indent=1) + "\n")
+        print(table(result))
+        return
+    result["early_stop_last_block"] = measure_early("last_block", *known)
     result["head_peak_mib"] = {str(M): peak_apart(M, asked.batch) for M in (10, 1000)}
     result["load"] = {spec: load_apart(spec, 1000) for spec in ("head", "norm+head")}
     Path("benchmarks/ensemble.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -88,24 +98,26 @@ def classifier(trained: bool = True) -> tuple[nn.Module, Tensor]:
     return module.eval().requires_grad_(False), preprocess(rows(digits.test).images)
 
 
-def make(spec: str, M: int, trained: bool = True) -> tuple[nn.Module, Subset, SharedTrunk, Tensor, float]:
+def make(
+    spec: str, M: int, trained: bool = True, device: torch.device = CPU
+) -> tuple[nn.Module, Subset, SharedTrunk, Tensor, float]:
     """A classifier, its cut, M members near its own parameters, and the seconds that cutting took."""
-    module = classifier(trained)[0]
+    module = classifier(trained)[0].to(device)
     subset = choose(module, spec)
     start = time.perf_counter()
-    cut = split(module, subset, torch.zeros(2, *SHAPE))
+    cut = split(module, subset, torch.zeros(2, *SHAPE, device=device))
     seconds = time.perf_counter() - start
-    base_D, stream = subset.take(module), torch.Generator().manual_seed(0)
+    base_D, stream = subset.take(module).cpu(), torch.Generator().manual_seed(0)
     spread_D = torch.cat([part.std(correction=0).expand(len(part)) for part in base_D.split(subset.sizes)])
     theta_MD = torch.stack([base_D + NOISE * spread_D * torch.randn(subset.D, generator=stream) for _ in range(M)])
-    return module, subset, cut, theta_MD, seconds
+    return module, subset, cut, theta_MD.to(device), seconds
 
 
 @torch.no_grad()
-def measure(spec: str, M: int, batch: int, turns: int) -> dict[str, Any]:
+def measure(spec: str, M: int, batch: int, turns: int, device: torch.device) -> dict[str, Any]:
     """Ratios of one subset."""
-    module, subset, cut, theta_MD, split_s = make(spec, M)
-    x = classifier()[1][:batch]
+    module, subset, cut, theta_MD, split_s = make(spec, M, device=device)
+    x = classifier()[1][:batch].to(device)
     base_D = subset.take(module)
 
     def whole(theta_MD: Tensor) -> Tensor:
@@ -115,10 +127,11 @@ def measure(spec: str, M: int, batch: int, turns: int) -> dict[str, Any]:
             found.append(module(x))
         return torch.stack(found)
 
+    close = {"atol": 1e-3, "rtol": 1e-3} if device == CPU else {"atol": 0.1, "rtol": 0.05}  # TF32 there
     with FlopCounterMode(display=False) as counter:
         logits_MBK = cut.logits(theta_MD, x)
     flops_ours = counter.get_total_flops()
-    torch.testing.assert_close(logits_MBK[:LOOPED], whole(theta_MD[:LOOPED]), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(logits_MBK[:LOOPED], whole(theta_MD[:LOOPED]), **close)
     with FlopCounterMode(display=False) as counter:
         module(x)
     limit = flops_ours / counter.get_total_flops()
@@ -149,6 +162,7 @@ def interleaved(
         if chunks is not None:
             start = time.perf_counter()
             over = next(chunks, None) is None
+            done()
             ours += time.perf_counter() - start
             chunks = None if over else chunks
         loop += seconds(lambda: whole(theta_MD[:1]))
@@ -181,7 +195,14 @@ def measure_early(spec: str, M: int, batch: int, turns: int) -> dict[str, float]
 def seconds(side: Callable[[], object]) -> float:
     start = time.perf_counter()
     side()
+    done()
     return time.perf_counter() - start
+
+
+def done() -> None:
+    """Wait for what a GPU, if one is in use, was told to do."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 @torch.no_grad()
@@ -259,6 +280,8 @@ def table(result: dict[str, Any]) -> str:
             f"{spec:<11} {row['over_one_forward']:>13.2f} {row['flop_limit']:>11.2f} {row['over_flop_limit']:>8.2f}"
             f" {row['loop_over_ours']:>12.2f}   {row['plan']}; split in {row['split_s']:.1f} s"
         )
+    if "device" in result:
+        return "\n".join([f"{result['device']}, float32 (TF32 in convolutions)", *lines])
     stop = result["early_stop_last_block"]
     lines += ["", f"early stopping, last block, {stop['votes_for_the_winner']:.1%} of votes for the winner:"]
     for kind, words in (("votes", "exact, by votes"), ("means", "1 % error, by means")):

@@ -2,17 +2,12 @@
 
 import contextlib
 import json
-import os
-import signal
-import subprocess
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 import yaml
@@ -22,46 +17,11 @@ from bend_ray import artifacts
 from bend_ray.ensemble.ensemble import MEMBERS, Ensemble
 from bend_ray.errors import ArtifactError, DataError
 from bend_ray.folders import Folder
-from bend_ray.serving.front import free_port
-from conftest import BEND_RAY, ROOT
+from conftest import ROOT
+from endpoint import Endpoint, served
 
 pytestmark = pytest.mark.ray
 ROWS = torch.arange(40 * 64).remainder(251).to(torch.uint8).reshape(40, 1, 8, 8)
-
-
-@dataclass
-class Endpoint:
-    """A `bend-ray serve` in a cluster of its own."""
-
-    url: str
-    process: subprocess.Popen[bytes]
-    command: list[str]
-    environment: dict[str, str]
-    runs: dict[str, Path]
-    log: Path
-    spare: dict[str, Ensemble] = field(default_factory=dict)
-
-    def serve(self, run: Path, *more: str) -> subprocess.CompletedProcess[str]:
-        """A second command for the same port."""
-        words = [*self.command[:2], str(run), *self.command[3:], *more]
-        return subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=120)
-
-    def replicas(self) -> list[psutil.Process]:
-        family = psutil.Process(self.process.pid).children(recursive=True)
-        return [process for process in family if "ServeReplica" in " ".join(_words(process))]
-
-    def expected(self, version: str) -> Ensemble:
-        if not self.spare:
-            for run in self.runs.values():
-                ensemble = Ensemble.load(run)
-                self.spare[ensemble.manifest.digest[:12]] = ensemble
-        return self.spare[version]
-
-
-def _words(process: psutil.Process) -> list[str]:
-    with contextlib.suppress(psutil.Error):
-        return process.cmdline()
-    return []
 
 
 def other(run: Path, where: Path) -> Path:
@@ -80,28 +40,9 @@ def other(run: Path, where: Path) -> Path:
 @pytest.fixture(scope="module")
 def endpoint(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     scratch = tmp_path_factory.mktemp("serve")
-    port = free_port()
-    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "BEND_SERVE_TOKEN")}
-    environment["XDG_CACHE_HOME"] = str(scratch)
-    command = [BEND_RAY, "serve", str(reference), "--port", str(port), "--serve.cpus_per_replica", "0.5"]
-    log = scratch / "log"
-    with log.open("wb") as stream:
-        process = subprocess.Popen(command, env=environment, stdout=stream, stderr=subprocess.STDOUT)
-    runs = {"first": reference, "second": other(reference, scratch / "other")}
-    found = Endpoint(f"http://127.0.0.1:{port}", process, command, environment, runs, log)
-    try:
-        while "new one:" not in log.read_text():
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.1)
+    with served(reference, scratch, "--serve.cpus_per_replica", "0.5") as found:
+        found.runs["second"] = other(reference, scratch / "other")
         yield found
-    finally:
-        family = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGTERM)
-        code = process.wait(60)
-        _, alive = psutil.wait_procs(family, 20)
-        for orphan in alive:
-            orphan.kill()
-    assert (code, [" ".join(_words(orphan)) for orphan in alive]) == (130, []), log.read_text()
 
 
 def test_answers_are_those_of_the_ensemble(endpoint: Endpoint, reference: Path) -> None:

@@ -1,6 +1,7 @@
 """A classifier as a graph: exported, with its parameters as inputs, and run node by node."""
 
 import contextlib
+import copy
 import io
 import math
 import operator
@@ -11,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+import torch.export.passes
 from torch import Tensor, fx, nn
 
 from bend_ray.data.classifiers import logits
@@ -49,15 +51,25 @@ class Graph:
 
 
 def export(module: nn.Module, example_x: Tensor) -> Graph:
-    """``module`` as a graph in which no operation writes in place: members would see it in what they share."""
-    batch = torch.export.Dim("batch", min=1)
+    """``module`` as a graph in which no operation writes in place: members would see it in what they share.
+
+    The graph is that of the CPU on any device, for a GPU's may be another one, or none: some of its operations fix the
+    number of rows while they are traced.
+    """
+    batch, device = torch.export.Dim("batch", min=1), example_x.device
+    traced = module if device.type == "cpu" else copy.deepcopy(module).cpu()
     # For a module it cannot export, torch prints the unfinished graph; the reason it raises is enough.
     with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
-        program = torch.export.export(_Logits(module), (example_x,), dynamic_shapes={"x": {0: batch}}, strict=False)
+        shapes = {"x": {0: batch}}
+        program = torch.export.export(_Logits(traced), (example_x.cpu(),), dynamic_shapes=shapes, strict=False)
         if not all(_pure(node) for node in program.graph.nodes):
             warnings.simplefilter("ignore", FutureWarning)  # torch's own, from a deprecated part of its pytree
             program = program.run_decompositions({})
+        if device.type != "cpu":
+            program = torch.export.passes.move_to_device_pass(program, device)
+    own = {f"module.{name}": value for name, value in _values(module, every=True)}
     signature, fixed = program.graph_signature, {**program.state_dict, **program.constants}
+    fixed = {name: own.get(name, value) for name, value in fixed.items()}
     lifted = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     nodes = {node.name: node for node in program.graph.nodes}
 
