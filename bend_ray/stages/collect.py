@@ -16,23 +16,21 @@ import ray
 import torch
 from torch import nn
 
-from bend_ray import artifacts, cluster, seeds
+from bend_ray import alignment, artifacts, cluster, seeds
 from bend_ray.artifacts import Manifest
-from bend_ray.board import Desk, board, reporting, watched
-from bend_ray.config import Collect, Config
+from bend_ray.board import Desk, board, reporting
+from bend_ray.config import Config
 from bend_ray.data import base as bases
 from bend_ray.data import classifiers, training
 from bend_ray.data.checkpoint import Checkpoint
 from bend_ray.data.datasets import Dataset, load_dataset
-from bend_ray.errors import TrainingError
 from bend_ray.folders import Folder, local_file
 from bend_ray.progress import Progress, say
 from bend_ray.weights import chains as chain_training
+from bend_ray.weights import gate
 from bend_ray.weights import snapshots as parts
 from bend_ray.weights import subset as subsets
-from bend_ray.weights.align import align, match
 from bend_ray.weights.features import Tails
-from bend_ray.weights.symmetry import Symmetry
 
 
 def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
@@ -60,9 +58,9 @@ def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
         _train(config, run, base_inputs, show, already, begun)
     base = artifacts.load(run / "base", "base")
     inputs = {"base": base.digest, **base_inputs}
-    aligned = _align(config, run, artifacts.recipe("snapshots", config, inputs))
+    aligned = alignment.align_chains(config, run, artifacts.recipe("snapshots", config, inputs))
     manifest = _publish(config, run, inputs, aligned)
-    say("collect", _of_gate(config.collect, manifest.facts["dropped"]))
+    say("collect", gate.in_words(config.collect, manifest.facts["dropped"]))
     return manifest
 
 
@@ -221,7 +219,6 @@ def _run_chains(config: Config, run: Folder, dataset: Dataset, inputs: dict[str,
     subset = subsets.choose(module, collect.subset)
     base_theta_D = subset.take(module)
     tails = Tails.of(module, subset, dataset, collect, config.augment, desk.progress(""))
-    least = -math.inf if collect.gate is None else manifest.facts["val_accuracy"] - collect.gate
     for first in range(rank * tails.at_once, collect.chains, world * tails.at_once):
         chains = range(first, min(first + tails.at_once, collect.chains))
         todo = [chain for chain in chains if not parts.part_is_done(folder, chain, recipe, stem)]
@@ -240,68 +237,14 @@ def _run_chains(config: Config, run: Folder, dataset: Dataset, inputs: dict[str,
         for chain, (theta_SD, facts) in zip(chains, trained, strict=True):
             if chain in todo:
                 artifacts.note_seconds(run, f"chain-{chain:05d}", seconds)
-                kept = [i for i, fact in enumerate(facts) if fact.val_accuracy >= least]
+                kept = gate.passing(collect, facts, manifest.facts["val_accuracy"])
                 parts.write_part(folder, chain, subset, theta_SD[kept], [facts[i] for i in kept], recipe, stem)
-
-
-def _align(config: Config, run: Folder, recipe: str) -> dict[str, Any]:
-    """What is to be known of the alignment; nothing where none was asked for."""
-    if not config.collect.aligned:
-        return {}
-    task = _align_remotely.options(num_cpus=config.collect.cpus_per_worker, max_retries=cluster.RETRIES)
-    arguments = (config.model_dump(mode="json"), run.address, recipe)
-    with Progress("collect", "matches of chains", 2 * config.collect.seen_chains) as show:
-        facts: dict[str, Any] = watched(task, show, config.cluster.stall, *arguments)
-        moved, left = facts["aligned"], facts["not_aligned"]
-        show.line(f"{len(moved)} groups of hidden units permuted ({', '.join(map(str, moved)) or 'none'})")
-        for sentence in left:
-            show.line(f"left as they are: {sentence}")
-    return facts
-
-
-@ray.remote
-def _align_remotely(config_json: dict[str, Any], where: str, recipe: str, said: Any) -> dict[str, Any]:
-    """Write each chain's part anew, its hidden units in the order that the chains have in common.
-
-    The last snapshot of each chain is matched; withheld chains have no say in the order. The same chains give the same
-    bytes, so a task that is killed may begin again.
-    """
-    with reporting(said) as desk:
-        config, folder = Config.model_validate(config_json), Folder(where) / "snapshots"
-        cluster.threads(config.collect.cpus_per_worker)
-        start, collect = time.monotonic(), config.collect
-        dataset = load_dataset(config.data, config.seed)
-        module = bases.load(Folder(where) / "base", bases.Description.of(config.classifier, dataset))
-        example_x = dataset.preprocess(dataset.train.images[:2])
-        symmetry = Symmetry.of(module, subsets.choose(module, collect.subset), example_x)
-        last, alive = {}, desk.progress("")
-        for chain in range(collect.chains):
-            of_chain = parts.read_part(folder, chain, parts.RAW)
-            if of_chain.facts:  # the gate may have left none
-                last[chain] = of_chain.theta_SD[-1].clone()
-        _check_left(collect, list(last), Folder(where))
-        seen = [chain for chain in last if chain < collect.seen_chains]
-        aligned_CD, found = align(symmetry, torch.stack([last[c] for c in seen]), progress=desk.progress("align"))
-        mean_D, permutations = aligned_CD.double().mean(0), dict(zip(seen, found, strict=True))
-        for chain in last.keys() - permutations.keys():
-            permutations[chain] = match(symmetry, last[chain], mean_D)
-            alive(0, 1)
-        for chain in range(collect.chains):
-            alive(0, 1)
-            if not parts.part_is_done(folder, chain, recipe):
-                raw = parts.read_part(folder, chain, parts.RAW)
-                theta_SD = raw.theta_SD
-                if chain in permutations:
-                    theta_SD = symmetry.permuted(theta_SD, permutations[chain])
-                parts.write_part(folder, chain, raw.subset, theta_SD, raw.facts, recipe)
-        artifacts.note_seconds(Folder(where), "chain-align", time.monotonic() - start)
-        return {"aligned": [group.size for group in symmetry.groups], "not_aligned": list(symmetry.left)}
 
 
 def _publish(config: Config, run: Folder, inputs: dict[str, str], aligned: dict[str, Any]) -> Manifest:
     collect = config.collect
     subset, known = parts.read_facts(run / "snapshots", collect.chains)
-    _check_left(collect, [fact.chain for fact in known], run)
+    gate.check_left(collect, [fact.chain for fact in known], run)
     accuracy = [fact.val_accuracy for fact in known]
     mean = math.fsum(accuracy) / len(accuracy)
     dropped = collect.chains * collect.snapshots_per_chain - len(known)
@@ -316,8 +259,8 @@ def _publish(config: Config, run: Folder, inputs: dict[str, str], aligned: dict[
     readme = (
         f"# Snapshots\n\n{len(accuracy)} snapshots of {subset.D} parameters (`{collect.subset}`): "
         f"{collect.chains} chains of {collect.snapshots_per_chain}, one Parquet part a chain. Mean validation accuracy "
-        f"{mean:.4f}; {_of_gate(collect, dropped)}. The last {collect.held_out} chains are withheld from the generator."
-        f"{_words(aligned)}\n\n"
+        f"{mean:.4f}; {gate.in_words(collect, dropped)}. The last {collect.held_out} chains are withheld from the"
+        f" generator.{alignment.in_words(aligned)}\n\n"
         '```python\nimport pandas\npandas.read_parquet("snapshots")  # chain, step, seed, val_loss, val_accuracy, '
         "theta.<parameter>...\n```\n"
     )
@@ -327,32 +270,3 @@ def _publish(config: Config, run: Folder, inputs: dict[str, str], aligned: dict[
     for _ in folder.each(folder.delete, [name for name in folder.list() if name.startswith(f"{parts.RAW}-")]):
         pass
     return manifest
-
-
-def _of_gate(collect: Collect, dropped: int) -> str:
-    if collect.gate is None:
-        return "no gate (collect.gate), no snapshot dropped"
-    return f"{dropped} snapshots dropped by the gate (validation accuracy more than {collect.gate:g} below the base's)"
-
-
-def _check_left(collect: Collect, chains: list[int], run: Folder) -> None:
-    """Raises TrainingError where the gate has left too little; ``chains``: of each snapshot that passed it, or each
-    chain that has some."""
-    seen = {chain for chain in chains if chain < collect.seen_chains}
-    if len(seen) < 2 or len(seen) == len(set(chains)):
-        raise TrainingError(
-            f"collect.gate: {collect.gate} below the base's validation accuracy is more than most snapshots reach: it"
-            f" leaves some of {len(seen)} chains for the generator, which needs 2, and of {len(set(chains) - seen)}"
-            f" withheld ones, of which it needs 1. Raise collect.epochs or the gate, or lower collect.lr; then delete"
-            f" {run / 'snapshots'} or use another --run-dir"
-        )
-
-
-def _words(aligned: dict[str, Any]) -> str:
-    if not aligned:
-        return ""
-    return (
-        " Hidden units of each chain were permuted to match those of the others, which changes no function:"
-        f" {len(aligned['aligned'])} groups of {', '.join(map(str, aligned['aligned'])) or 'none'}."
-        + "".join(f" Left as it was: {sentence}." for sentence in aligned["not_aligned"])
-    )
