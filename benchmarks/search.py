@@ -79,7 +79,7 @@ def begin(where: Path, config: Config) -> None:
     for chain in range(config.collect.chains):
         theta_SD = (base_D + NOISE * torch.randn(subset.D, generator=stream))[None]
         parts.write_part(run / "snapshots", chain, subset, theta_SD, [parts.Fact(chain, 1, 0, 0.0, 0.0)], "")
-    collect._publish(config, run, {"base": base.digest, **inputs})
+    collect._publish(config, run, {"base": base.digest, **inputs}, {})
 
 
 def searched(where: Path, text: str) -> tuple[subprocess.Popen, Path]:
