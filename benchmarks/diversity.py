@@ -28,7 +28,7 @@ from bend_ray.data.classifiers import logits
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.ensemble import aggregate, metrics
 from bend_ray.ensemble.ensemble import make_trunk
-from bend_ray.weights.chains import run_chains
+from bend_ray.weights.chains import run_chains, starts
 from bend_ray.weights.features import Tails
 from bend_ray.weights.subset import choose
 
@@ -100,10 +100,7 @@ def collected(
     tails, found = Tails.of(module, subset, dataset, collect, config.augment), []
     for first in range(0, collect.chains, tails.at_once):
         numbers = range(first, min(first + tails.at_once, collect.chains))
-        start_CD = subset.take(module).expand(len(numbers), -1)
-        if collect.init == "fresh":
-            fresh = (description.build(seeds.seed_for(config.seed, "chain", chain, "init")) for chain in numbers)
-            start_CD = torch.stack([subset.take(start) for start in fresh])
+        start_CD = starts(module, subset, description, collect, config.seed, numbers)
         found += [theta_SD for theta_SD, _ in run_chains(tails, start_CD, dataset, collect, config.seed, numbers)]
     return torch.cat(found)
 

@@ -64,6 +64,19 @@ def test_chain_depends_on_seed_and_chain_alone(dataset: Dataset) -> None:
     assert [fact.chain for fact in facts] == [1, 1] and facts[0].step < facts[1].step
 
 
+def test_chains_start_at_the_base_or_anew_each_by_its_number(dataset: Dataset) -> None:
+    module, description = built(dataset), Description.of(CONFIG.classifier, dataset)
+    subset = choose(module, "last_block")
+
+    def starts(init: str, numbers: range) -> Tensor:
+        return chains.starts(module, subset, description, settings(init=init), 5, numbers)
+
+    assert torch.equal(starts("base", range(2, 4)), subset.take(module).expand(2, -1))
+    anew_CD = starts("fresh", range(2, 4))
+    assert torch.equal(anew_CD[1], subset.take(description.build(seeds.seed_for(5, "chain", 3, "init"))))
+    assert torch.equal(anew_CD[1:], starts("fresh", range(3, 4))) and not torch.equal(anew_CD[0], anew_CD[1])
+
+
 @pytest.mark.parametrize("spec", ["head", "norm+head"])
 def test_chains_leave_the_classifier_alone(dataset: Dataset, spec: str) -> None:
     module = built(dataset)

@@ -13,10 +13,9 @@ import uuid
 from typing import Any
 
 import ray
-import torch
 from torch import nn
 
-from bend_ray import alignment, artifacts, cluster, seeds
+from bend_ray import alignment, artifacts, cluster
 from bend_ray.artifacts import Manifest
 from bend_ray.board import Desk, board, reporting
 from bend_ray.config import Config
@@ -217,7 +216,6 @@ def _run_chains(config: Config, run: Folder, dataset: Dataset, inputs: dict[str,
     folder, stem, collect = run / "snapshots", _stem(config), config.collect
     module = bases.load(run / "base", description, device)
     subset = subsets.choose(module, collect.subset)
-    base_theta_D = subset.take(module)
     tails = Tails.of(module, subset, dataset, collect, config.augment, desk.progress(""))
     for first in range(rank * tails.at_once, collect.chains, world * tails.at_once):
         chains = range(first, min(first + tails.at_once, collect.chains))
@@ -225,14 +223,9 @@ def _run_chains(config: Config, run: Folder, dataset: Dataset, inputs: dict[str,
         if not todo:
             continue
         start = time.monotonic()
-        start_CD = base_theta_D.expand(len(chains), -1)
-        if collect.init == "fresh":
-            fresh = (description.build(seeds.seed_for(config.seed, "chain", chain, "init")) for chain in chains)
-            start_CD = torch.stack([subset.take(module) for module in fresh])
+        start_CD = chain_training.starts(module, subset, description, collect, config.seed, chains).to(device)
         name = f"chains {chains[0]} to {chains[-1]}"
-        trained = chain_training.run_chains(
-            tails, start_CD.to(device), dataset, collect, config.seed, chains, desk.progress(name)
-        )
+        trained = chain_training.run_chains(tails, start_CD, dataset, collect, config.seed, chains, desk.progress(name))
         seconds = (time.monotonic() - start) / len(chains)
         for chain, (theta_SD, facts) in zip(chains, trained, strict=True):
             if chain in todo:

@@ -7,19 +7,32 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bend_ray import seeds
 from bend_ray.config import Collect
+from bend_ray.data.base import Description
 from bend_ray.data.datasets import Dataset
 from bend_ray.data.training import Progress, batches
 from bend_ray.errors import TrainingError
 from bend_ray.weights.features import Tails
 from bend_ray.weights.snapshots import Fact
+from bend_ray.weights.subset import Subset
 
 VAL_ROWS = 1024
 """Validation rows at once."""
+
+
+def starts(
+    module: nn.Module, subset: Subset, description: Description, collect: Collect, seed: int, chains: range
+) -> Tensor:
+    """``start_CD`` (chains, D), on the CPU: where each of these ``chains`` starts. At the parameters of ``module``, the
+    base, or (``collect.init: fresh``) at those of a module built anew for (seed, chain)."""
+    if collect.init == "base":
+        return subset.take(module).expand(len(chains), -1)
+    fresh = (description.build(seeds.seed_for(seed, "chain", chain, "init")) for chain in chains)
+    return torch.stack([subset.take(start) for start in fresh])
 
 
 def run_chains(
@@ -44,12 +57,7 @@ def run_chains(
     orders = [_batches(collect, len(labels), seed, chain) for chain in chains]
     draws = seeds.generator_for(seed, "chain", chains[0], "augment")
     theta = {name: value.clone().requires_grad_() for name, value in subset.split(start_CD).items()}
-    device = start_CD.device
-    optimizer: torch.optim.Optimizer
-    if collect.optimizer == "sgd":
-        optimizer = torch.optim.SGD(theta.values(), lr=collect.lr, momentum=0.9)
-    else:
-        optimizer = torch.optim.AdamW(theta.values(), lr=collect.lr, weight_decay=0.0)
+    device, optimizer = start_CD.device, _optimizer(collect, theta)
     thetas: list[Tensor] = []
     facts: list[list[Fact]] = []
     with seeds.seeded(seed, "chain", chains[0], "module"):
@@ -104,6 +112,12 @@ def _batches(collect: Collect, rows: int, seed: int, chain: int) -> Iterator[Ten
     generator = seeds.generator_for(seed, "chain", chain)
     pool = torch.randint(rows, (rows,), generator=generator) if collect.bootstrap else torch.arange(rows)
     return batches(pool, collect.batch_size, generator)
+
+
+def _optimizer(collect: Collect, theta: dict[str, Tensor]) -> torch.optim.Optimizer:
+    if collect.optimizer == "sgd":
+        return torch.optim.SGD(theta.values(), lr=collect.lr, momentum=0.9)
+    return torch.optim.AdamW(theta.values(), lr=collect.lr, weight_decay=0.0)
 
 
 @torch.no_grad()
