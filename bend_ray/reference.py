@@ -11,7 +11,7 @@ def markdown() -> str:
         "# Configuration",
         "",
         "Every key of a configuration file, and of the command line as `--section.key VALUE`. Made by `make docs` from",
-        "`bend_ray/config.py`. Keys marked * say where work runs or a file lies: they may differ between the runs that",
+        "`bend_ray/config/`. Keys marked * say where work runs or a file lies: they may differ between the runs that",
         "share a run directory.",
     ]
     section = ""

@@ -1,0 +1,98 @@
+"""What is classified and by what, and how that is trained: data, classifier, base, augment."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from bend_ray.config.section import Section, placement
+
+
+class Data(Section):
+    name: Literal["digits"] | None = None
+    """A built-in data set: `digits` (scikit-learn's 1,797 images of 8x8 pixels)."""
+    path: str | None = placement(None)
+    """A Parquet file or folder in the Hugging Face Hub's layout; a folder of images, CLASS/x.png or train/CLASS/x.png,
+    test/CLASS/x.png; an .npz with x_train, y_train, x_test, y_test; or a folder with x_train.npy, y_train.npy, ..."""
+    target: str | None = placement(None)
+    """Your own, "package.module:callable" returning a torch Dataset of (image, label), a pair (x, y) of arrays or
+    tensors, or a dict of either for train, validation and test."""
+    kwargs: dict[str, Any] = placement({})
+    """Keyword arguments of the target."""
+    image_column: str | None = None
+    """Column of the images; None: found from the schema."""
+    label_column: str | None = None
+    """Column of the labels; None: found from the schema."""
+    val_fraction: float = Field(0.15, gt=0, lt=1)
+    """Share of the training split kept for validation (stratified), where the data has no validation split."""
+    test_fraction: float = Field(0.25, gt=0, lt=1)
+    """Share of all rows kept for testing (stratified), where the data has no test split."""
+    train_limit: int | None = Field(None, ge=1)
+    """Use only the first so many training rows (before the validation split); None: all."""
+    test_limit: int | None = Field(None, ge=1)
+    """Use only the first so many test rows; None: all."""
+    in_memory: float = placement(2.0, ge=0)
+    """GiB of decoded images of one split that a process keeps in memory; more lie in a temporary file (in TMPDIR),
+    which goes with the process."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Data":
+        if [self.name, self.path, self.target].count(None) != 2:
+            raise ValueError("give exactly one of data.name, data.path and data.target")
+        if self.kwargs and self.target is None:
+            raise ValueError("data.kwargs: are those of data.target; give one, or leave them out")
+        return self
+
+
+class Classifier(Section):
+    name: Literal["convnet", "mlp", "resnet18", "resnet34", "vit_tiny"] | None = None
+    """A built-in classifier."""
+    target: str | None = None
+    """Your own, "package.module:callable" returning an nn.Module; called with `kwargs` and with those of classes,
+    channels and image_size that its signature takes."""
+    kwargs: dict[str, Any] = Field({})
+    """Keyword arguments of the classifier."""
+    weights: str | None = placement(None)
+    """A trained classifier's state_dict, as .safetensors or saved by torch (.pt, .pth; loaded with weights_only); the
+    base is then not trained."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Classifier":
+        if (self.name is None) == (self.target is None):
+            raise ValueError("give exactly one of classifier.name and classifier.target")
+        return self
+
+
+class Base(Section):
+    epochs: int = Field(20, ge=1)
+    """Passes over the training split."""
+    batch_size: int = Field(64, ge=2)
+    """Rows a step, over all workers."""
+    lr: float = Field(3e-3, gt=0)
+    """Peak learning rate of AdamW."""
+    schedule: Literal["onecycle", "cosine"] = "onecycle"
+    """How the learning rate comes and goes: up for a third of the steps and down (one-cycle), or up for a twentieth and
+    down along a cosine."""
+    weight_decay: float = Field(1e-2, ge=0)
+    """Decoupled weight decay."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the target spread evenly over all classes."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Decay of the exponential moving average of weights and batch-norm statistics, which is what is then validated and
+    saved; 0: the last ones are."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type in which the network runs (autocast; weights stay float32); auto: float32 on a CPU, bfloat16 on a GPU that
+    has it."""
+    shards: int = Field(2, ge=1)
+    """Fixed pieces a step's batch is cut into and shared out over the workers; at most so many workers train the
+    base. The bits depend on it, and not on the number of workers."""
+
+
+class Augment(Section):
+    """Random changes of training images, the label kept, for the base and for chains; all off by default."""
+
+    crop: int = Field(0, ge=0)
+    """Shift by at most so many pixels up or down and left or right, black coming in; 0: no shift."""
+    flip: bool = False
+    """Mirror each image left and right, or not, as a coin falls."""
+    cutout: int = Field(0, ge=0)
+    """Side, in pixels, of a square that takes the image's mean, its middle anywhere; 0: none."""

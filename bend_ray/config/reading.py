@@ -1,0 +1,91 @@
+"""From YAML and the command line to a checked configuration, and back; errors say where and which key."""
+
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from bend_ray.config.section import Section
+from bend_ray.config.whole import Config, Inference, keys, put
+from bend_ray.errors import ConfigError
+
+Parsed = TypeVar("Parsed", bound=Section)
+Settings = TypeVar("Settings", bound=Inference)
+
+
+def load(path: str | Path, overrides: dict[str, str] | None = None) -> Config:
+    """The configuration in the YAML file at ``path`` with dotted ``overrides`` (their values read as YAML) laid over.
+
+    Raises ConfigError, which names the file, the key, and the nearest known key.
+    """
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not a text file; give the path of a YAML file") from None
+    config = loads(text, str(path), overrides)
+    # Other processes have other working directories.
+    data = config.data.model_copy(update={"path": _absolute(config.data.path)})
+    classifier = config.classifier.model_copy(update={"weights": _absolute(config.classifier.weights)})
+    return config.model_copy(update={"data": data, "classifier": classifier})
+
+
+def loads(text: str, where: str, overrides: dict[str, str] | None = None) -> Config:
+    """`load` from YAML text that stands at ``where``."""
+    raw = _yaml(text, where)
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{where}: holds no configuration; expected sections such as data: and classifier:")
+    for key, value in (overrides or {}).items():
+        put(raw, key, _yaml(value, f"--{key}"))
+    return parse(Config, raw, where)
+
+
+def inference(model: type[Settings], overrides: dict[str, str], text: str = "", where: str = "") -> Settings:
+    """``model``'s part of the configuration in YAML ``text``, which stands at ``where``, with ``overrides`` as in
+    `load`."""
+    raw = _yaml(text, where)
+    mine = {name: raw[name] for name in model.model_fields if name in raw} if isinstance(raw, dict) else {}
+    for key, value in overrides.items():
+        put(mine, key, _yaml(value, f"--{key}"))
+    return parse(model, mine, where or "command line")
+
+
+def parse(model: type[Parsed], raw: dict[str, Any], where: str) -> Parsed:
+    """``raw`` as a ``model``, or a ConfigError that says ``where`` and which key."""
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, [*keys(model), *model.model_fields], n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(_siblings(key))}"
+            raise ConfigError(f"{where}: unknown key {key}{hint}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        got = "" if first["type"] in ("missing", "value_error") else f" (got {first['input']!r})"
+        raise ConfigError(f"{where}: {key + ': ' if key else ''}{message}{got}") from None
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _absolute(path: str | None) -> str | None:
+    return path if path is None or "://" in path else str(Path(path).absolute())
+
+
+def _siblings(key: str) -> list[str]:
+    section = Config.model_fields.get(key.split(".")[0])
+    known = section.annotation.model_fields if section and "." in key else Config.model_fields  # type: ignore[union-attr]
+    return list(known)
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from None
