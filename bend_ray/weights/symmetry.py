@@ -15,25 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from bend_ray.ensemble.graph import BATCH_NORMS, Graph, aliases_of, export
-from bend_ray.weights.axes import (
-    BATCH,
-    RULES,
-    SIZES,
-    WINDOWS,
-    Factor,
-    Shape,
-    Value,
-    broadcast,
-    channelwise,
-    count,
-    fresh,
-    leaves,
-    part,
-    pin,
-    same,
-    selected,
-    windowed,
-)
+from bend_ray.weights.axes import BATCH, Factor, Shape, Value, broadcast, count, fresh, leaves, pin
+from bend_ray.weights.rules import RULES, SIZES, WINDOWS, channelwise, part, same, selected, windowed
 from bend_ray.weights.subset import Subset
 
 
