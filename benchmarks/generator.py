@@ -42,8 +42,7 @@ from bend_ray.ensemble.trunk import SharedTrunk
 from bend_ray.folders import Folder
 from bend_ray.generator import span as spans
 from bend_ray.generator.generator import Generator
-from bend_ray.weights import chains
-from bend_ray.weights import snapshots as parts
+from bend_ray.weights import chains, parts
 from bend_ray.weights.features import Tails
 from bend_ray.weights.snapshots import Fact, Held, Snapshots
 from bend_ray.weights.subset import Subset, choose

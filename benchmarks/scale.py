@@ -29,7 +29,7 @@ from bend_ray.config import loads
 from bend_ray.data.datasets import load_dataset
 from bend_ray.folders import Folder
 from bend_ray.stages import pipeline, sample
-from bend_ray.weights import snapshots as parts
+from bend_ray.weights import parts
 from bend_ray.weights.snapshots import Fact
 from bend_ray.weights.subset import Subset
 

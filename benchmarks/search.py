@@ -33,7 +33,8 @@ from bend_ray.data import base as bases
 from bend_ray.data.datasets import load_dataset
 from bend_ray.folders import Folder
 from bend_ray.stages import collect
-from bend_ray.weights import snapshots as parts
+from bend_ray.weights import parts
+from bend_ray.weights.snapshots import Fact
 from bend_ray.weights.subset import choose
 
 NOISE = 0.05
@@ -78,7 +79,7 @@ def begin(where: Path, config: Config) -> None:
     base_D, stream = subset.take(module), torch.Generator().manual_seed(0)
     for chain in range(config.collect.chains):
         theta_SD = (base_D + NOISE * torch.randn(subset.D, generator=stream))[None]
-        parts.write_part(run / "snapshots", chain, subset, theta_SD, [parts.Fact(chain, 1, 0, 0.0, 0.0)], "")
+        parts.write_part(run / "snapshots", chain, subset, theta_SD, [Fact(chain, 1, 0, 0.0, 0.0)], "")
     collect._publish(config, run, {"base": base.digest, **inputs}, {})
 
 

@@ -19,7 +19,7 @@ from bend_ray.data.datasets import load_dataset
 from bend_ray.ensemble.ensemble import Ensemble
 from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
-from bend_ray.weights import snapshots as parts
+from bend_ray.weights import parts
 
 MEMBERS = 32
 LEAST = 2.0

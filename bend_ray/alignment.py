@@ -13,8 +13,7 @@ from bend_ray.data import base as bases
 from bend_ray.data.datasets import load_dataset
 from bend_ray.folders import Folder
 from bend_ray.progress import Progress
-from bend_ray.weights import gate
-from bend_ray.weights import snapshots as parts
+from bend_ray.weights import gate, parts
 from bend_ray.weights import subset as subsets
 from bend_ray.weights.align import align, match
 from bend_ray.weights.symmetry import Symmetry

@@ -16,8 +16,7 @@ from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.errors import ResourceError, TrainingError
 from bend_ray.folders import Folder
 from bend_ray.stages import collect as stage
-from bend_ray.weights import chains, features
-from bend_ray.weights import snapshots as parts
+from bend_ray.weights import chains, features, parts
 from bend_ray.weights.features import Rows, Tails
 from bend_ray.weights.snapshots import Fact
 from bend_ray.weights.subset import Subset, choose

@@ -21,7 +21,7 @@ from bend_ray.generator.diffusion import Condition, Denoiser
 from bend_ray.generator.generator import FILE, Generator
 from bend_ray.generator.samplers import Path
 from bend_ray.generator.span import FullSpace, Scaling, Span
-from bend_ray.weights import snapshots as parts
+from bend_ray.weights import parts
 from bend_ray.weights.snapshots import Fact, Held
 from bend_ray.weights.subset import Subset
 from conftest import changed
@@ -166,7 +166,7 @@ def test_pieces_of_a_tensor_are_one_tensor(monkeypatch: pytest.MonkeyPatch) -> N
     """A tensor too large for one piece, and a piece too large for one product, change no more than rounding."""
     theta_SD = snapshots()
     whole = span_of(theta_SD)
-    monkeypatch.setattr(parts, "PIECE", 7)
+    monkeypatch.setattr("bend_ray.weights.snapshots.PIECE", 7)
     monkeypatch.setattr(spans, "COLUMNS", 3)
     cut = span_of(theta_SD)
     torch.testing.assert_close(cut.scale_D, whole.scale_D, rtol=1e-5, atol=0)

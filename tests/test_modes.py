@@ -20,7 +20,7 @@ from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
 from bend_ray.stages import collect, pipeline
 from bend_ray.stages.sample import FIRST, SPREADS
-from bend_ray.weights import snapshots as parts
+from bend_ray.weights import parts
 from conftest import changed
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -22,7 +22,7 @@ from bend_ray.errors import ArtifactError, ConfigError, ResourceError, TrainingE
 from bend_ray.folders import Folder
 from bend_ray.report.numbers import SNAPSHOTS
 from bend_ray.stages import evaluate, pipeline, sample
-from bend_ray.weights import snapshots
+from bend_ray.weights import parts
 from conftest import TOY, bits, changed
 
 pytestmark = pytest.mark.ray
@@ -344,9 +344,9 @@ def test_nan_in_a_snapshot_is_named(reference: Path, tmp_path: Path) -> None:
     run = copy(reference, tmp_path, "generator", "ensemble", "report")
     folder = run / "snapshots"
     (folder.path / "_config.json").unlink()
-    part, recipe = snapshots.read_part(folder, 1), snapshots._checked_part(folder, snapshots.part_name(1)).recipe
+    part, recipe = parts.read_part(folder, 1), parts._checked_part(folder, parts.part_name(1)).recipe
     part.theta_SD[1, 3] = float("nan")
-    snapshots.write_part(folder, 1, part.subset, part.theta_SD, list(part.facts), recipe)
+    parts.write_part(folder, 1, part.subset, part.theta_SD, list(part.facts), recipe)
     with pytest.raises(ArtifactError, match=r"chain-00001\.parquet: .* of chain 1, step \d+ is not finite"):
         pipeline.run(changed(), run)
 

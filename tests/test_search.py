@@ -27,7 +27,7 @@ from bend_ray.report import numbers
 from bend_ray.search import objective, study
 from bend_ray.search.objective import Prepared
 from bend_ray.stages import pipeline, search
-from bend_ray.weights import snapshots as parts
+from bend_ray.weights import parts
 from conftest import BEND_RAY, TOY, changed
 from processes import ended_well, first_worker, kill, wait_for
 

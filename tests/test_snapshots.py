@@ -13,7 +13,7 @@ from torch import Tensor
 from bend_ray.errors import ArtifactError
 from bend_ray.folders import Folder
 from bend_ray.generator.span import Blocks
-from bend_ray.weights import snapshots as parts
+from bend_ray.weights import parts, snapshots
 from bend_ray.weights.snapshots import Fact, Held
 from bend_ray.weights.subset import Subset
 
@@ -126,7 +126,7 @@ def flat(blocks: Blocks) -> list[tuple[str, list[list[float]]]]:
 @pytest.mark.parametrize("piece", [2, 5, 1 << 18])
 def test_streamed_is_what_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
     """Again and again, whatever the size of a column; and a plain reader finds the pieces by their names."""
-    monkeypatch.setattr(parts, "PIECE", piece)
+    monkeypatch.setattr(snapshots, "PIECE", piece)
     theta = [put(Folder(tmp_path), chain) for chain in range(3)]
     with parts.Parts.open(Folder(tmp_path), 3) as stream:
         first, again = flat(stream), flat(stream)
@@ -154,7 +154,7 @@ def test_few_are_held_and_many_are_read_anew(tmp_path: Path, monkeypatch: pytest
 def test_raw_parts_are_no_parts(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     theta_SD = torch.randn(2, SUBSET.D)
-    facts = [parts.Fact(0, step, 0, 0.0, 0.0) for step in range(2)]
+    facts = [Fact(0, step, 0, 0.0, 0.0) for step in range(2)]
     parts.write_part(folder, 0, SUBSET, theta_SD, facts, "r", parts.RAW)
     assert parts.part_is_done(folder, 0, "r", parts.RAW) and not parts.part_is_done(folder, 0, "r")
     assert torch.equal(parts.read_part(folder, 0, parts.RAW).theta_SD, theta_SD)

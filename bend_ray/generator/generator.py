@@ -22,8 +22,8 @@ from bend_ray.generator.autoencoder import Autoencoder
 from bend_ray.generator.diffusion import Condition, Diffusion
 from bend_ray.generator.samplers import Path
 from bend_ray.generator.span import Blocks, FullSpace, Span
-from bend_ray.weights import snapshots as parts
-from bend_ray.weights.snapshots import Fact
+from bend_ray.weights import parts
+from bend_ray.weights.snapshots import Fact, Held
 from bend_ray.weights.subset import Subset
 
 FILE = "model.safetensors"
@@ -197,7 +197,7 @@ class Generator:
         return span | _named("autoencoder", self.autoencoder) | _named("diffusion", self.diffusion)
 
     @staticmethod
-    def load(run: Folder, blocks: "parts.Held | parts.Parts | None" = None) -> "Generator":
+    def load(run: Folder, blocks: Held | parts.Parts | None = None) -> "Generator":
         """The generator of ``run``, with the snapshots that its members are combinations of: ``blocks``, where they are
         there already.
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from bend_ray.errors import TrainingError
-from bend_ray.weights.snapshots import IN_MEMORY, Held
+from bend_ray.weights.parts import IN_MEMORY
+from bend_ray.weights.snapshots import Held
 
 Blocks = Callable[[], Iterator[tuple[str, Tensor]]]
 """Streams (name, theta_Sd), columns of one parameter tensor after another, as often as it is called. A large tensor

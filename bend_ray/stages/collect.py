@@ -26,8 +26,7 @@ from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.folders import Folder, local_file
 from bend_ray.progress import Progress, say
 from bend_ray.weights import chains as chain_training
-from bend_ray.weights import gate
-from bend_ray.weights import snapshots as parts
+from bend_ray.weights import gate, parts
 from bend_ray.weights import subset as subsets
 from bend_ray.weights.features import Tails
 

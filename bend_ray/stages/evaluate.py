@@ -31,7 +31,7 @@ from bend_ray.pool import pool
 from bend_ray.progress import Progress
 from bend_ray.report import numbers, words
 from bend_ray.report.numbers import RIVALS, Scored
-from bend_ray.weights import snapshots as parts
+from bend_ray.weights import parts
 from bend_ray.weights.subset import Subset
 
 CHUNK = 512

@@ -20,7 +20,8 @@ from bend_ray.folders import Folder
 from bend_ray.generator.generator import FILE, Generator
 from bend_ray.generator.span import Blocks
 from bend_ray.progress import Progress
-from bend_ray.weights import snapshots as parts
+from bend_ray.weights import parts
+from bend_ray.weights.snapshots import seen_of
 
 
 def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
@@ -60,7 +61,7 @@ def _fit(config_json: dict[str, Any], where: str, said: Any) -> dict[str, Any]:
                 snapshots.subset,
                 _told(snapshots, desk.progress("")),
                 snapshots.facts,
-                len(snapshots.facts) - parts.seen_of(snapshots.facts, config.collect.seen_chains),
+                len(snapshots.facts) - seen_of(snapshots.facts, config.collect.seen_chains),
                 config.autoencoder,
                 config.diffusion,
                 config.seed,

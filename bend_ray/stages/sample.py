@@ -30,7 +30,7 @@ from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
 from bend_ray.pool import pool
 from bend_ray.progress import Progress
-from bend_ray.weights import snapshots as parts
+from bend_ray.weights import parts
 from bend_ray.weights.subset import Subset
 
 SPREADS = tuple(spread / 40 for spread in range(8, 81))

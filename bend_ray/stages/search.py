@@ -32,7 +32,8 @@ from bend_ray.report import trials as pictures
 from bend_ray.search import objective, study
 from bend_ray.search.objective import Prepared
 from bend_ray.search.study import LOOKS, Trial
-from bend_ray.weights import snapshots as parts
+from bend_ray.weights import parts
+from bend_ray.weights.snapshots import seen_of
 from bend_ray.weights.subset import Subset
 
 
@@ -109,7 +110,7 @@ def _prepare(config: Config, run: Folder, dataset: Dataset) -> Prepared:
     domain = config.search.space.get("autoencoder.scaling")
     scalings: set[Any] = {config.autoencoder.scaling, *(domain.values if domain else ())}
     cut, _ = _classifier(run.address, config.model_dump_json(), snapshots.subset, "cpu")
-    seen = parts.seen_of(snapshots.facts, config.collect.seen_chains)
+    seen = seen_of(snapshots.facts, config.collect.seen_chains)
     return Prepared.of(cut, snapshots, seen, dataset, sorted(scalings))
 
 

@@ -11,7 +11,8 @@ import torch
 from bend_ray import artifacts, preflight
 from bend_ray.errors import ArtifactError
 from bend_ray.folders import Folder
-from bend_ray.weights.snapshots import Fact, write_part
+from bend_ray.weights.parts import write_part
+from bend_ray.weights.snapshots import Fact
 from bend_ray.weights.subset import Subset
 from conftest import TOY, bits
 from processes import LIMIT_S, Start, count, ended_well, first_worker, kill, start, wait_for, workers

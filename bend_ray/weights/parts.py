@@ -1,0 +1,230 @@
+"""Snapshots as Parquet: one part a chain, one row a snapshot, one column a parameter tensor.
+
+``pandas.read_parquet("RUN/snapshots")`` opens all of them. Facts stand in plain columns, parameters in columns named
+``theta.<parameter>`` of fixed-size float32 lists, so that a reader can stream one tensor of all snapshots at a time. A
+tensor of more than 262,144 values has several, ``theta.<parameter>[0:262144]`` and so on.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bend_ray import artifacts
+from bend_ray.errors import ArtifactError
+from bend_ray.folders import Folder
+from bend_ray.weights import snapshots
+from bend_ray.weights.snapshots import Fact, Held, Snapshots
+from bend_ray.weights.subset import Subset
+
+STEM, RAW = "chain", "raw"
+"""What names of parts begin with: those of the artifact, and those that wait to be aligned."""
+IN_MEMORY = 1 << 30
+"""Bytes of snapshots that `held` keeps; more are read anew each time."""
+
+
+def part_name(chain: int, stem: str = STEM) -> str:
+    return f"{stem}-{chain:05d}.parquet"
+
+
+def write_part(
+    folder: Folder,
+    chain: int,
+    subset: Subset,
+    theta_SD: Tensor,
+    facts: Sequence[Fact],
+    recipe: str,
+    stem: str = STEM,
+) -> None:
+    """Put one chain's snapshots, which may be none; the same chain gives the same bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: dict[str, pa.Array] = {
+        name: pa.array([getattr(fact, name) for fact in facts], pa.int64() if field.type is int else pa.float64())
+        for name, field in Fact.__dataclass_fields__.items()
+    }
+    for (_, column, _), (_, piece_Sd) in zip(_columns(subset), Held(subset, theta_SD)(), strict=True):
+        values = pa.array(piece_Sd.contiguous().numpy().reshape(-1))
+        columns[column] = pa.FixedSizeListArray.from_arrays(values, piece_Sd.shape[1])
+    note = json.dumps({"recipe": recipe, "subset": subset.to_json()})
+    table = pa.table(columns).replace_schema_metadata({"bend_ray": note})
+    with folder.staged(part_name(chain, stem)) as path:
+        pq.write_table(table, path, compression="none", use_dictionary=False, write_page_checksum=True)
+
+
+def part_is_done(folder: Folder, chain: int, recipe: str, stem: str = STEM) -> bool:
+    """Whether this chain's part is there. Raises ArtifactError if another recipe made it or it cannot be read."""
+    name = part_name(chain, stem)
+    if not folder.exists(name):
+        return False
+    artifacts.check_recipe(folder, name, _checked_part(folder, name).recipe, recipe)
+    return True
+
+
+def read_part(folder: Folder, chain: int, stem: str = STEM) -> Snapshots:
+    """One chain's snapshots. Raises ArtifactError as `read` does."""
+    with _opened(folder, [part_name(chain, stem)]) as parts:
+        return parts.whole()
+
+
+def read(folder: Folder, chains: int) -> Snapshots:
+    """All parts of chains 0 to ``chains`` - 1, once in memory.
+
+    Raises ArtifactError where a part is missing, broken, of another subset, or holds a number that is not finite.
+    """
+    with Parts.open(folder, chains) as parts:
+        return parts.whole()
+
+
+def read_facts(folder: Folder, chains: int) -> tuple[Subset, list[Fact]]:
+    """What is known of all snapshots of chains 0 to ``chains`` - 1, each part checked as `read` does."""
+    names = [part_name(chain) for chain in range(chains)]
+    found = list(folder.each(lambda name: _checked_part(folder, name), names))
+    _check_subsets(found)
+    return found[0].subset, [fact for part in found for fact in part.facts]
+
+
+def held(folder: Folder, chains: int) -> "Held | Parts":
+    """Chains 0 to ``chains`` - 1 as a stream to pass over again and again: from memory where they are few."""
+    parts = Parts.open(folder, chains)
+    if 4 * len(parts.facts) * parts.subset.D > IN_MEMORY:
+        return parts
+    with parts:
+        return parts.whole().blocks
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Parts of several chains, open: their columns as a stream, one piece of all snapshots in memory at a time."""
+
+    subset: Subset
+    facts: tuple[Fact, ...]
+    _parts: tuple["_Part", ...]
+    _open: contextlib.ExitStack
+
+    @staticmethod
+    def open(folder: Folder, chains: int) -> "Parts":
+        """Those of chains 0 to ``chains`` - 1. Raises ArtifactError as `read` does."""
+        return _opened(folder, [part_name(chain) for chain in range(chains)])
+
+    def whole(self) -> Snapshots:
+        """All of it in memory, once."""
+        theta_SD, start = torch.empty(len(self.facts), self.subset.D), 0
+        for _, theta_Sd in self():
+            theta_SD[:, start : start + theta_Sd.shape[1]] = theta_Sd
+            start += theta_Sd.shape[1]
+        return Snapshots(self.subset, theta_SD, self.facts)
+
+    def __call__(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, theta_Sd) of one piece of a parameter tensor after another."""
+        for name, column, width in _columns(self.subset):
+            theta_Sd = torch.empty(len(self.facts), width)
+            start = 0
+            for part in self._parts:
+                rows = slice(start, start + len(part.facts))
+                theta_Sd.numpy()[rows] = part.read(column, width)
+                start = rows.stop
+            if not torch.isfinite(theta_Sd.sum()):  # one pass; a sum may overflow where no value does
+                for part in self._parts:
+                    part.check(name, column, width)
+            yield name, theta_Sd
+
+    def __enter__(self) -> "Parts":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+
+@dataclass(frozen=True)
+class _Part:
+    where: str
+    file: Any
+    subset: Subset
+    facts: tuple[Fact, ...]
+    recipe: str
+
+    @staticmethod
+    def open(where: str, path: Any) -> "_Part":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            file = pq.ParquetFile(path, page_checksum_verification=True, memory_map=True)
+            note = json.loads(file.schema_arrow.metadata[b"bend_ray"])
+            subset = Subset.from_json(note["subset"])
+            missing = {column for _, column, _ in _columns(subset)} - set(file.schema_arrow.names)
+            if missing:
+                raise KeyError(min(missing))
+            facts = tuple(Fact(**row) for row in file.read(list(Fact.__dataclass_fields__)).to_pylist())
+            return _Part(where, file, subset, facts, str(note["recipe"]))
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            raise _broken(where, error) from None
+
+    def read(self, column: str, width: int) -> np.ndarray:
+        """(snapshots, width), float32."""
+        import pyarrow as pa
+
+        try:
+            values = self.file.read([column], use_threads=False).column(0).combine_chunks().flatten()
+            return values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False).reshape(-1, width)
+        except (pa.ArrowException, OSError, TypeError, ValueError) as error:
+            raise _broken(self.where, error) from None
+
+    def check(self, name: str, column: str, width: int) -> None:
+        """Raises ArtifactError where a value is not finite."""
+        for row_d, fact in zip(self.read(column, width), self.facts, strict=True):
+            if not np.isfinite(row_d).all():
+                raise ArtifactError(
+                    f"{self.where}: {name!r} of chain {fact.chain}, step {fact.step} is not finite;"
+                    " delete this file and run the same command again"
+                )
+
+
+def _opened(folder: Folder, names: list[str]) -> Parts:
+    with contextlib.ExitStack() as stack:
+        # Copies of remote parts, several at once, there until all of it is closed.
+        local = list(folder.each(lambda name: stack.enter_context(folder.local(name)), names))
+        parts = tuple(_Part.open(f"{folder}/{name}", path) for name, path in zip(names, local, strict=True))
+        for part in parts:
+            stack.callback(part.file.close)
+        _check_subsets(parts)
+        return Parts(parts[0].subset, tuple(fact for part in parts for fact in part.facts), parts, stack.pop_all())
+    raise AssertionError  # nothing above is suppressed
+
+
+def _checked_part(folder: Folder, name: str) -> _Part:
+    """A part, every value of which was read, without its file."""
+    with folder.local(name) as path:
+        part = _Part.open(f"{folder}/{name}", path)
+        with contextlib.closing(part.file):
+            for parameter, column, width in _columns(part.subset):
+                part.check(parameter, column, width)
+    return part
+
+
+def _columns(subset: Subset) -> Iterator[tuple[str, str, int]]:
+    """(parameter, column, width) of each piece."""
+    for name, size in zip(subset.names, subset.sizes, strict=True):
+        for start in range(0, max(size, 1), snapshots.PIECE):
+            stop = min(start + snapshots.PIECE, size)
+            yield name, f"theta.{name}" + (f"[{start}:{stop}]" if size > snapshots.PIECE else ""), stop - start
+
+
+def _check_subsets(parts: Sequence[_Part]) -> None:
+    for part in parts:
+        if part.subset != parts[0].subset:
+            raise ArtifactError(f"{part.where}: holds another subset than {parts[0].where}")
+
+
+def _broken(where: str, error: Exception) -> ArtifactError:
+    return ArtifactError(
+        f"{where}: is not a whole part of snapshots ({' '.join(str(error).split())});"
+        " delete this file and run the same command again"
+    )
