@@ -5,9 +5,7 @@
 * ``GET /ensemble``: what is served; ``GET /``: a page to draw on; ``GET /docs``: the routes with examples.
 """
 
-import asyncio
 import json
-import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -19,7 +17,6 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.staticfiles import StaticFiles
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, JSONResponse, Response
@@ -30,15 +27,12 @@ from bend_ray.config import Serve
 from bend_ray.data.datasets import Preprocess
 from bend_ray.ensemble.aggregate import Prediction, Strategy
 from bend_ray.errors import DataError
-from bend_ray.serving import answers, inputs, oip, schemas
+from bend_ray.serving import answers, bodies, inputs, oip, schemas
 from bend_ray.serving.guard import Guard
 from bend_ray.serving.oip import MODEL
 
 PAGE = Path(__file__).parent / "page"
 POLICY = "default-src 'self'; img-src 'self' data: blob:"
-DIGITS = re.compile("[0-9]{1,20}")
-INLINE = 4096
-"""Bytes of JSON or numbers up to which a body is read at once; larger ones, and images, in a thread."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +136,7 @@ def _add_predict(app: FastAPI, served: Served) -> None:
     async def predict(request: Request, strategy: Strategy | None = None, members: bool = False) -> Response:
         """An image (PNG, JPEG; also as a form's file), JSON, .npy or Arrow IPC. Images of another size are fitted;
         arrays must have the classifier's. `strategy` and `members` may stand in a JSON body, too."""
-        images, said = await _read(request, served)
+        images, said = await bodies.images(request, served.fit, served.limits)
         in_body = _strategy(said.get("strategy", "abend"))
         strategy = strategy or in_body
         with_members = said.get("members", members)
@@ -207,16 +201,11 @@ def _add_protocol(app: FastAPI, served: Served) -> None:
         """The Open Inference Protocol v2; with its binary tensor extension the tensor's bytes stand behind the
         JSON, whose length is in the header `Inference-Header-Content-Length`: less to send and nothing to parse."""
         known(request)
-        body = await _body(request, served.limits)
-        read = asyncio.to_thread if len(body) > INLINE else _now
-        asked = await read(oip.read, body, request.headers.get(oip.LENGTH), served.fit)
+        body = await bodies.whole(request, served.limits)
+        asked = await bodies.reader(body)(oip.read, body, request.headers.get(oip.LENGTH), served.fit)
         prediction, _ = await _answer(request, served, asked.images, _strategy(asked.strategy))
         content, headers = oip.write(asked, prediction, MODEL, served.version)
         return Response(content, headers=headers)
-
-
-async def _now(function: Callable[..., Any], *arguments: Any) -> Any:
-    return function(*arguments)
 
 
 def _strategy(given: Any) -> Strategy:
@@ -233,53 +222,3 @@ async def _answer(request: Request, served: Served, images: Tensor, strategy: St
         raise HTTPException(413, f"{len(images)} images in one request; at most {served.limits.max_rows} are answered")
     request.state.facts |= {"rows": len(images), "strategy": strategy}
     return await served.answer(images, strategy)
-
-
-async def _body(request: Request, limits: Serve) -> bytes:
-    """The whole body, if it is no longer than allowed."""
-    most = int(limits.max_body * 2**20)
-    error = f"the body is longer than {limits.max_body:g} MiB; send fewer images at once"
-    told = request.headers.get("content-length", "")
-    if DIGITS.fullmatch(told) and int(told) > most:
-        raise HTTPException(413, error)
-    parts, length = [], 0
-    async for part in request.stream():
-        parts.append(part)
-        length += len(part)
-        if length > most:
-            raise HTTPException(413, error)
-    return b"".join(parts)
-
-
-async def _read(request: Request, served: Served) -> tuple[Tensor, dict[str, Any]]:
-    body = await _body(request, served.limits)
-    content_type = request.headers.get("content-type", "")
-    if content_type.split(";")[0].strip().lower() == "multipart/form-data":
-        return await _read_form(request, body, served), {}
-    kind = inputs.kind_of(content_type, body)
-    read = asyncio.to_thread if kind == "image" or len(body) > INLINE else _now
-    images, said = await read(inputs.read, kind, body, served.fit, served.limits.max_rows)
-    return images, said
-
-
-async def _read_form(request: Request, body: bytes, served: Served) -> Tensor:
-    request._body = body  # what Starlette reads again
-    files = []
-    try:
-        form = await request.form(max_files=served.limits.max_rows, max_fields=16)
-    except StarletteHTTPException as error:
-        if "Too many files" in str(error.detail):
-            raise HTTPException(413, f"more than {served.limits.max_rows} images in one request") from None
-        raise DataError(f"body: is no form ({error.detail})") from None
-    except Exception as error:  # it decodes by any codec that a body names
-        raise DataError(f"body: is no form ({str(error)[:100]})") from None
-    try:
-        for name, value in form.multi_items():
-            if not isinstance(value, UploadFile):
-                raise DataError(f"form field {name!r}: is no file")
-            files.append((f"file {inputs.brief(value.filename or name)}", await value.read()))
-    finally:
-        await form.close()
-    if not files:
-        raise DataError("body: the form has no file; send e.g. curl -F image=@digit.png")
-    return await asyncio.to_thread(inputs.images, files, served.fit)
