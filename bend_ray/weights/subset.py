@@ -94,31 +94,9 @@ def choose(module: nn.Module, spec: str) -> Subset:
     A parameter with several names (a tied one) is chosen by any of them, once, under its first.
     Raises ModelError when nothing is chosen, a name is unknown or a buffer's, or a chosen parameter is not float32.
     """
-    parameters = dict(module.named_parameters())
-    first = _first_names(module)
     if spec == "auto":
         spec = "norm+head" if _named(module, "norm") else "last_block"
-    if spec in NAMED:
-        chosen = {name for part in spec.split("+") for name in _named(module, part)}
-    elif spec.startswith("regex:"):
-        try:
-            pattern = re.compile(spec.removeprefix("regex:"))
-        except re.error as error:
-            raise ModelError(f"collect.subset: {spec!r} is not a regular expression ({error})") from None
-        chosen = {first[name] for name in first if pattern.search(name)}
-    else:
-        given = {name.strip() for name in spec.split(",")}
-        for name in sorted(given - first.keys()):
-            if name in dict(module.named_buffers()):
-                raise ModelError(
-                    f"collect.subset: {name!r} is a buffer, which training does not change; name parameters"
-                    " (sample.recalibrate gives members batch-norm statistics of their own)"
-                )
-            raise ModelError(
-                f"collect.subset: the classifier has no parameter {name!r};"
-                f" use one of {', '.join(NAMED)}, regex:..., or names among {', '.join(parameters)}"
-            )
-        chosen = {first[name] for name in given}
+    parameters, chosen = dict(module.named_parameters()), _chosen(module, spec)
     names = tuple(name for name in parameters if name in chosen)
     if not names:
         raise ModelError(f"collect.subset: {spec!r} chooses no parameter of this classifier ({', '.join(parameters)})")
@@ -133,6 +111,31 @@ def choose(module: nn.Module, spec: str) -> Subset:
         tuple(tuple(parameters[name].shape) for name in names),
         tuple(str(parameters[name].dtype).removeprefix("torch.") for name in names),
     )
+
+
+def _chosen(module: nn.Module, spec: str) -> set[str]:
+    """First names of the parameters that ``spec``, not ``auto``, names."""
+    if spec in NAMED:
+        return {name for part in spec.split("+") for name in _named(module, part)}
+    first = _first_names(module)
+    if spec.startswith("regex:"):
+        try:
+            pattern = re.compile(spec.removeprefix("regex:"))
+        except re.error as error:
+            raise ModelError(f"collect.subset: {spec!r} is not a regular expression ({error})") from None
+        return {first[name] for name in first if pattern.search(name)}
+    given = {name.strip() for name in spec.split(",")}
+    for name in sorted(given - first.keys()):
+        if name in dict(module.named_buffers()):
+            raise ModelError(
+                f"collect.subset: {name!r} is a buffer, which training does not change; name parameters"
+                " (sample.recalibrate gives members batch-norm statistics of their own)"
+            )
+        raise ModelError(
+            f"collect.subset: the classifier has no parameter {name!r};"
+            f" use one of {', '.join(NAMED)}, regex:..., or names among {', '.join(dict(module.named_parameters()))}"
+        )
+    return {first[name] for name in given}
 
 
 def _named(module: nn.Module, part: str) -> list[str]:
