@@ -112,6 +112,7 @@ def test_golden_configurations_load(path: Path) -> None:
         ({"sample": {"guidance": 3}}, "set diffusion.condition"),
         ({"sample": {"sampler": "heun", "eta": 0.7}}, "heun adds no noise"),
         ({"sample": {"spread": "matched", "members": 1}}, "one member does not disagree"),
+        ({"sample": {"spread": "matched"}, "collect": {"init": "fresh"}}, "ends at the mean of many modes"),
         (
             {"search": {"trials": 2}, "diffusion": {"objective": "flow"}},
             r"search\.space\.sample\.eta: 1\.0 does not go",

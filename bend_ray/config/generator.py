@@ -44,7 +44,8 @@ class Diffusion(Section):
     schedule: Literal["linear", "cosine"] = "cosine"
     """Noise schedule of DDPM."""
     prediction: Literal["v", "epsilon", "x0"] = "v"
-    """What DDPM's network is asked for: a mixture of both (v), the noise, or the clean latent."""
+    """What DDPM's network is asked for: a mixture of both (v), the noise (epsilon; with a linear schedule it wants many
+    more steps than 50, see the log), or the clean latent."""
     min_snr: float | None = Field(None, gt=0)
     """Gamma of DDPM's min-SNR weighting of timesteps, 5 in its paper; None: all count alike."""
     condition: tuple[Literal["val_loss", "chain"], ...] = ()

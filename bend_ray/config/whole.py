@@ -51,6 +51,8 @@ class Config(Section):
             raise ValueError("sample.guidance: the model is told of nothing; set diffusion.condition")
         if self.sample.spread == "matched" and self.sample.members < 2:
             raise ValueError("sample.spread: one member does not disagree; give a number")
+        if self.sample.spread == "matched" and self.collect.init == "fresh":
+            raise ValueError("sample.spread: matched ends at the mean of many modes; with collect.init fresh give 1")
         if self.search.trials and self.autoencoder.kind == "conv":
             raise ValueError("search.trials: a search works in the snapshots' span; use autoencoder.kind: span")
         if self.search.trials and self.sample.spread == "matched":
