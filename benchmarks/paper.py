@@ -1,0 +1,265 @@
+"""The paper's claims, setting by setting: digits, Fashion-MNIST and CIFAR-10 with an MLP, a ConvNet and a ResNet.
+
+For every setting and seed `bend-ray run` makes the base, snapshots, the generator, 200 members, all null models, ten
+bagged classifiers and a deep ensemble of ten (finished runs are kept under runs/paper and not done again: stop it and
+start it as you like). From what those runs leave, this measures ensembles of the first 1 to 200 members, images that
+are noisy, blurred or pale, images of the other data sets (AUROC of the mutual information, of the entropy where a
+side has one member), and FLOPs. Writes benchmarks/paper.json after each run, and docs/paper.png at the end.
+
+    python benchmarks/paper.py [--settings digits-mlp ...] [--seeds 0 1 2] [--tables]
+"""
+
+import argparse
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from modes import BEND_RAY, SHARED
+from paper_tables import accuracies, claims, costs, doubts, draw, likelihoods
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from bend_ray import seeds
+from bend_ray.config import Config, load
+from bend_ray.data import base as bases
+from bend_ray.data.base import Description
+from bend_ray.data.classifiers import logits
+from bend_ray.data.datasets import Dataset, load_dataset
+from bend_ray.ensemble import aggregate, metrics
+from bend_ray.ensemble.ensemble import Ensemble
+from bend_ray.folders import Folder
+from bend_ray.generator.generator import Generator
+from bend_ray.report.numbers import RIVALS
+from bend_ray.weights import parts
+from bend_ray.weights.features import Tails
+
+RUNS, RESULT, FIGURE = Path("runs/paper"), Path("benchmarks/paper.json"), Path("docs/paper.png")
+DATA: dict[str, dict[str, Any]] = {
+    "digits": {"data": {"name": "digits"}},
+    "fashion": {
+        "data": {"path": str(SHARED / "fashion_mnist"), "train_limit": 6000, "test_limit": 3000},
+        "base": {"epochs": 12},
+    },
+    "cifar": {
+        "data": {"path": str(SHARED / "cifar10"), "train_limit": 6000, "test_limit": 3000},
+        "base": {"epochs": 8},
+    },
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "mlp": {"classifier": {"name": "mlp"}},
+    "convnet": {"classifier": {"name": "convnet", "kwargs": {"width": 12}}},
+    "resnet": {"classifier": {"name": "resnet18", "kwargs": {"width": 8}}},
+}
+CHAINS: dict[str, dict[str, Any]] = {
+    "digits": {"lr": 0.1},
+    "fashion": {"lr": 0.01},
+    "cifar": {"lr": 0.01},
+    "resnet": {"subset": "last_block", "lr": 0.003},  # on kept features: norms in all layers cost whole trainings
+}
+COMMON: dict[str, Any] = {
+    "sample": {"members": 200},
+    "evaluate": {"bagging_members": 10, "deep_ensemble_members": 10},
+}
+SETTINGS = [f"{data}-{model}" for data in DATA for model in MODELS]
+TABLES = (claims, accuracies, likelihoods, doubts, costs)
+SIZES = (1, 2, 5, 10, 20, 50, 100, 200)
+OTHERS = 1000
+"""Images of another data set."""
+NOISE = 0.15
+"""Standard deviation of the noise, of the range of a pixel."""
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--settings", nargs="+", choices=SETTINGS, default=SETTINGS)
+    arguments.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    arguments.add_argument("--tables", action="store_true", help="only print what is in benchmarks/paper.json")
+    asked = arguments.parse_args()
+    result: dict[str, dict[str, Any]] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    for seed in [] if asked.tables else asked.seeds:
+        for name in asked.settings:
+            if not SHARED.is_dir() and not name.startswith("digits"):
+                print(f"{name}: {SHARED} is not there; left out")
+            elif str(seed) not in result.get(name, {}):
+                result[name] = result.get(name, {}) | {str(seed): measured(name, seed)}
+                RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    ordered = {name: list(result[name].values()) for name in SETTINGS if name in result}
+    print("\n\n".join(make(ordered) for make in TABLES))
+    draw(ordered, FIGURE)
+
+
+def measured(name: str, seed: int) -> dict[str, Any]:
+    """One run, and of its report and of what it leaves what is asked for."""
+    run = RUNS / f"{name}-{seed}"
+    configuration(name)
+    command = [BEND_RAY, "run", RUNS / f"{name}.yaml", "--run-dir", run, "--seed", seed]
+    subprocess.run(list(map(str, command)), check=True)
+    report = json.loads((run / "report" / "metrics.json").read_text())
+    keys = (
+        "originals",
+        "generated",
+        "sbend",
+        "abend",
+        "baselines",
+        "versus",
+        "diversity",
+        "novelty",
+        "cost",
+        "dropped",
+    )
+    torch.set_num_threads(2)
+    config = load(run / "config.yaml", {})
+    return {key: report[key] for key in keys} | beyond(config, Folder(run)) | {"flops": flops(config, Folder(run))}
+
+
+def configuration(name: str) -> Path:
+    """The setting's configuration, written to a file."""
+    data, model = name.split("-")
+    collect = CHAINS[data] | CHAINS.get(model, {})
+    RUNS.mkdir(parents=True, exist_ok=True)
+    path = RUNS / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({**COMMON, **DATA[data], **MODELS[model], "collect": collect}))
+    return path
+
+
+@torch.no_grad()
+def beyond(config: Config, run: Folder) -> dict[str, Any]:
+    """Ensembles of the first members, and what all sides make of changed and of strange images."""
+    dataset, ensemble = load_dataset(config.data, config.seed), Ensemble.load(run)
+    sides, label_B = sides_of(config, run, ensemble), dataset.test.labels
+    logits_MBK = in_pieces(sides["abend"], dataset.test.images)
+    curve: dict[str, Any] = {"sizes": SIZES, "abend": [], "sbend": [], "nll": []}
+    for m in SIZES:
+        prob_BK = aggregate.abend(logits_MBK[:m])
+        curve["nll"].append(metrics.nll(prob_BK, label_B).mean().item())
+        for kind, predicted_B in (("abend", prob_BK.argmax(-1)), ("sbend", aggregate.sbend_label(logits_MBK[:m]))):
+            curve[kind].append((predicted_B == label_B).double().mean().item())
+    strange = {name: strangers(name, dataset) for name in DATA if name != dataset_of(config)}
+    of_sides: dict[str, Any] = {}
+    for name, side in sides.items():
+        known_B = doubt(in_pieces(side, dataset.test.images))
+        changed = [aggregate.abend(in_pieces(side, images)) for images in corrupted(dataset.test.images, config.seed)]
+        of_sides[name] = {
+            "auroc": {other: auroc(known_B, doubt(in_pieces(side, images))) for other, images in strange.items()},
+            "corrupted_accuracy": [(prob_BK.argmax(-1) == label_B).double().mean().item() for prob_BK in changed],
+            "corrupted_nll": [metrics.nll(prob_BK, label_B).mean().item() for prob_BK in changed],
+        }
+    return {"curve": curve, "beyond": of_sides}
+
+
+def sides_of(config: Config, run: Folder, ensemble: Ensemble) -> dict[str, Callable[[Tensor], Tensor]]:
+    """``logits_MBK`` of images: of ours, the base, as many random snapshots and the whole trainings."""
+    description, trunk = ensemble.description, ensemble.trunk
+    base = bases.load(run / "base", description)
+    theta_SD = parts.read(run / "snapshots", config.collect.chains).divide(config.collect.seen_chains)[0].theta_SD
+    rivals = {
+        kind: [
+            bases.load(run / "report", description, "cpu", f"{kind}-{i:03d}.safetensors")
+            for i in range(COMMON["evaluate"][f"{kind}_members"])
+        ]
+        for kind in RIVALS
+    }
+
+    def whole(modules: list[torch.nn.Module]) -> Callable[[Tensor], Tensor]:
+        return lambda images: torch.stack([logits(module(description.preprocess(images))) for module in modules])
+
+    return {
+        "abend": ensemble.logits,
+        "base_model": whole([base]),
+        "random_originals": lambda images: trunk.logits(theta_SD, description.preprocess(images)),
+        **{kind: whole(modules) for kind, modules in rivals.items()},
+    }
+
+
+def in_pieces(side: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    return torch.cat([side(part) for part in images.split(500)], dim=1)
+
+
+def doubt(logits_MBK: Tensor) -> Tensor:
+    """Mutual information of label and member (nats); where there is one member, the entropy of its prediction."""
+    if len(logits_MBK) > 1:
+        return aggregate.aggregate(logits_MBK, "abend").mutual_information_B
+    return aggregate.aggregate(logits_MBK, "abend").entropy_B
+
+
+def auroc(known_B: Tensor, strange_B: Tensor) -> float:
+    """Of telling strange from known by a higher doubt."""
+    from torchmetrics.functional.classification import binary_auroc
+
+    label_B = torch.cat([torch.zeros(len(known_B)), torch.ones(len(strange_B))]).long()
+    rank_B = torch.cat([known_B, strange_B]).double().argsort().argsort() / len(label_B)  # in 0 to 1, as it wants
+    return binary_auroc(rank_B, label_B).item()
+
+
+def corrupted(images: Tensor, seed: int) -> list[Tensor]:
+    """uint8 images with Gaussian noise, blurred twice by 3x3 means, and of 40 % of their contrast."""
+    x = images.float()
+    generator = seeds.generator_for(seed, "corrupted")
+    noisy = x + 255 * NOISE * torch.randn(x.shape, generator=generator)
+    blurred = x
+    for _ in range(2):
+        blurred = F.avg_pool2d(blurred, 3, 1, 1, count_include_pad=False)
+    mean = x.mean((1, 2, 3), keepdim=True)
+    return [changed.round().clamp(0, 255).to(torch.uint8) for changed in (noisy, blurred, mean + 0.4 * (x - mean))]
+
+
+def strangers(name: str, dataset: Dataset) -> Tensor:
+    """Test images of another data set, in the size and colours of ``dataset``."""
+    config = Config.model_validate({"classifier": {"name": "mlp"}, "data": DATA[name]["data"]})
+    images = load_dataset(config.data, 0).test.images[:OTHERS].float()
+    fit = dataset.preprocess
+    if images.shape[1] != fit.channels:
+        images = images.mean(1, keepdim=True).expand(-1, fit.channels, -1, -1)
+    images = F.interpolate(images, (fit.image_size, fit.image_size), mode="bilinear", antialias=True)
+    return images.round().clamp(0, 255).to(torch.uint8)
+
+
+def dataset_of(config: Config) -> str:
+    return next(name for name, known in DATA.items() if known["data"].get("path") == config.data.path)
+
+
+def flops(config: Config, run: Folder) -> dict[str, float]:
+    """Of one whole training, and of all chains and the generator's fit, which make any number of members."""
+    dataset = load_dataset(config.data, config.seed)
+    few = slice(min(64, len(dataset.train)))
+    small = replace(dataset, train=dataset.train.take(few), val=dataset.val.take(few))
+    description = Description.of(config.classifier, dataset)
+    module, rows, B = description.build(0), len(dataset.train), len(small.train)
+    x, y = dataset.preprocess(small.train.images), small.train.labels
+
+    def counted(step: Callable[[], object]) -> int:
+        with FlopCounterMode(display=False) as counter:
+            step()
+        return counter.get_total_flops()
+
+    training = counted(lambda: F.cross_entropy(logits(module(x)), y).backward()) / B * rows * config.base.epochs
+    subset = parts.read(run / "snapshots", config.collect.chains).subset
+    tails = Tails.of(module, subset, small, config.collect, config.augment)
+    theta = {name: value.requires_grad_() for name, value in subset.split(subset.take(module)[None].clone()).items()}
+    shared = tails.train(torch.arange(B)[None], None)
+    step = counted(lambda: F.cross_entropy(tails.logits(theta, shared, own=True)[0], y).backward())
+    if tails.cut.plan == "whole model":
+        features = 0.0
+    else:
+        features = counted(lambda: tails.cut.trunk(x)) / B * (rows + len(dataset.val))
+    generator = Generator.load(run)
+    sizes = {"autoencoder": generator.autoencoder, "diffusion": generator.diffusion.denoiser}
+    fit = sum(
+        6
+        * sum(p.numel() for p in network.parameters())
+        * getattr(config, name).batch_size
+        * getattr(config, name).iterations
+        for name, network in sizes.items()
+    )
+    chains = step / B * rows * config.collect.epochs * config.collect.chains
+    return {"training": training, "chains": chains + features, "fit": float(fit)}
+
+
+if __name__ == "__main__":
+    main()
