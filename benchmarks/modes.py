@@ -13,6 +13,7 @@ run takes a minute or two on two cores. Writes benchmarks/modes.json.
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -22,8 +23,8 @@ from typing import Any
 import yaml
 
 BEND_RAY = Path(sys.executable).with_name("bend-ray")
-SHARED = Path("../shared/data")
-"""Fashion-MNIST and CIFAR-10 in the Hugging Face Hub's layout; see its README."""
+SHARED = Path(os.environ.get("BEND_RAY_DATA", "../shared/data"))
+"""Where fashion_mnist/ and cifar10/ lie, in the Hugging Face Hub's layout (image or img, label)."""
 RUNS = Path("runs/modes")
 RESULT = Path("benchmarks/modes.json")
 DATA: dict[str, dict[str, Any]] = {
@@ -109,8 +110,9 @@ def measured(name: str, seed: int) -> dict[str, Any]:
 
 
 def spread(values: list[float], scale: float = 1.0, digits: int = 2) -> str:
-    sd = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{scale * statistics.fmean(values):.{digits}f} ± {scale * sd:.{digits}f}"
+    """Mean and, of more than one, standard deviation."""
+    mean = f"{scale * statistics.fmean(values):.{digits}f}"
+    return f"{mean} ± {scale * statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def table(result: dict[str, list[dict[str, Any]]]) -> str:

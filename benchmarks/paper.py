@@ -35,6 +35,7 @@ from bend_ray.ensemble import aggregate, metrics
 from bend_ray.ensemble.ensemble import Ensemble
 from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
+from bend_ray.generator.nulls import null_generators
 from bend_ray.report.numbers import RIVALS
 from bend_ray.weights import parts
 from bend_ray.weights.features import Tails
@@ -91,14 +92,14 @@ def main() -> None:
                 RESULT.write_text(json.dumps(result, indent=1) + "\n")
     ordered = {name: list(result[name].values()) for name in SETTINGS if name in result}
     print("\n\n".join(make(ordered) for make in TABLES))
-    draw(ordered, FIGURE)
+    if ordered:
+        draw(ordered, FIGURE)
 
 
 def measured(name: str, seed: int) -> dict[str, Any]:
     """One run, and of its report and of what it leaves what is asked for."""
     run = RUNS / f"{name}-{seed}"
-    configuration(name)
-    command = [BEND_RAY, "run", RUNS / f"{name}.yaml", "--run-dir", run, "--seed", seed]
+    command = [BEND_RAY, "run", configuration(name), "--run-dir", run, "--seed", seed]
     subprocess.run(list(map(str, command)), check=True)
     report = json.loads((run / "report" / "metrics.json").read_text())
     keys = (
@@ -114,8 +115,9 @@ def measured(name: str, seed: int) -> dict[str, Any]:
         "dropped",
     )
     torch.set_num_threads(2)
-    config = load(run / "config.yaml", {})
-    return {key: report[key] for key in keys} | beyond(config, Folder(run)) | {"flops": flops(config, Folder(run))}
+    config, folder = load(run / "config.yaml", {}), Folder(run)
+    measures = beyond(config, folder, name.split("-")[0]) | {"flops": flops(config, folder)}
+    return {"seed": seed} | {key: report[key] for key in keys} | measures
 
 
 def configuration(name: str) -> Path:
@@ -129,8 +131,9 @@ def configuration(name: str) -> Path:
 
 
 @torch.no_grad()
-def beyond(config: Config, run: Folder) -> dict[str, Any]:
-    """Ensembles of the first members, and what all sides make of changed and of strange images."""
+def beyond(config: Config, run: Folder, data: str) -> dict[str, Any]:
+    """Ensembles of the first members, and what all sides make of changed and of strange images; ``data``: which of
+    `DATA` these classifiers know."""
     dataset, ensemble = load_dataset(config.data, config.seed), Ensemble.load(run)
     sides, label_B = sides_of(config, run, ensemble), dataset.test.labels
     logits_MBK = in_pieces(sides["abend"], dataset.test.images)
@@ -140,7 +143,7 @@ def beyond(config: Config, run: Folder) -> dict[str, Any]:
         curve["nll"].append(metrics.nll(prob_BK, label_B).mean().item())
         for kind, predicted_B in (("abend", prob_BK.argmax(-1)), ("sbend", aggregate.sbend_label(logits_MBK[:m]))):
             curve[kind].append((predicted_B == label_B).double().mean().item())
-    strange = {name: strangers(name, dataset) for name in DATA if name != dataset_of(config)}
+    strange = {other: strangers(other, dataset) for other in DATA if other != data}
     of_sides: dict[str, Any] = {}
     for name, side in sides.items():
         known_B = doubt(in_pieces(side, dataset.test.images))
@@ -157,7 +160,11 @@ def sides_of(config: Config, run: Folder, ensemble: Ensemble) -> dict[str, Calla
     """``logits_MBK`` of images: of ours, the base, as many random snapshots and the whole trainings."""
     description, trunk = ensemble.description, ensemble.trunk
     base = bases.load(run / "base", description)
-    theta_SD = parts.read(run / "snapshots", config.collect.chains).divide(config.collect.seen_chains)[0].theta_SD
+    seen = parts.read(run / "snapshots", config.collect.chains).divide(config.collect.seen_chains)[0]
+    null = ("random_originals",)
+    base_theta_D = ensemble.subset.take(base)
+    nulls = null_generators(null, seen.theta_SD, base_theta_D, Generator.load(run, seen.blocks), config.evaluate)
+    drawn_MD = nulls[null[0]](range(ensemble.members), config.seed)
     rivals = {
         kind: [
             bases.load(run / "report", description, "cpu", f"{kind}-{i:03d}.safetensors")
@@ -172,7 +179,7 @@ def sides_of(config: Config, run: Folder, ensemble: Ensemble) -> dict[str, Calla
     return {
         "abend": ensemble.logits,
         "base_model": whole([base]),
-        "random_originals": lambda images: trunk.logits(theta_SD, description.preprocess(images)),
+        "random_originals": lambda images: trunk.logits(drawn_MD, description.preprocess(images)),
         **{kind: whole(modules) for kind, modules in rivals.items()},
     }
 
@@ -193,7 +200,8 @@ def auroc(known_B: Tensor, strange_B: Tensor) -> float:
     from torchmetrics.functional.classification import binary_auroc
 
     label_B = torch.cat([torch.zeros(len(known_B)), torch.ones(len(strange_B))]).long()
-    rank_B = torch.cat([known_B, strange_B]).double().argsort().argsort() / len(label_B)  # in 0 to 1, as it wants
+    _, rank_B = torch.cat([known_B, strange_B]).double().unique(return_inverse=True)  # equal ones stay equal
+    rank_B = rank_B / len(label_B)  # in 0 to 1, as it wants
     return binary_auroc(rank_B, label_B).item()
 
 
@@ -220,10 +228,6 @@ def strangers(name: str, dataset: Dataset) -> Tensor:
     return images.round().clamp(0, 255).to(torch.uint8)
 
 
-def dataset_of(config: Config) -> str:
-    return next(name for name, known in DATA.items() if known["data"].get("path") == config.data.path)
-
-
 def flops(config: Config, run: Folder) -> dict[str, float]:
     """Of one whole training, and of all chains and the generator's fit, which make any number of members."""
     dataset = load_dataset(config.data, config.seed)
@@ -247,7 +251,8 @@ def flops(config: Config, run: Folder) -> dict[str, float]:
     if tails.cut.plan == "whole model":
         features = 0.0
     else:
-        features = counted(lambda: tails.cut.trunk(x)) / B * (rows + len(dataset.val))
+        of_each = counted(lambda: tails.cut.trunk(x)) / B * (rows + len(dataset.val))
+        features = of_each * config.collect.fewest  # each worker computes them
     generator = Generator.load(run)
     sizes = {"autoencoder": generator.autoencoder, "diffusion": generator.diffusion.denoiser}
     fit = sum(

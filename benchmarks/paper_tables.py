@@ -21,10 +21,15 @@ def header(*names: str) -> list[str]:
     return [row(*names), f"|---|{'---:|' * (len(names) - 1)}"]
 
 
+def named(result: Result) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Settings with their number of seeds."""
+    return [(f"{name} ({len(runs)})", runs) for name, runs in result.items()]
+
+
 def claims(result: Result) -> str:
-    """In how many seeds each part of the paper's claim holds."""
+    """In how many seeds each part of the paper's claim holds, and whether the base and all null models are beaten."""
     lines = header(
-        "setting",
+        "setting (seeds)",
         "aBEND above mean and median of both",
         "sBEND too",
         "aBEND above the best single one",
@@ -34,7 +39,7 @@ def claims(result: Result) -> str:
         "aBEND above the base",
         "NLL below all null models",
     )
-    for name, runs in result.items():
+    for name, runs in named(result):
         counts = [sum(held) for held in zip(*map(holds, runs), strict=True)]
         lines.append(row(name, *(f"{count}/{len(runs)}" for count in counts)))
     return "\n".join(lines)
@@ -63,7 +68,7 @@ SHOWN = ("base_model", "random_originals", "weight_average", "gaussian", "swag",
 def accuracies(result: Result) -> str:
     """Accuracy in percent."""
     lines = header("accuracy %", "snapshots", "members", "sBEND", "aBEND", *(LABELS[name] for name in SHOWN))
-    for name, runs in result.items():
+    for name, runs in named(result):
         cells = [spread([run[kind]["accuracy"]["mean"] for run in runs], 100) for kind in ("originals", "generated")]
         cells += [spread([run[kind]["accuracy"] for run in runs], 100) for kind in ("sbend", "abend")]
         cells += [spread([run["baselines"][null]["accuracy"] for run in runs], 100) for null in SHOWN]
@@ -76,7 +81,7 @@ def likelihoods(result: Result) -> str:
     tables = []
     for key in ("nll", "ece", "brier"):
         lines = header(key.upper() if key != "brier" else "Brier", "sBEND", "aBEND", *(LABELS[name] for name in SHOWN))
-        for name, runs in result.items():
+        for name, runs in named(result):
             cells = [spread([run[kind][key] for run in runs], digits=3) for kind in ("sbend", "abend")]
             cells += [spread([run["baselines"][null][key] for run in runs], digits=3) for null in SHOWN]
             lines.append(row(name, *cells))
@@ -94,7 +99,7 @@ def doubts(result: Result) -> str:
             for of in ("snapshots", "members", "bagging", "deep ensemble")
         ),
     )
-    for name, runs in result.items():
+    for name, runs in named(result):
         kinds = ("originals", "generated", *RIVALS)
         keys = ("disagreement", "error_iou")
         lines.append(
@@ -104,7 +109,7 @@ def doubts(result: Result) -> str:
     labels = ["aBEND", *(LABELS[side] for side in sides[1:])]
     strange = header("AUROC of doubt", "strangers", *labels)
     pale = header("accuracy % on changed images", *labels)
-    for name, runs in result.items():
+    for name, runs in named(result):
         for other in runs[0]["beyond"]["abend"]["auroc"]:
             strange.append(
                 row(name, other, *(spread([run["beyond"][s]["auroc"][other] for run in runs], digits=3) for s in sides))
@@ -120,7 +125,7 @@ def costs(result: Result) -> str:
         "cost", "seconds of a training", "of a member", "member / training", "GFLOPs of a training", "of a member",
         "member / training", "base, chains and fit / ten trainings (FLOPs)",
     )  # fmt: skip
-    for name, runs in result.items():
+    for name, runs in named(result):
         M = runs[0]["generated"]["count"]
         work = [(run["flops"]["training"], run["flops"]["chains"] + run["flops"]["fit"]) for run in runs]
         seconds = [run["cost"]["training_s_per_model"] for run in runs]
@@ -148,7 +153,7 @@ def draw(result: Result, file: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(2, len(result), figsize=(3.2 * len(result), 5.6), squeeze=False, layout="constrained")
-    for column, (name, runs) in enumerate(result.items()):
+    for column, (name, runs) in enumerate(named(result)):
         sizes = runs[0]["curve"]["sizes"]
         for axis, kinds, key in zip(axes[:, column], (("abend", "sbend"), ("nll",)), ("accuracy", "nll"), strict=True):
             scale = 100 if key == "accuracy" else 1
@@ -162,6 +167,8 @@ def draw(result: Result, file: Path) -> None:
                 level = scale * sum(run["baselines"][null][key] for run in runs) / len(runs)
                 axis.axhline(level, linestyle=style, color="0.4", linewidth=1, label=LABELS[null].split(" (")[0])
             axis.set_xscale("log")
+            axis.set_xticks(sizes, [str(size) if size in (1, 5, 20, 200) else "" for size in sizes])
+            axis.minorticks_off()
             axis.set_xlabel("members")
             axis.set_ylabel("accuracy %" if key == "accuracy" else "NLL")
         axes[0, column].set_title(name)

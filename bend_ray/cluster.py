@@ -164,7 +164,7 @@ def device(gpus: float) -> Any:
         raise ResourceError(
             f"a worker was promised {gpus:g} GPU and sees none; check the node's driver and torch build"
         )
-    torch.backends.cudnn.deterministic = True  # else sums of gradients come in any order, and with it their bits
+    torch.backends.cudnn.deterministic = True  # else convolutions may add up gradients in any order
     return torch.device("cuda")
 
 

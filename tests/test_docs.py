@@ -1,6 +1,7 @@
 """Docs cannot drift: generated pages are as generated, and what they name, link to, quote and ask for is there."""
 
 import ast
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -81,6 +82,21 @@ def test_index_names_every_page() -> None:
     index = ROOT / "docs" / "README.md"
     named = set(re.findall(r"\]\((\w[\w-]*\.md)\)", index.read_text()))
     assert named == {page.name for page in (ROOT / "docs").glob("*.md")} - {index.name}
+
+
+def cells(row: str) -> list[str]:
+    """Of a table's row; a bar within code is none of its own."""
+    return re.sub(r"`[^`]*`|\\\|", "", row).split("|")
+
+
+@pages
+def test_tables_are_whole(page: Path) -> None:
+    """Rows of one length, and nothing between a row and the next."""
+    lines = prose(page).splitlines()
+    for line, after in itertools.pairwise([*lines, ""]):
+        if line.startswith("|"):
+            assert after == "" or after.startswith("|"), after
+            assert not after or len(cells(after)) == len(cells(line)), after
 
 
 # Commands and keys

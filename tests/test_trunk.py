@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bend_ray.config import Classifier
 from bend_ray.data.classifiers import build
-from bend_ray.ensemble import early
+from bend_ray.ensemble import early, graph
 from bend_ray.ensemble.aggregate import aggregate
 from bend_ray.ensemble.trunk import CHUNK, SharedTrunk, split
 from bend_ray.errors import ModelError
@@ -520,6 +520,25 @@ def test_parameters_that_the_logits_do_not_depend_on() -> None:
 class GivesAList(Flat):
     def forward(self, x: Tensor) -> Any:
         return [super().forward(x)]
+
+
+class KeepsAResult(Tied):
+    """As old weight norms do: a tensor with a history, which is neither parameter nor buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = 2 * next(self.parameters())
+
+
+def test_a_copy_on_the_cpu_is_the_same_network() -> None:
+    module = KeepsAResult().eval()
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copy.deepcopy(module)
+    made, x = graph.on_cpu(module), torch.randn(3, *IMAGE)
+    assert torch.equal(made(x), module(x)) and torch.equal(made.kept, module.kept)
+    assert [name for name, _ in made.named_parameters()] == [
+        name for name, _ in module.named_parameters()
+    ]  # still tied
 
 
 def test_what_gives_no_logits_is_refused() -> None:

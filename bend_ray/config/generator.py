@@ -80,7 +80,8 @@ class Sample(Section):
     alike."""
     spread: Annotated[float, Field(ge=0)] | Literal["matched"] = 1.0
     """How far members lie from the mean of the snapshots, times as far as sampled: nearer to it they are better, and
-    more alike. `matched`: no further than it takes to disagree as much as snapshots do on validation rows."""
+    more alike. `matched`: no further than it takes to disagree as much as snapshots do on validation rows
+    (for chains of one mode)."""
     outside: float = Field(0.0, ge=0)
     """Noise outside the snapshots' span as well: so many standard deviations of each parameter over the snapshots. At 0
     members are combinations of snapshots."""

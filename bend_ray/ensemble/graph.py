@@ -57,7 +57,7 @@ def export(module: nn.Module, example_x: Tensor) -> Graph:
     number of rows while they are traced.
     """
     batch, device = torch.export.Dim("batch", min=1), example_x.device
-    traced = module if device.type == "cpu" else copy.deepcopy(module).cpu()
+    traced = module if device.type == "cpu" else on_cpu(module)
     # For a module it cannot export, torch prints the unfinished graph; the reason it raises is enough.
     with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         shapes = {"x": {0: batch}}
@@ -87,6 +87,17 @@ def export(module: nn.Module, example_x: Tensor) -> Graph:
         x=x,
         result=result,
     )
+
+
+def on_cpu(module: nn.Module) -> nn.Module:
+    """A copy of ``module`` on the CPU; of tensors that are there already, and of results that a module keeps as plain
+    attributes, which a deep copy refuses, the values alone."""
+    plain = [value for child in module.modules() for value in vars(child).values() if isinstance(value, Tensor)]
+    copies: dict[int, Any] = {}
+    for value in [*(value for _, value in _values(module)), *plain]:
+        there = value.detach().cpu()
+        copies[id(value)] = nn.Parameter(there, value.requires_grad) if isinstance(value, nn.Parameter) else there
+    return copy.deepcopy(module, copies)
 
 
 def _pure(node: fx.Node) -> bool:
