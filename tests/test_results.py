@@ -1,0 +1,47 @@
+"""What docs/results.md says is what the benchmarks left, and its smallest row comes out again."""
+
+import importlib
+import json
+import subprocess
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from conftest import BEND_RAY, ROOT
+
+PAGE = (ROOT / "docs" / "results.md").read_text()
+SMALLEST, SEED = "digits-mlp", "0"
+
+
+@pytest.fixture
+def paper(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("paper")
+
+
+def test_tables_are_those_of_the_numbers(paper: ModuleType) -> None:
+    result = json.loads((ROOT / paper.RESULT).read_text())
+    ordered = {name: list(result[name].values()) for name in paper.SETTINGS if name in result}
+    for make in paper.TABLES:
+        for line in make(ordered).splitlines():
+            assert line in PAGE, line
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_smallest_row_comes_out_again(
+    paper: ModuleType, ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the whole trainings beside it. Bits are promised on one kind of machine, and this may be another."""
+    known = json.loads((ROOT / paper.RESULT).read_text())[SMALLEST][SEED]
+    monkeypatch.chdir(tmp_path)
+    command = [BEND_RAY, "run", str(paper.configuration(SMALLEST)), "--run-dir", "run", "--seed", SEED]
+    command += ["--evaluate.bagging_members", "0", "--evaluate.deep_ensemble_members", "0"]
+    subprocess.run(command, check=True)
+    found = json.loads(Path("run/report/metrics.json").read_text())
+    for side in ("abend", "sbend"):
+        assert found[side]["accuracy"] == pytest.approx(known[side]["accuracy"], abs=0.01)
+        assert found[side]["nll"] == pytest.approx(known[side]["nll"], abs=0.01)
+    for null in ("base_model", "gaussian", "random_originals"):
+        assert found["baselines"][null]["nll"] == pytest.approx(known["baselines"][null]["nll"], abs=0.01)
