@@ -1,13 +1,16 @@
 """The report says what the numbers say: losses first, copies called copies, costs by the arithmetic of their names."""
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from bend_ray.ensemble import aggregate
-from bend_ray.report import numbers, words
+from bend_ray.report import figures, numbers, words
 from bend_ray.weights.snapshots import Fact, Snapshots
 from conftest import changed
 from test_generator import SUBSET, snapshots, span_of
@@ -153,3 +156,20 @@ def test_cost_of_a_member_is_its_share_of_all_but_the_base() -> None:
     assert trained["training_s_per_model"] == 5 and trained["member_cost_ratio"] == pytest.approx(0.1)
     brought = numbers.cost(config, seconds | {"base": 0.0}, [])  # the user's own weights: no training to compare with
     assert brought["member_cost_ratio"] is None and brought["training_s_per_model"] is None
+
+
+def test_names_of_near_points_do_not_meet() -> None:
+    figure = Figure(figsize=(6.4, 4.2), dpi=120)
+    axes = figure.subplots()
+    places = {
+        "gaussian": (36.0, 97.4),
+        "base model": (35.0, 97.8),
+        "withheld snapshots": (33.0, 96.5),
+        "far": (0.0, 93.0),
+    }
+    axes.scatter(*zip(*places.values(), strict=True))
+    axes.margins(0.12)
+    figures._name(axes, places, {})
+    FigureCanvasAgg(figure).draw()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 4 and not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))

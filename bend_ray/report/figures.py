@@ -125,17 +125,52 @@ def _novelty(axes: Axes, metrics: dict[str, Any], scored: dict[str, Scored]) -> 
     }
     withheld = "withheld snapshots"
     places[withheld] = (metrics["novelty"]["held_out_to_nearest_original"], 100 * metrics["autoencoder"]["withheld"])
-    for rank, (label, place) in enumerate(sorted(places.items(), key=lambda item: item[1])):
-        color = {"generated": GENERATED, withheld: ORIGINALS}.get(label, MUTED)
-        axes.scatter(*place, color=color, s=36, zorder=2)
-        above = (0, 6 if rank % 2 else -12)  # neighbours' names do not meet
-        axes.annotate(label, place, above, textcoords="offset points", fontsize=7, color=color, ha="center")
+    colors = {"generated": GENERATED, withheld: ORIGINALS}
+    for label, place in places.items():
+        axes.scatter(*place, color=colors.get(label, MUTED), s=36, zorder=2)
     axes.margins(0.12)
+    _name(axes, places, colors)
     axes.set(
         xlabel="mean distance to the nearest snapshot seen (standardised)",
         ylabel="mean test accuracy (%)",
         title="Accuracy against novelty",
     )
+
+
+def _name(axes: Axes, places: dict[str, tuple[float, float]], colors: dict[str, str]) -> None:
+    """Write names above, below or beside their points, wherever none is yet, and no point."""
+    size = 7.0
+    pixels = axes.figure.dpi / 72
+    axes.autoscale_view()  # else the limits, and with them the places, are not known before it is drawn
+    moved: list[list[float]] = (axes.transData.transform(list(places.values())) / pixels).tolist()
+    points = dict(zip(places, moved, strict=True))
+    taken = [(x, y, 4.0, 4.0) for x, y in points.values()]  # middles and half extents
+    for label, (x, y) in points.items():
+        wide, high = 0.32 * size * len(label), 0.7 * size
+        ways = (("center", 0.0, 9.0), ("center", 0.0, -9.0), ("left", 7 + wide, 0.0), ("right", -7 - wide, 0.0))
+        tried = [(ha, (x + dx, y + dy, wide, high)) for ha, dx, dy in ways]
+
+        def meets(box: tuple[float, float, float, float]) -> int:
+            return sum(
+                abs(box[0] - other[0]) < box[2] + other[2] and abs(box[1] - other[1]) < box[3] + other[3]
+                for other in taken
+            )
+
+        ha, box = min(tried, key=lambda way: meets(way[1]))
+        taken.append(box)
+        shift = {"center": 0.0, "left": 7.0, "right": -7.0}[ha]
+        color = colors.get(label, MUTED)
+        offset = (shift, box[1] - y)
+        axes.annotate(
+            label,
+            places[label],
+            offset,
+            textcoords="offset points",
+            fontsize=size,
+            color=color,
+            horizontalalignment=ha,
+            verticalalignment="center",
+        )
 
 
 def _percent(curve: tuple[float, ...]) -> list[float]:
