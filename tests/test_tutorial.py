@@ -59,10 +59,13 @@ def environment() -> Iterator[dict[str, str]]:
     reader |= {"HOME": str(scratch), "RAY_TMPDIR": str(scratch), "OMP_NUM_THREADS": "1", "BEND_RAY_TUTORIAL": mark}
     reader.pop("XDG_CACHE_HOME", None)
     yield reader
+    ended = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.environ().get("BEND_RAY_TUTORIAL") == mark:
                 process.kill()
+                ended.append(process)
+    psutil.wait_procs(ended, timeout=30)  # they may still write into the folder
     shutil.rmtree(scratch, ignore_errors=True)
 
 
