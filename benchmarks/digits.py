@@ -9,13 +9,12 @@ spread, paired by seed, and writes benchmarks/digits.json.
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-BEND_RAY = Path(sys.executable).with_name("bend-ray")
+from modes import report_of
+
 MEMBERS = ("originals", "generated")
 
 
@@ -28,8 +27,7 @@ def main() -> None:
     for seed in range(asked.seeds):
         run = Path("runs/seeds") / f"{Path(asked.config).stem}-{seed}"
         start, done = time.monotonic(), (run / "report" / "config.json").exists()
-        subprocess.run([BEND_RAY, "run", asked.config, "--run-dir", str(run), "--seed", str(seed)], check=True)
-        metrics = json.loads((run / "report" / "metrics.json").read_text())
+        metrics = report_of(asked.config, run, seed)
         runs.append(metrics | {"wall_s": None if done else time.monotonic() - start})
     result = summary(runs)
     Path("benchmarks/digits.json").write_text(json.dumps(result, indent=1) + "\n")

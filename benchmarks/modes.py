@@ -87,9 +87,7 @@ def measured(name: str, seed: int) -> dict[str, Any]:
     RUNS.mkdir(parents=True, exist_ok=True)
     path = RUNS / f"{name}.yaml"
     path.write_text(yaml.safe_dump(config))
-    run = RUNS / f"{name}-{seed}"
-    subprocess.run([BEND_RAY, "run", str(path), "--run-dir", str(run), "--seed", str(seed)], check=True)
-    report = json.loads((run / "report" / "metrics.json").read_text())
+    report = report_of(path, RUNS / f"{name}-{seed}", seed)
     generated, originals = report["generated"], report["originals"]
     overlap = {kind: report["diversity"][kind]["error_iou"] for kind in ("generated", "originals")}
     return {
@@ -107,6 +105,14 @@ def measured(name: str, seed: int) -> dict[str, Any]:
         "fit_s": report["cost"]["fit_s"],
         "sample_s_per_member": report["cost"]["sample_s_per_member"],
     }
+
+
+def report_of(config: str | Path, run: Path, seed: int, *more: object) -> dict[str, Any]:
+    """`metrics.json` of one run, which is made unless it is there; ``more``: further words of the command."""
+    words = [BEND_RAY, "run", config, "--run-dir", run, "--seed", seed, *more]
+    subprocess.run(list(map(str, words)), check=True)
+    found: dict[str, Any] = json.loads((run / "report" / "metrics.json").read_text())
+    return found
 
 
 def spread(values: list[float], scale: float = 1.0, digits: int = 2) -> str:

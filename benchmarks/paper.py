@@ -11,7 +11,6 @@ side has one member), and FLOPs. Writes benchmarks/paper.json after each run, an
 
 import argparse
 import json
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 import yaml
-from modes import BEND_RAY, SHARED
+from modes import SHARED, report_of
 from paper_tables import accuracies, claims, costs, doubts, draw, likelihoods
 from torch import Tensor
 from torch.nn import functional as F
@@ -69,6 +68,8 @@ COMMON: dict[str, Any] = {
 }
 SETTINGS = [f"{data}-{model}" for data in DATA for model in MODELS]
 TABLES = (claims, accuracies, likelihoods, doubts, costs)
+KEPT = ("originals", "generated", "sbend", "abend", "baselines", "versus", "diversity", "novelty", "cost", "dropped")
+"""Of the report."""
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200)
 OTHERS = 1000
 """Images of another data set."""
@@ -99,25 +100,11 @@ def main() -> None:
 def measured(name: str, seed: int) -> dict[str, Any]:
     """One run, and of its report and of what it leaves what is asked for."""
     run = RUNS / f"{name}-{seed}"
-    command = [BEND_RAY, "run", configuration(name), "--run-dir", run, "--seed", seed]
-    subprocess.run(list(map(str, command)), check=True)
-    report = json.loads((run / "report" / "metrics.json").read_text())
-    keys = (
-        "originals",
-        "generated",
-        "sbend",
-        "abend",
-        "baselines",
-        "versus",
-        "diversity",
-        "novelty",
-        "cost",
-        "dropped",
-    )
+    report = report_of(configuration(name), run, seed)
     torch.set_num_threads(2)
     config, folder = load(run / "config.yaml", {}), Folder(run)
     measures = beyond(config, folder, name.split("-")[0]) | {"flops": flops(config, folder)}
-    return {"seed": seed} | {key: report[key] for key in keys} | measures
+    return {"seed": seed} | {key: report[key] for key in KEPT} | measures
 
 
 def configuration(name: str) -> Path:

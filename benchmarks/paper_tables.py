@@ -123,7 +123,7 @@ def costs(result: Result) -> str:
     """Of a member beside a training, and of everything beside ten trainings."""
     lines = header(
         "cost", "seconds of a training", "of a member", "member / training", "GFLOPs of a training", "of a member",
-        "member / training", "base, chains and fit / ten trainings (FLOPs)",
+        "member / training", "all chains / training", "fit / training", "base, chains and fit / ten trainings (FLOPs)",
     )  # fmt: skip
     for name, runs in named(result):
         M = runs[0]["generated"]["count"]
@@ -139,6 +139,10 @@ def costs(result: Result) -> str:
                 spread([training for training, _ in work], 1e-9, 0),
                 spread([made / M for _, made in work], 1e-9, 1),
                 spread([made / M / training for training, made in work], digits=4),
+                *(
+                    spread([run["flops"][part] / run["flops"]["training"] for run in runs])
+                    for part in ("chains", "fit")
+                ),
                 spread([(training + made) / (10 * training) for training, made in work], digits=2),
             )
         )

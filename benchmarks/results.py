@@ -9,11 +9,10 @@ each costs. Writes benchmarks/results.json.
 
 import argparse
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
-from modes import BEND_RAY, spread
+from modes import report_of, spread
 
 from bend_ray.report.words import LABELS
 
@@ -38,12 +37,8 @@ def main() -> None:
 
 def measured(name: str, seed: int) -> dict[str, Any]:
     """The report of one run."""
-    run = RUNS / f"{name}-{seed}"
-    command = [BEND_RAY, "run", f"jobs/{name}.yaml", "--run-dir", run, "--seed", seed]
-    command += ["--evaluate.baselines", f"[{', '.join(NULLS)}]"]
-    command += ["--evaluate.deep_ensemble_members", COUNT]
-    subprocess.run(list(map(str, command)), check=True)
-    return json.loads((run / "report" / "metrics.json").read_text())
+    more = ("--evaluate.baselines", f"[{', '.join(NULLS)}]", "--evaluate.deep_ensemble_members", COUNT)
+    return report_of(f"jobs/{name}.yaml", RUNS / f"{name}-{seed}", seed, *more)
 
 
 def table(runs: list[dict[str, Any]]) -> str:

@@ -104,9 +104,8 @@ def test_chains_on_a_gpu_are_those_of_the_cpu(spec: str, features: str) -> None:
         start_CD = subset.take(module).expand(len(chains), -1).to(device)
         found.append(run_chains(tails, start_CD, dataset, config.collect, 0, chains))
     for (on_cpu_SD, _), (on_gpu_SD, _) in zip(*found, strict=True):
-        torch.testing.assert_close(
-            on_gpu_SD, on_cpu_SD, atol=0.02, rtol=0
-        )  # AdamW magnifies rounding in small gradients
+        # AdamW magnifies rounding in small gradients.
+        torch.testing.assert_close(on_gpu_SD, on_cpu_SD, atol=0.02, rtol=0)
 
 
 def test_base_goes_on_from_its_checkpoint_on_a_gpu(tmp_path: Path) -> None:
