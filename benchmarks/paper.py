@@ -36,6 +36,7 @@ from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
 from bend_ray.generator.nulls import null_generators
 from bend_ray.report.numbers import RIVALS
+from bend_ray.stages.evaluate import RIVALS_FOLDER
 from bend_ray.weights import parts
 from bend_ray.weights.features import Tails
 
@@ -154,7 +155,7 @@ def sides_of(config: Config, run: Folder, ensemble: Ensemble) -> dict[str, Calla
     drawn_MD = nulls[null[0]](range(ensemble.members), config.seed)
     rivals = {
         kind: [
-            bases.load(run / "report", description, "cpu", f"{kind}-{i:03d}.safetensors")
+            bases.load(run / RIVALS_FOLDER, description, "cpu", f"{kind}-{i:03d}.safetensors")
             for i in range(COMMON["evaluate"][f"{kind}_members"])
         ]
         for kind in RIVALS

@@ -378,8 +378,10 @@ def test_rivals_are_trained_once_and_reported(reference: Path, tmp_path: Path) -
     metrics = json.loads((run.path / "report" / "metrics.json").read_text())
     assert metrics["baselines"]["bagging"]["members"] == 2 and metrics["baselines"]["deep_ensemble"]["members"] == 1
     assert metrics["diversity"]["bagging"]["disagreement"] > 0
-    rivals = sorted((run.path / "report").glob("bagging-*.safetensors"))
+    rivals = sorted((run.path / "rivals").glob("bagging-*.safetensors"))
     before = [path.stat().st_mtime_ns for path in rivals]
-    (run.path / "report" / "config.json").unlink()
-    pipeline.run(config, run, ("evaluate",))
+    for made in ("report", "ensemble"):
+        shutil.rmtree(run.path / made)
+    fewer = changed(evaluate={"bagging_members": 2, "deep_ensemble_members": 0}, sample={"members": 4})
+    pipeline.run(fewer, run, ("sample", "evaluate"))
     assert [path.stat().st_mtime_ns for path in rivals] == before and len(rivals) == 2

@@ -1,7 +1,8 @@
 """evaluate: `ensemble/`, `snapshots/`, `generator/` and `base/` in, `report/` out.
 
 Every null model is a generator like ours, sampled and scored by the same actors at the same number of members. Rivals
-that train whole classifiers are trained as Ray tasks, each kept in a file: a kill costs only those under way.
+that train whole classifiers are trained as Ray tasks, each kept in a file of `rivals/`: a kill costs only those under
+way, and they depend on nothing that comes after the base.
 """
 
 import json
@@ -34,6 +35,8 @@ from bend_ray.report.numbers import RIVALS, Scored
 from bend_ray.weights import parts
 from bend_ray.weights.subset import Subset
 
+RIVALS_FOLDER = "rivals"
+"""In the run: whole classifiers trained for comparison."""
 CHUNK = 512
 """Images predicted at once."""
 AS_TRAINED = ("base_model", "originals", "random_originals")
@@ -63,7 +66,7 @@ def _make(config: Config, run: Folder, dataset: Dataset, inputs: dict[str, str])
     from bend_ray.report import figures  # matplotlib: workers need not load it
 
     start = time.monotonic()
-    rivals = _train_rivals(config, run, artifacts.recipe("report", config, inputs))
+    rivals = _train_rivals(config, run, artifacts.recipe("base", config, {"data": dataset.digest()}))
     whole = [name for name in RIVALS if rivals[name]]
     names = [*numbers.SNAPSHOTS, "generated", *config.evaluate.baselines, *whole]
     scored, novelty, points = _score_all(config, run, names, rivals)
@@ -84,11 +87,12 @@ def _make(config: Config, run: Folder, dataset: Dataset, inputs: dict[str, str])
 
 
 def _train_rivals(config: Config, run: Folder, recipe: str) -> dict[str, list[str]]:
-    """Files of the whole classifiers trained for bagging and for the deep ensemble."""
+    """Files of the whole classifiers trained for bagging and for the deep ensemble; ``recipe``: what a classifier
+    follows from, so that they stay when chains, generator or members change."""
     counts = {"bagging": config.evaluate.bagging_members, "deep_ensemble": config.evaluate.deep_ensemble_members}
     files = {kind: [f"{kind}-{i:03d}.safetensors" for i in range(counts[kind])] for kind in RIVALS}
     units = [(kind, i, files[kind][i]) for kind in RIVALS for i in range(counts[kind])]
-    folder = run / "report"
+    folder = run / RIVALS_FOLDER
     todo = [u for u in units if not folder.exists(u[2]) or artifacts.read_tensors(folder, u[2])[1] != recipe]
     if not todo:
         return files
@@ -131,7 +135,7 @@ def _train_rival(config_json: dict[str, Any], where: str, recipe: str, kind: str
         changes=config.augment,
     )
     artifacts.note_seconds(run, file.removesuffix(".safetensors"), time.monotonic() - start)
-    bases.save(run / "report", module, file, recipe)
+    bases.save(run / RIVALS_FOLDER, module, file, recipe)
 
 
 def _score_all(
@@ -243,7 +247,7 @@ class _Evaluator:
     def _rival_logits(self, name: str, images: Tensor) -> Tensor:
         description, found = self.ensemble.description, []
         for file in self.rivals[name]:
-            module = bases.load(self.run / "report", description, self.device, file)
+            module = bases.load(self.run / RIVALS_FOLDER, description, self.device, file)
             chunks = [
                 logits(module(description.preprocess(part.to(self.device)))).cpu() for part in images.split(CHUNK)
             ]
