@@ -30,6 +30,7 @@ from bend_ray.ensemble import aggregate, metrics
 from bend_ray.ensemble.ensemble import make_trunk
 from bend_ray.weights.chains import run_chains, starts
 from bend_ray.weights.features import Tails
+from bend_ray.weights.snapshots import Snapshots
 from bend_ray.weights.subset import choose
 
 RESULT = Path("benchmarks/diversity.json")
@@ -82,7 +83,8 @@ def measured(config: Config) -> list[dict[str, Any]]:
     found = [{"what": "deep ensemble"} | worth(torch.stack(of_rivals), dataset) | {"cost": 1.0}]
     for row in ROWS:
         collect = config.collect.model_copy(update={"chains": MEMBERS, "snapshots_per_chain": 1} | row)
-        theta_MD, seconds = timed(partial(collected, module, description, dataset, config, collect))
+        snapshots, seconds = timed(partial(collected, module, description, dataset, config, collect))
+        theta_MD = snapshots.theta_SD
         cut = make_trunk(module, choose(module, collect.subset), description)
         with torch.no_grad():
             logits_MBK = torch.cat([cut.logits(theta_MD, x) for x in inputs(dataset)], dim=1)
@@ -94,15 +96,16 @@ def measured(config: Config) -> list[dict[str, Any]]:
 
 def collected(
     module: nn.Module, description: Description, dataset: Dataset, config: Config, collect: Collect
-) -> Tensor:
+) -> Snapshots:
     """All snapshots of all chains."""
-    subset = choose(module, collect.subset)
+    subset, device = choose(module, collect.subset), next(module.parameters()).device
     tails, found = Tails.of(module, subset, dataset, collect, config.augment), []
     for first in range(0, collect.chains, tails.at_once):
         numbers = range(first, min(first + tails.at_once, collect.chains))
-        start_CD = starts(module, subset, description, collect, config.seed, numbers)
-        found += [theta_SD for theta_SD, _ in run_chains(tails, start_CD, dataset, collect, config.seed, numbers)]
-    return torch.cat(found)
+        start_CD = starts(module, subset, description, collect, config.seed, numbers).to(device)
+        found += run_chains(tails, start_CD, dataset, collect, config.seed, numbers)
+    facts = tuple(fact for _, of_chain in found for fact in of_chain)
+    return Snapshots(subset, torch.cat([theta_SD for theta_SD, _ in found]), facts)
 
 
 def inputs(dataset: Dataset) -> list[Tensor]:

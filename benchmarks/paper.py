@@ -39,6 +39,7 @@ from bend_ray.report.numbers import RIVALS
 from bend_ray.stages.evaluate import RIVALS_FOLDER
 from bend_ray.weights import parts
 from bend_ray.weights.features import Tails
+from bend_ray.weights.subset import choose
 
 RUNS, RESULT, FIGURE = Path("runs/paper"), Path("benchmarks/paper.json"), Path("docs/paper.png")
 DATA: dict[str, dict[str, Any]] = {
@@ -217,8 +218,12 @@ def strangers(name: str, dataset: Dataset) -> Tensor:
 
 
 def flops(config: Config, run: Folder) -> dict[str, float]:
-    """Of one whole training, and of all chains and the generator's fit, which make any number of members."""
-    dataset = load_dataset(config.data, config.seed)
+    """`work` of a run's own."""
+    return work(config, load_dataset(config.data, config.seed), Generator.load(run))
+
+
+def work(config: Config, dataset: Dataset, generator: Generator) -> dict[str, float]:
+    """FLOPs of one whole training, and of all chains and the generator's fit, which make any number of members."""
     few = slice(min(64, len(dataset.train)))
     small = replace(dataset, train=dataset.train.take(few), val=dataset.val.take(few))
     description = Description.of(config.classifier, dataset)
@@ -231,7 +236,7 @@ def flops(config: Config, run: Folder) -> dict[str, float]:
         return counter.get_total_flops()
 
     training = counted(lambda: F.cross_entropy(logits(module(x)), y).backward()) / B * rows * config.base.epochs
-    subset = parts.read(run / "snapshots", config.collect.chains).subset
+    subset = choose(module, config.collect.subset)
     tails = Tails.of(module, subset, small, config.collect, config.augment)
     theta = {name: value.requires_grad_() for name, value in subset.split(subset.take(module)[None].clone()).items()}
     shared = tails.train(torch.arange(B)[None], None)
@@ -241,7 +246,6 @@ def flops(config: Config, run: Folder) -> dict[str, float]:
     else:
         of_each = counted(lambda: tails.cut.trunk(x)) / B * (rows + len(dataset.val))
         features = of_each * config.collect.fewest  # each worker computes them
-    generator = Generator.load(run)
     sizes = {"autoencoder": generator.autoencoder, "diffusion": generator.diffusion.denoiser}
     fit = sum(
         6

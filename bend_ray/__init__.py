@@ -13,15 +13,21 @@ Shape suffixes, used everywhere: ``theta_SD`` reads "S by D".
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Client", "__version__"]
+__all__ = ["Client", "Ensemble", "__version__"]
 
 if TYPE_CHECKING:
     from bend_ray.client import Client
+    from bend_ray.ensemble.ensemble import Ensemble
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Client":  # torch and httpx load when it is used
+    # torch and httpx load when they are used.
+    if name == "Client":
         from bend_ray.client import Client
 
         return Client
+    if name == "Ensemble":
+        from bend_ray.ensemble.ensemble import Ensemble
+
+        return Ensemble
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

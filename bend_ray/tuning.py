@@ -108,7 +108,7 @@ class Table(Callback):
         return {key: value for key, value in vars(self).items() if key != "show"}
 
     def on_trial_result(
-        self, iteration: int, trials: list[RayTrial], trial: RayTrial, result: dict, **info: Any
+        self, iteration: int, trials: list[RayTrial], trial: RayTrial, result: dict[str, Any], **info: Any
     ) -> None:
         if FAILED in result:
             self.reasons[trial.trial_id] = " ".join(result[FAILED].split())
@@ -193,5 +193,5 @@ class Suggest(Searcher):
         self.table.running[trial_id] = {"number": number, **values}
         return dict(self.table.running[trial_id])
 
-    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The table hears of it as well."""

@@ -21,7 +21,8 @@ from bend_ray.data import optimizing
 from bend_ray.data.augment import augment, check
 from bend_ray.data.checkpoint import Checkpoint
 from bend_ray.data.classifiers import logits
-from bend_ray.data.datasets import Preprocess, Split
+from bend_ray.data.datasets import Preprocess
+from bend_ray.data.images import Split
 from bend_ray.errors import ConfigError, TrainingError
 
 Progress = Callable[[int, int], None]

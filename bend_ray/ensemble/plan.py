@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,7 +104,7 @@ def compiled(cut: SharedTrunk, theta_MD: Tensor, x: Tensor) -> SharedTrunk:
     return tried if compiled_s < as_it_is else cut
 
 
-def _seconds(cut: SharedTrunk, theta_MD: Tensor, shared: tuple) -> float:
+def _seconds(cut: SharedTrunk, theta_MD: Tensor, shared: tuple[Any, ...]) -> float:
     """Seconds a member, the best of a few."""
     return min([_timed(partial(cut.members, theta_MD, shared)) for _ in range(1 + TIMED)][1:]) / len(theta_MD)
 

@@ -35,9 +35,9 @@ def run(where: str, overrides: dict[str, str], verbose: bool = False) -> None:
         environment = front.settings(scratch)
         os.environ |= {**environment, **os.environ}
         _join(limits)
-        from bend_ray import cluster, deployment  # Ray reads the environment above when it is imported
+        from bend_ray import cluster, deployment, replica  # Ray reads the environment above when it is imported
 
-        arguments = deployment.Arguments(run=folder.address, ensemble=settings.ensemble, serve=limits)
+        arguments = replica.Arguments(run=folder.address, ensemble=settings.ensemble, serve=limits)
         served = deployment.tried(arguments)
         own = cluster.connect(verbose)
         deployment.check(limits)

@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,11 +67,11 @@ class Subset:
             for name, piece, shape in zip(self.names, pieces, self.shapes, strict=True)
         }
 
-    def to_json(self) -> dict[str, list]:
+    def to_json(self) -> dict[str, list[Any]]:
         return {"names": list(self.names), "shapes": [list(s) for s in self.shapes], "dtypes": list(self.dtypes)}
 
     @staticmethod
-    def from_json(data: dict[str, list]) -> "Subset":
+    def from_json(data: dict[str, list[Any]]) -> "Subset":
         """The inverse of `to_json`. Raises KeyError, TypeError or ValueError for anything else."""
         shapes = tuple(tuple(int(n) for n in shape) for shape in data["shapes"])
         return Subset(tuple(data["names"]), shapes, tuple(data["dtypes"]))

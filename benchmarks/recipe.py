@@ -1,0 +1,308 @@
+"""Recipes for chains, generator and members, one idea after another, beside a deep ensemble of ten.
+
+Fashion-MNIST with the classifier, the rows and the base of jobs/fashion_mnist.yaml. Each idea changes one thing of the
+recipe called "plain": how the base is trained, how many there are, what chains train and how, the generator, how
+members are drawn and chosen. One process a seed and idea, without Ray; what is done is kept under runs/recipe and not
+done again. Prints, as mean and standard deviation over seeds on the test rows, members' accuracy, that and the NLL of
+64 of them as an ensemble (aBEND), also after `Ensemble.calibrate`, the same of as many random snapshots, and all it
+cost as a share of the deep ensemble's ten trainings (FLOPs). Writes benchmarks/recipe.json.
+
+    python benchmarks/recipe.py [--seeds 0 1 2] [--ideas plain ...] [--processes 2] [--device cpu]
+"""
+
+import argparse
+import json
+import multiprocessing
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from diversity import collected
+from modes import spread
+from paper import in_pieces, work
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bend_ray import seeds
+from bend_ray.config import Augment, Config, load
+from bend_ray.data import training
+from bend_ray.data.base import Description
+from bend_ray.data.classifiers import logits
+from bend_ray.data.datasets import Dataset, load_dataset
+from bend_ray.ensemble import aggregate, metrics, select
+from bend_ray.ensemble.ensemble import make_trunk
+from bend_ray.ensemble.recalibrate import Recalibration
+from bend_ray.ensemble.trunk import SharedTrunk
+from bend_ray.generator.generator import Generator
+from bend_ray.weights import gate
+from bend_ray.weights.align import align
+from bend_ray.weights.snapshots import Snapshots
+from bend_ray.weights.symmetry import Symmetry
+
+RESULT, KEPT, CONFIG = Path("benchmarks/recipe.json"), Path("runs/recipe"), Path("jobs/fashion_mnist.yaml")
+COUNT = 10
+"""Whole trainings of a deep ensemble."""
+RIVALS: dict[str, dict[str, Any]] = {"deep ensemble": {}, "deep ensemble, twice as long": {"base.epochs": 24}}
+CHAINS = {"collect.chains": 24, "collect.held_out": 2, "collect.snapshots_per_chain": 2, "collect.lr": 0.01}
+CYCLIC = {"collect.schedule": "cyclic", "collect.lr": 0.03, "collect.epochs": 4, "collect.snapshots_per_chain": 1}
+IDEAS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "chains: cyclic, 0.03, 4 epochs": CYCLIC,
+    "chains: cyclic, 0.1, 4 epochs": CYCLIC | {"collect.lr": 0.1},
+    "chains: cyclic, 0.1, 8 epochs": CYCLIC | {"collect.lr": 0.1, "collect.epochs": 8},
+    "chains: 8 of 4 cycles of 2 epochs": CYCLIC
+    | {"collect.chains": 8, "collect.epochs": 8, "collect.snapshots_per_chain": 4},
+    "chains: 48": {"collect.chains": 48},
+    "chains: SGD, 0.03": {"collect.optimizer": "sgd", "collect.lr": 0.03},
+    "chains: no bootstrap": {"collect.bootstrap": False},
+    "chains: average of 8 points of each": {"collect.epochs": 4, "collect.snapshots_per_chain": 8, "averages": True},
+    "chains: head": {"collect.subset": "head", "collect.lr": 0.03},
+    "chains: last block, cyclic, 0.003": CYCLIC | {"collect.subset": "last_block", "collect.lr": 0.003},
+    "chains: all parameters, cyclic, 0.003": CYCLIC | {"collect.subset": "regex:.", "collect.lr": 0.003},
+    "chains: all parameters, the same, aligned": CYCLIC
+    | {"collect.subset": "regex:.", "collect.lr": 0.003, "collect.align": True},
+    "chains: last block anew, cyclic, 0.01, 8 epochs": CYCLIC
+    | {"collect.subset": "last_block", "collect.lr": 0.01, "collect.epochs": 8, "collect.init": "fresh"},
+    "base: label smoothing 0.1": {"base.label_smoothing": 0.1},
+    "base: moving average 0.99": {"base.ema": 0.99},
+    "base: cosine": {"base.schedule": "cosine"},
+    "base: twice as long": {"base.epochs": 24},
+    "base: four times as long": {"base.epochs": 48},
+    "base: twice as long, weight decay 0.1": {"base.epochs": 24, "base.weight_decay": 0.1},
+    "base: twice as long, label smoothing 0.05": {"base.epochs": 24, "base.label_smoothing": 0.05},
+    "base: changed images, chains not": {"augment.crop": 2, "augment.flip": True, "unchanged": True},
+    "base and chains: changed images": {"augment.crop": 2, "augment.flip": True},
+    "bases: 2": {"bases": 2},
+    "bases: 4": {"bases": 4},
+    "bases: 2, half as long": {"bases": 2, "base.epochs": 6},
+    "bases: 2, twice as long": {"bases": 2, "base.epochs": 24},
+    "bases: 4, chains: head": {"bases": 4, "collect.subset": "head", "collect.lr": 0.03},
+    "bases: 4, chains: cyclic, 0.03, 2 epochs": CYCLIC | {"bases": 4, "collect.epochs": 2},
+    "base: twice as long, chains: head": {"base.epochs": 24, "collect.subset": "head", "collect.lr": 0.03},
+    "base: twice as long, chains: cyclic, 0.03, 2 epochs": CYCLIC | {"base.epochs": 24, "collect.epochs": 2},
+    "generator: all latents": {"autoencoder.latent": 1000},
+    "generator: 8 latents": {"autoencoder.latent": 8},
+    "generator: 3,000 iterations": {"diffusion.iterations": 3000},
+    "generator: asked for low loss": {"diffusion.condition": "[val_loss]", "sample.wanted_loss": -1},
+    "members: spread 0.7": {"sample.spread": 0.7},
+    "members: spread 1.4": {"sample.spread": 1.4},
+    "members: the best of 256": {"sample.keep": "best"},
+    "members: greedy of 256": {"sample.keep": "greedy"},
+    "members: recalibrated": {"sample.recalibrate": 4},
+}
+EVERY = [*RIVALS, *IDEAS]
+OWN = ("bases", "averages", "unchanged")
+"""Ideas that are no keys: several bases with their share of the chains and members each; one snapshot of each chain,
+the mean of what it passed through; changed images for the base alone."""
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    arguments.add_argument("--ideas", nargs="+", choices=EVERY, default=EVERY, metavar="IDEA")
+    arguments.add_argument("--processes", type=int, default=1)
+    arguments.add_argument("--device", default="cpu")
+    arguments.add_argument("--reverse", action="store_true")
+    asked = arguments.parse_args()
+    KEPT.mkdir(parents=True, exist_ok=True)
+    todo = [(name, seed, asked.device) for name in asked.ideas for seed in asked.seeds]
+    if asked.reverse:
+        todo.reverse()
+    with multiprocessing.get_context("spawn").Pool(asked.processes) as pool:
+        for name, seed in pool.imap_unordered(_done, todo):
+            print(seed, name, flush=True)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name in EVERY:
+        files = sorted(KEPT.glob(f"{_slug(name)}-[0-9]*.json"))
+        if files:
+            found[name] = [json.loads(file.read_text()) for file in files]
+    RESULT.write_text(json.dumps(found, indent=1) + "\n")
+    print(table(found))
+
+
+def _done(task: tuple[str, int, str]) -> tuple[str, int]:
+    name, seed, device = task
+    torch.set_num_threads(1)
+    file = KEPT / f"{_slug(name)}-{seed}.json"
+    if not file.exists():
+        make, changes = (deep_ensemble, RIVALS[name]) if name in RIVALS else (measured, IDEAS[name])
+        found = make(changes, seed, device)
+        file.write_text(json.dumps({"seed": seed} | found))
+    return name, seed
+
+
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in name)
+
+
+def deep_ensemble(changes: dict[str, Any], seed: int, device: str) -> dict[str, Any]:
+    """Whole trainings: what the first 1 to 10 of them are worth."""
+    config = load(CONFIG, {key: str(value) for key, value in changes.items()} | {"seed": str(seed)})
+    dataset = load_dataset(config.data, seed)
+    modules = [base(config, dataset, seeds.seed_for(seed, "rival", i) % 2**31, device) for i in range(COUNT)]
+    test_MBK, val_MBK = (whole(modules, dataset, images) for images in (dataset.test.images, dataset.val.images))
+    sizes = [worth(test_MBK[:m], val_MBK[:m], dataset) for m in range(1, COUNT + 1)]
+    return {"ensemble": sizes[-1], "sizes": sizes, "cost": config.base.epochs / load(CONFIG, {}).base.epochs}
+
+
+def measured(changes: dict[str, Any], seed: int, device: str) -> dict[str, Any]:
+    """Members and random snapshots by one recipe."""
+    own = {key: changes.get(key) for key in OWN}
+    keys = CHAINS | {key: value for key, value in changes.items() if key not in OWN}
+    config = load(CONFIG, {key: str(value) for key, value in keys.items()} | {"seed": str(seed)})
+    dataset, bases = load_dataset(config.data, seed), own["bases"] or 1
+    for_chains = config.model_copy(update={"augment": Augment()}) if own["unchanged"] else config
+    collect, sample = config.collect, config.sample
+    share = collect.model_copy(
+        update={"chains": collect.chains // bases, "held_out": max(1, collect.held_out // bases)}
+    )
+    made: dict[str, list[tuple[Tensor, Tensor]]] = {"members": [], "snapshots": []}
+    accuracy: list[float] = []
+    for b in range(bases):
+        module = base(config, dataset, seed if b == 0 else seeds.seed_for(seed, "base", b) % 2**31, device)
+        description, own_seed = Description.of(config.classifier, dataset), seed + 1000 * b
+        snapshots = collected(module, description, dataset, for_chains.model_copy(update={"seed": own_seed}), share)
+        snapshots = chosen(snapshots, module, dataset, share, bool(own["averages"]))
+        seen, held_out = snapshots.divide(share.seen_chains)
+        accuracy.append(sum(fact.val_accuracy for fact in seen.facts) / len(seen.facts))
+        generator = Generator.fit(
+            snapshots.subset,
+            snapshots.blocks,
+            snapshots.facts,
+            len(held_out.facts),
+            config.autoencoder,
+            config.diffusion,
+            own_seed,
+            device,
+        )
+        ids = range(sample.made // bases)
+        theta_MD = torch.cat([generator.sample(ids[i : i + 16], own_seed, sample) for i in ids[::16]]).to(device)
+        count = sample.members // bases
+        order = torch.randperm(len(seen.facts), generator=seeds.generator_for(own_seed, "random_originals"))
+        sets = {"members": theta_MD, "snapshots": seen.theta_SD[order[:count]].to(device)}
+        subset = snapshots.subset
+        if sample.recalibrate:
+            again = Recalibration.of(module, subset, dataset, sample.recalibrate, own_seed)
+            sets = {"members": again(theta_MD), "snapshots": again.as_trained(sets["snapshots"])}
+            subset = again.subset
+        cut = make_trunk(module, subset, description)
+        for kind, theta in sets.items():
+            test, val = said(cut, theta, dataset)
+            if kind == "members" and sample.keep != "all":
+                p_MB = select.true_probability(val, dataset.val.labels)
+                keep = sorted(select.choose(sample.keep, p_MB, count))
+                test, val = test[keep], val[keep]
+            made[kind].append((test, val))
+    found = {
+        kind: worth(*(torch.cat(x) for x in zip(*of_kind, strict=True)), dataset) for kind, of_kind in made.items()
+    }
+    spent = work(for_chains.model_copy(update={"collect": share}), dataset, generator.to("cpu"))
+    plain = spent["training"] * load(CONFIG, {}).base.epochs / config.base.epochs
+    parts = {key: bases * value / plain / COUNT for key, value in spent.items()}
+    return {
+        "changes": changes,
+        "snapshots": found["snapshots"],
+        "ensemble": found["members"],
+        "snapshots_val_accuracy": sum(accuracy) / bases,
+        "parts": parts,
+        "cost": sum(parts.values()),
+    }
+
+
+def said(cut: SharedTrunk, theta_MD: Tensor, dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """``logits_MBK`` of test and of validation rows."""
+
+    def of(images: Tensor) -> Tensor:
+        return cut.logits(theta_MD, dataset.preprocess(images.to(theta_MD.device))).cpu()
+
+    return in_pieces(of, dataset.test.images), in_pieces(of, dataset.val.images)
+
+
+def chosen(snapshots: Snapshots, module: nn.Module, dataset: Dataset, collect: Any, averages: bool) -> Snapshots:
+    """Those that pass the gate, averaged over each chain and with their hidden units permuted where asked for."""
+    theta_SD, facts = snapshots.theta_SD, snapshots.facts
+    _, base_accuracy = training.validate(module, dataset.val, dataset.preprocess)
+    passing = gate.passing(collect, facts, base_accuracy)
+    theta_SD, facts = theta_SD[passing], tuple(facts[i] for i in passing)
+    if averages:
+        rows = [[i for i, _ in group] for _, group in groupby(enumerate(facts), lambda pair: pair[1].chain)]
+        theta_SD, facts = torch.stack([theta_SD[of].mean(0) for of in rows]), tuple(facts[of[-1]] for of in rows)
+    if collect.aligned:
+        x = dataset.preprocess(dataset.train.images[:2])
+        device = next(module.parameters()).device
+        theta_SD, _ = align(Symmetry.of(module.cpu(), snapshots.subset, x), theta_SD)
+        module.to(device)
+    return replace(snapshots, theta_SD=theta_SD, facts=facts)
+
+
+def base(config: Config, dataset: Dataset, seed: int, device: str) -> nn.Module:
+    """One whole training, kept in a file."""
+    module = Description.of(config.classifier, dataset).build(seed)
+    recipe = seeds.seed_for(0, json.dumps([config.base.model_dump(), config.augment.model_dump(), config.seed, seed]))
+    file = KEPT / f"base-{recipe}.safetensors"
+    if file.exists():
+        module.load_state_dict(load_file(file))
+        return module.to(device).eval()
+    module = module.to(device)
+    training.train(module, dataset.train, dataset.preprocess, config.base, seed, changes=config.augment)
+    part = file.with_suffix(f".{multiprocessing.current_process().pid}")
+    save_file({key: value.cpu() for key, value in module.state_dict().items()}, part)
+    part.rename(file)
+    return module.eval()
+
+
+@torch.no_grad()
+def whole(modules: list[nn.Module], dataset: Dataset, images: Tensor) -> Tensor:
+    """``logits_MBK``."""
+    device = next(modules[0].parameters()).device
+    return torch.stack(
+        [torch.cat([logits(m(dataset.preprocess(x.to(device)))).cpu() for x in images.split(500)]) for m in modules]
+    )
+
+
+def worth(test_MBK: Tensor, val_MBK: Tensor, dataset: Dataset) -> dict[str, float]:
+    """On test rows unless it says validation; calibrated: with the temperature of lowest NLL on validation rows."""
+    label_B, val_label_B = dataset.test.labels, dataset.val.labels
+    prob_BK, val_BK = aggregate.abend(test_MBK), aggregate.abend(val_MBK)
+    temperature = select.fit_temperature(val_MBK, val_label_B)
+    accuracy_M, nll_M = metrics.member_scores(test_MBK, label_B)
+    return {
+        "member_accuracy": accuracy_M.double().mean().item(),
+        "member_nll": nll_M.mean().item(),
+        "disagreement": metrics.diversity(test_MBK.argmax(-1), label_B)["disagreement"] if len(test_MBK) > 1 else 0.0,
+        "accuracy": (prob_BK.argmax(-1) == label_B).double().mean().item(),
+        "nll": metrics.nll(prob_BK, label_B).mean().item(),
+        "sbend_accuracy": (aggregate.sbend_label(test_MBK) == label_B).double().mean().item(),
+        "calibrated_nll": metrics.nll(aggregate.abend(test_MBK / temperature), label_B).mean().item(),
+        "temperature": temperature,
+        "val_accuracy": (val_BK.argmax(-1) == val_label_B).double().mean().item(),
+        "val_nll": metrics.nll(val_BK, val_label_B).mean().item(),
+    }
+
+
+def table(found: dict[str, list[dict[str, Any]]]) -> str:
+    """In Markdown."""
+    lines = [
+        "| | members % | disagreement | aBEND % | NLL | calibrated | snapshots % | their NLL | validation NLL | cost |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, runs in found.items():
+        ours, theirs = [run["ensemble"] for run in runs], [run["snapshots"] for run in runs if "snapshots" in run]
+        cells = [
+            spread([one["member_accuracy"] for one in ours], 100),
+            spread([one["disagreement"] for one in ours], digits=3),
+            spread([one["accuracy"] for one in ours], 100),
+            *(spread([one[key] for one in ours], digits=3) for key in ("nll", "calibrated_nll")),
+            spread([one["accuracy"] for one in theirs], 100) if theirs else "",
+            spread([one["nll"] for one in theirs], digits=3) if theirs else "",
+            spread([one["val_nll"] for one in ours], digits=3),
+            f"{sum(run['cost'] for run in runs) / len(runs):.2f}",
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
