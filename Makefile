@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test faults check bench docs clean
+.PHONY: run test coverage faults check bench docs clean
 
 run: $(VENV)/.installed ## install, then the whole pipeline on the digits data
 	$(BIN)/bend-ray run jobs/digits.yaml
@@ -13,6 +13,9 @@ test: $(VENV)/.installed-dev ## all tests
 
 faults: $(VENV)/.installed-dev ## 44 kills at random moments (a quarter of an hour)
 	$(BIN)/pytest tests/faults/test_kills.py --kills 44
+
+coverage: $(VENV)/.installed-dev ## all tests, and which lines of bend_ray/ they ran, in Ray's workers as well (at least 90 %)
+	$(BIN)/pytest --cov=bend_ray --cov-report=term-missing --cov-fail-under=90
 
 check: $(VENV)/.installed-dev ## format, lint, types
 	$(BIN)/ruff format --check .

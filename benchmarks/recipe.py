@@ -5,7 +5,7 @@ recipe called "plain": how the base is trained, how many there are, what chains 
 members are drawn and chosen. One process a seed and idea, without Ray; what is done is kept under runs/recipe and not
 done again. Prints, as mean and standard deviation over seeds on the test rows, members' accuracy, that and the NLL of
 64 of them as an ensemble (aBEND), also after `Ensemble.calibrate`, the same of as many random snapshots, and all it
-cost as a share of the deep ensemble's ten trainings (FLOPs). Writes benchmarks/recipe.json.
+cost as a share of the deep ensemble's ten trainings (FLOPs); in brackets how many seeds. Writes benchmarks/recipe.json.
 
     python benchmarks/recipe.py [--seeds 0 1 2] [--ideas plain ...] [--processes 2] [--device cpu]
 """
@@ -44,16 +44,17 @@ from bend_ray.weights.symmetry import Symmetry
 RESULT, KEPT, CONFIG = Path("benchmarks/recipe.json"), Path("runs/recipe"), Path("jobs/fashion_mnist.yaml")
 COUNT = 10
 """Whole trainings of a deep ensemble."""
-RIVALS: dict[str, dict[str, Any]] = {"deep ensemble": {}, "deep ensemble, twice as long": {"base.epochs": 24}}
+LONG = {"base.epochs": 24, "base.label_smoothing": 0.05}
+RIVALS: dict[str, dict[str, Any]] = {"deep ensemble": {}, "deep ensemble, twice as long, label smoothing 0.05": LONG}
 CHAINS = {"collect.chains": 24, "collect.held_out": 2, "collect.snapshots_per_chain": 2, "collect.lr": 0.01}
 CYCLIC = {"collect.schedule": "cyclic", "collect.lr": 0.03, "collect.epochs": 4, "collect.snapshots_per_chain": 1}
+CYCLES = CYCLIC | {"collect.chains": 8, "collect.epochs": 8, "collect.snapshots_per_chain": 4}
 IDEAS: dict[str, dict[str, Any]] = {
     "plain": {},
     "chains: cyclic, 0.03, 4 epochs": CYCLIC,
     "chains: cyclic, 0.1, 4 epochs": CYCLIC | {"collect.lr": 0.1},
     "chains: cyclic, 0.1, 8 epochs": CYCLIC | {"collect.lr": 0.1, "collect.epochs": 8},
-    "chains: 8 of 4 cycles of 2 epochs": CYCLIC
-    | {"collect.chains": 8, "collect.epochs": 8, "collect.snapshots_per_chain": 4},
+    "chains: 8 of 4 cycles of 2 epochs": CYCLES,
     "chains: 48": {"collect.chains": 48},
     "chains: SGD, 0.03": {"collect.optimizer": "sgd", "collect.lr": 0.03},
     "chains: no bootstrap": {"collect.bootstrap": False},
@@ -71,17 +72,17 @@ IDEAS: dict[str, dict[str, Any]] = {
     "base: twice as long": {"base.epochs": 24},
     "base: four times as long": {"base.epochs": 48},
     "base: twice as long, weight decay 0.1": {"base.epochs": 24, "base.weight_decay": 0.1},
-    "base: twice as long, label smoothing 0.05": {"base.epochs": 24, "base.label_smoothing": 0.05},
+    "base: twice as long, label smoothing 0.05": LONG,
     "base: changed images, chains not": {"augment.crop": 2, "augment.flip": True, "unchanged": True},
     "base and chains: changed images": {"augment.crop": 2, "augment.flip": True},
     "bases: 2": {"bases": 2},
     "bases: 4": {"bases": 4},
     "bases: 2, half as long": {"bases": 2, "base.epochs": 6},
-    "bases: 2, twice as long": {"bases": 2, "base.epochs": 24},
     "bases: 4, chains: head": {"bases": 4, "collect.subset": "head", "collect.lr": 0.03},
-    "bases: 4, chains: cyclic, 0.03, 2 epochs": CYCLIC | {"bases": 4, "collect.epochs": 2},
-    "base: twice as long, chains: head": {"base.epochs": 24, "collect.subset": "head", "collect.lr": 0.03},
-    "base: twice as long, chains: cyclic, 0.03, 2 epochs": CYCLIC | {"base.epochs": 24, "collect.epochs": 2},
+    "base long and smoothed, chains: head": LONG | {"collect.subset": "head", "collect.lr": 0.03},
+    "base long and smoothed, chains: 12": LONG | {"collect.chains": 12},
+    "base long and smoothed, chains: 8 of 4 cycles of 2 epochs": LONG | CYCLES,
+    "bases: 2, long and smoothed": LONG | {"bases": 2},
     "generator: all latents": {"autoencoder.latent": 1000},
     "generator: 8 latents": {"autoencoder.latent": 8},
     "generator: 3,000 iterations": {"diffusion.iterations": 3000},
@@ -104,12 +105,9 @@ def main() -> None:
     arguments.add_argument("--ideas", nargs="+", choices=EVERY, default=EVERY, metavar="IDEA")
     arguments.add_argument("--processes", type=int, default=1)
     arguments.add_argument("--device", default="cpu")
-    arguments.add_argument("--reverse", action="store_true")
     asked = arguments.parse_args()
     KEPT.mkdir(parents=True, exist_ok=True)
     todo = [(name, seed, asked.device) for name in asked.ideas for seed in asked.seeds]
-    if asked.reverse:
-        todo.reverse()
     with multiprocessing.get_context("spawn").Pool(asked.processes) as pool:
         for name, seed in pool.imap_unordered(_done, todo):
             print(seed, name, flush=True)
@@ -300,7 +298,7 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
             spread([one["val_nll"] for one in ours], digits=3),
             f"{sum(run['cost'] for run in runs) / len(runs):.2f}",
         ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {name} ({len(runs)}) | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
