@@ -5,7 +5,8 @@ recipe called "plain": how the base is trained, how many there are, what chains 
 members are drawn and chosen. One process a seed and idea, without Ray; what is done is kept under runs/recipe and not
 done again. Prints, as mean and standard deviation over seeds on the test rows, members' accuracy, that and the NLL of
 64 of them as an ensemble (aBEND), also after `Ensemble.calibrate`, the same of as many random snapshots, and all it
-cost as a share of the deep ensemble's ten trainings (FLOPs); in brackets how many seeds. Writes benchmarks/recipe.json.
+cost as a share of the deep ensemble's ten trainings (FLOPs); in brackets how many seeds. Writes
+benchmarks/recipe.json and docs/recipe.png.
 
     python benchmarks/recipe.py [--seeds 0 1 2] [--ideas plain ...] [--processes 2] [--device cpu]
 """
@@ -20,8 +21,8 @@ from typing import Any
 
 import torch
 from diversity import collected
-from modes import spread
 from paper import in_pieces, work
+from recipe_tables import draw, table
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -41,7 +42,8 @@ from bend_ray.weights.align import align
 from bend_ray.weights.snapshots import Snapshots
 from bend_ray.weights.symmetry import Symmetry
 
-RESULT, KEPT, CONFIG = Path("benchmarks/recipe.json"), Path("runs/recipe"), Path("jobs/fashion_mnist.yaml")
+RESULT, FIGURE = Path("benchmarks/recipe.json"), Path("docs/recipe.png")
+KEPT, CONFIG = Path("runs/recipe"), Path("jobs/fashion_mnist.yaml")
 COUNT = 10
 """Whole trainings of a deep ensemble."""
 LONG = {"base.epochs": 24, "base.label_smoothing": 0.05}
@@ -118,6 +120,7 @@ def main() -> None:
             found[name] = [json.loads(file.read_text()) for file in files]
     RESULT.write_text(json.dumps(found, indent=1) + "\n")
     print(table(found))
+    draw(found, FIGURE)
 
 
 def _done(task: tuple[str, int, str]) -> tuple[str, int]:
@@ -278,28 +281,6 @@ def worth(test_MBK: Tensor, val_MBK: Tensor, dataset: Dataset) -> dict[str, floa
         "val_accuracy": (val_BK.argmax(-1) == val_label_B).double().mean().item(),
         "val_nll": metrics.nll(val_BK, val_label_B).mean().item(),
     }
-
-
-def table(found: dict[str, list[dict[str, Any]]]) -> str:
-    """In Markdown."""
-    lines = [
-        "| | members % | disagreement | aBEND % | NLL | calibrated | snapshots % | their NLL | validation NLL | cost |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for name, runs in found.items():
-        ours, theirs = [run["ensemble"] for run in runs], [run["snapshots"] for run in runs if "snapshots" in run]
-        cells = [
-            spread([one["member_accuracy"] for one in ours], 100),
-            spread([one["disagreement"] for one in ours], digits=3),
-            spread([one["accuracy"] for one in ours], 100),
-            *(spread([one[key] for one in ours], digits=3) for key in ("nll", "calibrated_nll")),
-            spread([one["accuracy"] for one in theirs], 100) if theirs else "",
-            spread([one["nll"] for one in theirs], digits=3) if theirs else "",
-            spread([one["val_nll"] for one in ours], digits=3),
-            f"{sum(run['cost'] for run in runs) / len(runs):.2f}",
-        ]
-        lines.append(f"| {name} ({len(runs)}) | {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,67 @@
+"""What `recipe.py` found, as a table and a figure."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from modes import spread
+from paper_tables import header, row
+
+Result = dict[str, list[dict[str, Any]]]
+
+
+def table(found: Result) -> str:
+    """In Markdown."""
+    lines = header(
+        "", "members %", "their NLL", "disagreement", "aBEND %", "NLL", "calibrated", "snapshots %", "their NLL",
+        "validation NLL", "cost",
+    )  # fmt: skip
+    for name, runs in found.items():
+        ours, theirs = [run["ensemble"] for run in runs], [run["snapshots"] for run in runs if "snapshots" in run]
+        lines.append(
+            row(
+                f"{name} ({len(runs)})",
+                spread([one["member_accuracy"] for one in ours], 100),
+                *(spread([one[key] for one in ours], digits=3) for key in ("member_nll", "disagreement")),
+                spread([one["accuracy"] for one in ours], 100),
+                *(spread([one[key] for one in ours], digits=3) for key in ("nll", "calibrated_nll")),
+                spread([one["accuracy"] for one in theirs], 100) if theirs else "",
+                spread([one["nll"] for one in theirs], digits=3) if theirs else "",
+                spread([one["val_nll"] for one in ours], digits=3),
+                spread([run["cost"] for run in runs]).split(" ")[0],
+            )
+        )
+    return "\n".join(lines)
+
+
+def draw(found: Result, file: Path) -> None:
+    """NLL and accuracy against cost: deep ensembles of one classifier to all as lines, recipes as points."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    for axis, key, scale in zip(axes, ("nll", "accuracy"), (1, 100), strict=True):
+        for name, runs in found.items():
+            cost = statistics.fmean(run["cost"] for run in runs)
+            if "sizes" in runs[0]:
+                curves = zip(*(run["sizes"] for run in runs), strict=True)
+                level = [scale * statistics.fmean(one[key] for one in of_size) for of_size in curves]
+                sizes = range(1, len(level) + 1)
+                axis.plot([cost * m / len(level) for m in sizes], level, marker=".", label=name)
+            else:
+                level = [scale * statistics.fmean(run["ensemble"][key] for run in runs)]
+                group = name.split(":")[0].split(",")[0]
+                color = f"C{2 + sorted({other.split(':')[0].split(',')[0] for other in found}).index(group)}"
+                axis.plot([cost], level, "o", color=color, label=group)
+        axis.set_xscale("log")
+        ticks = (0.1, 0.2, 0.5, 1, 2)
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
+        axis.set_xlabel("all it cost, in deep ensembles of ten (FLOPs)")
+        axis.set_ylabel("NLL, test rows" if key == "nll" else "accuracy %, test rows")
+    handles, labels = axes[0].get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    axes[0].legend(once.values(), once.keys(), fontsize=8)
+    figure.savefig(file, dpi=110)
