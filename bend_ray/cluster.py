@@ -34,12 +34,8 @@ def connect(verbose: bool) -> bool:
     level = logging.INFO if verbose else logging.ERROR
     try:
         ray.init(log_to_driver=verbose, logging_level=level, include_dashboard=False, namespace="bend_ray")
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        address = os.environ.get("RAY_ADDRESS", "this machine")
-        raise ResourceError(
-            f"RAY_ADDRESS: no Ray cluster can be joined or started at {address} ({' '.join(str(error).split())[:300]});"
-            " is the address right, and RAY_AUTH_MODE=token set where the cluster asks for a token?"
-        ) from None
+    except Exception as error:  # Ray raises bare ones, too
+        raise _unreached(error) from None
     if len(nodes()) == 1:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process more to start, a second of each
     if not verbose:
@@ -50,6 +46,20 @@ def connect(verbose: bool) -> bool:
         signal.signal(signal.SIGTERM, interrupt)
     node: Any = ray._private.worker._global_node
     return bool(node.is_head())
+
+
+def _unreached(error: Exception) -> ResourceError:
+    """What keeps `connect` from a cluster, as a sentence."""
+    said, address = " ".join(str(error).split())[:300], os.environ.get("RAY_ADDRESS")
+    if not address and not isinstance(error, ConnectionError | RuntimeError | ValueError):
+        return ResourceError(
+            f"Ray does not start on this machine ({said}); it may be too busy: wait a little, and run the same command"
+            " again"
+        )
+    return ResourceError(
+        f"RAY_ADDRESS: no Ray cluster can be joined or started at {address or 'this machine'} ({said}); is the address"
+        " right, and RAY_AUTH_MODE=token set where the cluster asks for a token?"
+    )
 
 
 def nodes() -> list[dict[str, Any]]:
