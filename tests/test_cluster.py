@@ -1,10 +1,18 @@
 """How a cluster is reached, and what is said where it is not."""
 
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
 import pytest
 import ray
+import yaml
 
-from bend_ray import cli, cluster
+from bend_ray import cluster
 from bend_ray.errors import ResourceError
+from bend_ray.serving.front import free_port
+from conftest import BEND_RAY, TOY
 
 
 def test_a_machine_too_busy_to_start_ray_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,3 +24,40 @@ def test_a_machine_too_busy_to_start_ray_is_a_sentence(monkeypatch: pytest.Monke
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ResourceError, match=r"not start on this machine \(The current .* overloaded\.\); .* again$"):
         cluster.connect(verbose=False)
+
+
+def command(tmp_path: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`bend-ray run`, outside the tests' cluster."""
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(TOY))
+    known = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | environment
+    return subprocess.run(
+        [BEND_RAY, "run", "toy.yaml", *words], cwd=tmp_path, env=known, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_an_address_where_nobody_listens_is_said_at_once(tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    done = command(tmp_path, RAY_ADDRESS=address)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"RAY_ADDRESS: no Ray cluster can be joined or started at {address} ([Errno 111]" in done.stderr
+
+
+@pytest.mark.ray
+def test_a_cluster_that_was_killed_is_not_waited_for(tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as scratch:  # for sockets
+        note = Path(scratch) / "ray" / "ray_current_cluster"
+        note.parent.mkdir()
+        note.write_text(address)
+        done = command(tmp_path, "--dry-run", RAY_TMPDIR=scratch)
+    assert done.returncode == 0, done.stderr
+    assert f"cluster   `ray start` had one at {address}, which is no more ([Errno 111]" in done.stdout
+    assert "2 x 1 CPU (collect.cpus_per_worker); the cluster has" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("address", "deaf"),
+    [("auto", False), ("local", False), ("http://127.0.0.1:1", False), ("127.0.0.1:1", True), ("h:99999", True)],
+)
+def test_only_addresses_of_heads_are_tried(address: str, deaf: bool) -> None:
+    assert bool(cluster._deaf(address)) == deaf
