@@ -35,11 +35,12 @@ def command(tmp_path: Path, *words: str, **environment: str) -> subprocess.Compl
     )
 
 
-def test_an_address_where_nobody_listens_is_said_at_once(tmp_path: Path) -> None:
+def test_an_address_where_nobody_listens_is_said_at_once_and_leaves_nothing(tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     done = command(tmp_path, RAY_ADDRESS=address)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert f"RAY_ADDRESS: no Ray cluster can be joined or started at {address} ([Errno 111]" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["toy.yaml"]
 
 
 @pytest.mark.ray
