@@ -50,8 +50,11 @@ def run(where: str, overrides: dict[str, str], verbose: bool = False) -> None:
         deployment.deploy(arguments, verbose)
         _wait_ready(limits)
         print(_words(served.members, str(folder), limits, cluster.metrics_address(), own), flush=True)
-        while own:
-            time.sleep(1.0)
+        with contextlib.suppress(KeyboardInterrupt):  # Control-C or SIGTERM: the end that was asked for
+            while own:
+                time.sleep(1.0)
+    if own:
+        print("serve: stopped", flush=True)
 
 
 def _join(limits: Serve) -> None:
