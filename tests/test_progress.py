@@ -5,7 +5,7 @@ import io
 import pytest
 
 from bend_ray import progress
-from bend_ray.progress import Progress
+from bend_ray.progress import Progress, counted
 
 
 class Terminal(io.StringIO):
@@ -41,3 +41,11 @@ def test_failure_claims_nothing() -> None:
     with pytest.raises(ValueError), Progress("fit", "iterations", 4, stream=out):
         raise ValueError
     assert out.getvalue() == ""
+
+
+def test_one_of_a_thing_is_no_plural() -> None:
+    assert [counted(number, "chains") for number in (0, 1, 2)] == ["0 chains", "1 chain", "2 chains"]
+    out = io.StringIO()
+    with Progress("sample", "blocks", 1, stream=out):
+        pass
+    assert out.getvalue().startswith("sample    1 block in ")

@@ -24,7 +24,7 @@ from bend_ray.data import classifiers, training
 from bend_ray.data.checkpoint import Checkpoint
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.folders import Folder, local_file
-from bend_ray.progress import Progress, say
+from bend_ray.progress import Progress, counted, say
 from bend_ray.weights import chains as chain_training
 from bend_ray.weights import gate, parts
 from bend_ray.weights import subset as subsets
@@ -50,9 +50,9 @@ def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
     already = begun + done * chain_steps
     with Progress("collect", "steps", total, already) as show:
         if base is not None:
-            show.line(f"the base is there already, and {done} of {config.collect.chains} chains")
+            show.line(f"the base is there already, and {done} of {counted(config.collect.chains, 'chains')}")
         elif epochs:
-            show.line(f"the base has {epochs} of {config.base.epochs} epochs behind it")
+            show.line(f"the base has {epochs} of {counted(config.base.epochs, 'epochs')} behind it")
         _train(config, run, base_inputs, show, already, begun)
     base = artifacts.load(run / "base", "base")
     inputs = {"base": base.digest, **base_inputs}
@@ -251,8 +251,8 @@ def _publish(config: Config, run: Folder, inputs: dict[str, str], aligned: dict[
     readme = (
         f"# Snapshots\n\n{len(accuracy)} snapshots of {subset.D} parameters (`{collect.subset}`): "
         f"{collect.chains} chains of {collect.snapshots_per_chain}, one Parquet part a chain. Mean validation accuracy "
-        f"{mean:.4f}; {gate.in_words(collect, dropped)}. The last {collect.held_out} chains are withheld from the"
-        f" generator.{alignment.in_words(aligned)}\n\n"
+        f"{mean:.4f}; {gate.in_words(collect, dropped)}. Withheld from the generator: the last"
+        f" {counted(collect.held_out, 'chains')}.{alignment.in_words(aligned)}\n\n"
         '```python\nimport pandas\npandas.read_parquet("snapshots")  # chain, step, seed, val_loss, val_accuracy, '
         "theta.<parameter>...\n```\n"
     )

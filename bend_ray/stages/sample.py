@@ -171,7 +171,7 @@ def _chosen_in_words(facts: dict[str, Any]) -> str:
     if facts["keep"] == "all":
         return ""
     how = "best by validation loss" if facts["keep"] == "best" else "greedy selection on validation rows"
-    return f"Chosen among {facts['candidates']} candidates ({how}); {facts['rejected']} were rejected.\n\n"
+    return f"Chosen among {facts['candidates']} candidates ({how}); {facts['rejected']} rejected.\n\n"
 
 
 def _block_name(block: int) -> str:

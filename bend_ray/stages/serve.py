@@ -18,6 +18,7 @@ from bend_ray import artifacts
 from bend_ray.config import Serve, Serving
 from bend_ray.errors import ResourceError
 from bend_ray.folders import Folder
+from bend_ray.progress import counted
 from bend_ray.serving import front, guard
 
 START_SECONDS = 120.0
@@ -100,7 +101,7 @@ def _wait_ready(limits: Serve) -> None:
 def _words(members: int, where: str, limits: Serve, metrics: str, own: bool) -> str:
     url = _url(limits)
     lines = [
-        f"serving:   {members} members of {where} at {url}",
+        f"serving:   {counted(members, 'members')} of {where} at {url}",
         f"page:      {url}/    routes: {url}/docs",
         f"predict:   curl -F image=@digit.png {url}/predict",
         f"metrics:   {metrics}",
