@@ -31,6 +31,9 @@ DEPENDS: dict[Kind, tuple[str, ...]] = {
     "report": ("seed", "ensemble", "evaluate"),
 }
 
+RIVALS_FOLDER = "rivals"
+"""The folder of whole trainings, which follow from what the base follows from."""
+
 # Files of finished units of work, there before the artifact is.
 UNITS: dict[Kind, tuple[str, ...]] = {
     "base": ("epoch-",),
@@ -118,7 +121,7 @@ def find(run: Folder, kind: Kind, config: Config, inputs: Mapping[str, str]) -> 
         if manifest.inputs.get(name) != inputs.get(name):
             raise ArtifactError(
                 f"{run / kind}: was made from another {name} than the one here now; use another --run-dir,"
-                f" or delete {run / kind} to make it anew"
+                f" or delete {_following(run, kind)} to make it anew"
             )
     return manifest
 
@@ -133,18 +136,25 @@ def there(run: Folder, kind: Kind, config: Config, inputs: Mapping[str, str]) ->
 
 def check_config(run: Folder, manifest: Manifest, config: Config) -> None:
     """Raises ArtifactError where ``manifest`` was made by another configuration, naming the first key that differs."""
-    _check_keys(run / manifest.kind, manifest.config, config.hashed(*DEPENDS[manifest.kind]))
+    _check_keys(run, manifest.kind, manifest.config, config.hashed(*DEPENDS[manifest.kind]))
 
 
-def _check_keys(folder: Folder, made: dict[str, Any], asked: dict[str, Any]) -> None:
+def _check_keys(run: Folder, kind: Kind, made: dict[str, Any], asked: dict[str, Any]) -> None:
     made, asked = (json.loads(json.dumps(keys)) for keys in (made, asked))  # as a manifest holds them
     for key in sorted(asked.keys() | made.keys()):
         there, now = made.get(key), asked.get(key)
         if there != now:
             raise ArtifactError(
-                f"{folder}: was made by another configuration ({key}: {there!r} there, {now!r} here);"
-                f" use another --run-dir, or delete {folder} and what follows from it"
+                f"{run / kind}: was made by another configuration ({key}: {there!r} there, {now!r} here);"
+                f" use another --run-dir, or delete {_following(run, kind)}"
             )
+
+
+def _following(run: Folder, kind: Kind) -> str:
+    """The folder of ``kind`` and of what follows from it, as far as they are there, in words."""
+    later = [*DEPENDS][[*DEPENDS].index(kind) + 1 :] + ([RIVALS_FOLDER] if kind == "base" else [])
+    *names, last = [kind, *(name for name in later if (run / name).list())]
+    return f"{', '.join(names) + ' and ' if names else ''}{last} in {run}"
 
 
 def check_run(run: Folder, config: Config) -> None:
@@ -159,7 +169,7 @@ def check_run(run: Folder, config: Config) -> None:
         elif finished_units(run, kind) and run.exists("config.yaml"):
             begun = loads(run.read("config.yaml").decode(errors="replace"), f"{run}/config.yaml")
             begun = begun if kind == "search" else tuned(run, begun)
-            _check_keys(run / kind, begun.hashed(*DEPENDS[kind]), asked.hashed(*DEPENDS[kind]))
+            _check_keys(run, kind, begun.hashed(*DEPENDS[kind]), asked.hashed(*DEPENDS[kind]))
 
 
 def tuned(run: Folder, config: Config) -> Config:

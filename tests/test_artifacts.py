@@ -38,13 +38,26 @@ def test_other_configuration_is_named_and_nothing_touched(tmp_path: Path, toy: C
     run = Folder(tmp_path)
     make(run, toy)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(ArtifactError, match=r"base\.epochs: 2 there, 3 here"):
+    with pytest.raises(ArtifactError, match=rf"base\.epochs: 2 there, 3 here\); .*, or delete base in {tmp_path}$"):
         artifacts.check_run(run, changed(base={"epochs": 3}))
     with pytest.raises(ArtifactError, match="another data"):
         artifacts.find(run, "base", toy, {"data": "other"})
     with pytest.raises(ArtifactError, match="another data"):  # made with an input that is asked for no more
         artifacts.find(run, "base", toy, {})
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_what_follows_is_named_as_far_as_it_is_there(tmp_path: Path, toy: Config) -> None:
+    run = Folder(tmp_path)
+    make(run, toy)
+    for name in ("rivals/bagging-000.safetensors", "snapshots/chain-00000.parquet", "report/config.json"):
+        run.write(name, b"{}")
+    (tmp_path / "generator").mkdir()  # empty: nothing to delete
+    with pytest.raises(ArtifactError, match=rf"or delete base, snapshots, report and rivals in {tmp_path}$"):
+        artifacts.check_run(run, changed(base={"epochs": 3}))
+    with pytest.raises(ArtifactError, match=r"or delete base, snapshots, report and rivals in \S+ to make it anew"):
+        artifacts.find(run, "base", toy, {"data": "other"})
+    assert artifacts._following(run, "ensemble") == f"ensemble and report in {tmp_path}"
 
 
 @pytest.mark.parametrize("damage", ["truncate", "alter", "remove"])

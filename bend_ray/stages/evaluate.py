@@ -35,7 +35,6 @@ from bend_ray.report.numbers import RIVALS, Scored
 from bend_ray.weights import parts
 from bend_ray.weights.subset import Subset
 
-RIVALS_FOLDER = "rivals"
 """In the run: whole classifiers trained for comparison."""
 CHUNK = 512
 """Images predicted at once."""
@@ -92,7 +91,7 @@ def _train_rivals(config: Config, run: Folder, recipe: str) -> dict[str, list[st
     counts = {"bagging": config.evaluate.bagging_members, "deep_ensemble": config.evaluate.deep_ensemble_members}
     files = {kind: [f"{kind}-{i:03d}.safetensors" for i in range(counts[kind])] for kind in RIVALS}
     units = [(kind, i, files[kind][i]) for kind in RIVALS for i in range(counts[kind])]
-    folder = run / RIVALS_FOLDER
+    folder = run / artifacts.RIVALS_FOLDER
     todo = [u for u in units if not folder.exists(u[2]) or artifacts.read_tensors(folder, u[2])[1] != recipe]
     if not todo:
         return files
@@ -135,7 +134,7 @@ def _train_rival(config_json: dict[str, Any], where: str, recipe: str, kind: str
         changes=config.augment,
     )
     artifacts.note_seconds(run, file.removesuffix(".safetensors"), time.monotonic() - start)
-    bases.save(run / RIVALS_FOLDER, module, file, recipe)
+    bases.save(run / artifacts.RIVALS_FOLDER, module, file, recipe)
 
 
 def _score_all(
@@ -247,7 +246,7 @@ class _Evaluator:
     def _rival_logits(self, name: str, images: Tensor) -> Tensor:
         description, found = self.ensemble.description, []
         for file in self.rivals[name]:
-            module = bases.load(self.run / RIVALS_FOLDER, description, self.device, file)
+            module = bases.load(self.run / artifacts.RIVALS_FOLDER, description, self.device, file)
             chunks = [
                 logits(module(description.preprocess(part.to(self.device)))).cpu() for part in images.split(CHUNK)
             ]
