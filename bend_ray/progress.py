@@ -82,7 +82,7 @@ class Progress:
     def _words(self, now: float) -> str:
         since, at = self.first or (now, self.done)
         if self.done == at:
-            return f"{self.done}/{self.total} {self.unit}, starting"
+            return f"{self.done}/{self.total} {self.unit}, starting for {now - self.start:.0f} s"
         rate = (self.done - at) / max(now - since, 1e-9)
         return f"{self.done}/{self.total} {self.unit}, {rate:.3g}/s, {(self.total - self.done) / rate:.0f} s left"
 

@@ -25,6 +25,17 @@ def test_log_says_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said == ["collect   14/20 chains, 1/s, 6 s left", "collect   20 chains in 8.0 s"]
 
 
+def test_log_says_how_long_it_has_been_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 6.0, 7.0, 12.0, 13.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    out = io.StringIO()
+    with Progress("collect", "chains", 20, already=8, stream=out) as show:
+        for _ in range(4):
+            show.update(8)
+    said = out.getvalue().splitlines()[:2]
+    assert said == ["collect   8/20 chains, starting for 6 s", "collect   8/20 chains, starting for 12 s"]
+
+
 def test_terminal_keeps_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 1.0, 2.0, 3.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
