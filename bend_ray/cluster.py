@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bend_ray.config import Config
 from bend_ray.errors import ArtifactError, BendError, ResourceError
-from bend_ray.progress import say
+from bend_ray.progress import counted, say
 from bend_ray.watch import interrupt
 
 ANSWER_S = 5.0
@@ -107,6 +107,19 @@ def _unreached(error: Exception) -> ResourceError:
 def nodes() -> list[dict[str, Any]]:
     """The machines that the cluster has now."""
     return [node for node in ray.nodes() if node["Alive"]]
+
+
+def others() -> str:
+    """Who else is at work on the cluster, in words: served replicas, and other drivers' processes."""
+    own, state = ray.get_runtime_context().get_job_id(), ray._private.state
+    actors = state.actors(actor_state_name="ALIVE").values()
+    served = sum(actor["ActorClassName"].startswith("ServeReplica:") for actor in actors)
+    drivers = [
+        f"process {job['DriverPid']} on {job['DriverIPAddress']}"
+        for job in state.jobs()
+        if not job["IsDead"] and job["JobID"] != own and "/ray/dashboard/" not in job["Entrypoint"]
+    ]
+    return ", ".join([counted(served, "served replicas")] * bool(served) + drivers) or "nobody that Ray tells of"
 
 
 def scratch() -> str:

@@ -179,12 +179,12 @@ def make_room(config: Config, stage: str, say: Callable[[str], None]) -> None:
 
 
 def say_who_waits(config: Config, stage: str, say: Callable[[str], None]) -> None:
-    """A word where the cluster has what ``stage`` asks for, but others are using it: Ray waits for them."""
+    """A word where the cluster has what ``stage`` asks for, but others are using it, and who: Ray waits for them."""
     wants = cluster.wants(config, (stage,))
     until = time.monotonic() + RELEASED_S
     while busy := _busy(wants):
         if time.monotonic() > until:
-            say(f"{busy}; it begins when others have ended")
+            say(f"{busy}; also at work there: {cluster.others()}; it begins when others have ended")
             return
         time.sleep(0.2)
 

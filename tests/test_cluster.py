@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import pytest
 import ray
 import yaml
 
-from bend_ray import cluster
+from bend_ray import cluster, preflight
 from bend_ray.errors import ResourceError
 from bend_ray.serving.front import free_port
-from conftest import BEND_RAY, TOY
+from conftest import BEND_RAY, TOY, changed
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the cluster's processes have no such module
 
 
 def test_a_machine_too_busy_to_start_ray_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,3 +65,33 @@ def test_a_cluster_that_was_killed_is_not_waited_for(tmp_path: Path) -> None:
 )
 def test_only_addresses_of_heads_are_tried(address: str, deaf: bool) -> None:
     assert bool(cluster._deaf(address)) == deaf
+
+
+class Held:
+    def pid(self) -> int:
+        return os.getpid()
+
+
+@pytest.mark.ray
+def test_who_waits_says_for_what_and_who_has_it(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.connect(verbose=False)
+    monkeypatch.setattr(preflight, "RELEASED_S", 0.5)
+    replica = (
+        ray.remote(type("ServeReplica:bend:bend", (Held,), {})).options(num_cpus=1).remote()
+    )  # as Serve's are called
+    other = "import os, ray, time; ray.init(); print('in', flush=True); time.sleep(300)"
+    said: list[str] = []
+    with subprocess.Popen([sys.executable, "-c", other], stdout=subprocess.PIPE, text=True) as driver:
+        try:
+            ray.get(replica.pid.remote())
+            assert driver.stdout is not None and driver.stdout.readline() == "in\n"
+            preflight.say_who_waits(changed(), "collect", said.append)
+        finally:
+            driver.kill()
+            ray.kill(replica)
+    (line,) = said
+    assert line.startswith(
+        "2 x 1 CPU asked for (collect.cpus_per_worker), 1 of 2 are free; also at work there: 1 served"
+    )
+    assert f"1 served replica, process {driver.pid} on " in line and line.endswith("; it begins when others have ended")
+    assert f"process {os.getpid()} " not in line
