@@ -6,13 +6,14 @@ from typing import Any
 import ray
 import torch
 
-from bend_ray import artifacts, cluster
+from bend_ray import cluster
 from bend_ray.board import reporting, watched
 from bend_ray.config import Config
 from bend_ray.data import base as bases
 from bend_ray.data.datasets import load_dataset
 from bend_ray.folders import Folder
 from bend_ray.progress import Progress, counted
+from bend_ray.timings import note_seconds
 from bend_ray.weights import gate, parts
 from bend_ray.weights import subset as subsets
 from bend_ray.weights.align import align, match
@@ -81,5 +82,5 @@ def _align(config_json: dict[str, Any], where: str, recipe: str, said: Any) -> d
                 if chain in permutations:
                     theta_SD = symmetry.permuted(theta_SD, permutations[chain])
                 parts.write_part(folder, chain, raw.subset, theta_SD, raw.facts, recipe)
-        artifacts.note_seconds(Folder(where), "chain-align", time.monotonic() - start)
+        note_seconds(Folder(where), "chain-align", time.monotonic() - start)
         return {"aligned": [group.size for group in symmetry.groups], "not_aligned": list(symmetry.left)}

@@ -12,11 +12,13 @@ from bend_ray.config import Config
 from bend_ray.data.datasets import load_dataset
 from bend_ray.errors import ArtifactError
 from bend_ray.folders import Folder
+from bend_ray.tensors import read_tensors, write_rows, write_tensors
+from bend_ray.timings import note_seconds, noted_seconds
 from conftest import changed
 
 
 def make(run: Folder, config: Config) -> Manifest:
-    artifacts.write_tensors(run / "base", "model.safetensors", {"w": torch.arange(4.0)})
+    write_tensors(run / "base", "model.safetensors", {"w": torch.arange(4.0)})
     return artifacts.publish(run, "base", config, {"data": "d"}, {"n": 1}, ["model.safetensors"], "# Base\n")
 
 
@@ -131,16 +133,16 @@ def test_a_file_where_a_folder_should_be_is_an_error(tmp_path: Path) -> None:
 def test_safetensors_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"\xff" * 64)
     with pytest.raises(ArtifactError, match=r"x\.safetensors"):
-        artifacts.read_tensors(Folder(tmp_path), "x.safetensors")
+        read_tensors(Folder(tmp_path), "x.safetensors")
     with pytest.raises(ArtifactError, match="no such file"):
-        artifacts.read_tensors(Folder(tmp_path), "y.safetensors")
+        read_tensors(Folder(tmp_path), "y.safetensors")
 
 
 def test_seconds_add_up(tmp_path: Path) -> None:
     run = Folder(tmp_path)
     for unit, seconds in (("chain-0", 1.0), ("chain-1", 2.0), ("fit", 4.0)):
-        artifacts.note_seconds(run, unit, seconds)
-    assert artifacts.noted_seconds(run, "chain-") == 3.0
+        note_seconds(run, unit, seconds)
+    assert noted_seconds(run, "chain-") == 3.0
 
 
 def test_uri_of_a_local_folder_is_that_folder(tmp_path: Path) -> None:
@@ -151,8 +153,8 @@ def test_uri_of_a_local_folder_is_that_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (7, 3), (12, 1), (3, 12345)])
 def test_rows_written_block_by_block_are_the_same_bytes(tmp_path: Path, shape: tuple[int, int]) -> None:
     folder, theta_MD = Folder(tmp_path), torch.randn(shape)
-    artifacts.write_tensors(folder, "whole.safetensors", {"theta_MD": theta_MD})
-    artifacts.write_rows(folder, "rows.safetensors", "theta_MD", shape, theta_MD.split(2))
+    write_tensors(folder, "whole.safetensors", {"theta_MD": theta_MD})
+    write_rows(folder, "rows.safetensors", "theta_MD", shape, theta_MD.split(2))
     assert folder.read("rows.safetensors") == folder.read("whole.safetensors")
 
 

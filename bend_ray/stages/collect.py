@@ -25,6 +25,7 @@ from bend_ray.data.checkpoint import Checkpoint
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.folders import Folder, local_file
 from bend_ray.progress import Progress, counted, say
+from bend_ray.timings import note_seconds
 from bend_ray.weights import chains as chain_training
 from bend_ray.weights import gate, parts
 from bend_ray.weights import subset as subsets
@@ -164,7 +165,7 @@ def _work(job: dict[str, Any]) -> None:
                 module, config, dataset, lambda done, total: tell(done - begun, total - begun), checkpoint
             )
             if first:
-                artifacts.note_seconds(run, "base", seconds)
+                note_seconds(run, "base", seconds)
                 _publish_base(module, config, run, dataset, job["inputs"])
             barrier()
         if first:
@@ -228,7 +229,7 @@ def _run_chains(config: Config, run: Folder, dataset: Dataset, inputs: dict[str,
         seconds = (time.monotonic() - start) / len(chains)
         for chain, (theta_SD, facts) in zip(chains, trained, strict=True):
             if chain in todo:
-                artifacts.note_seconds(run, f"chain-{chain:05d}", seconds)
+                note_seconds(run, f"chain-{chain:05d}", seconds)
                 kept = gate.passing(collect, facts, manifest.facts["val_accuracy"])
                 parts.write_part(folder, chain, subset, theta_SD[kept], [facts[i] for i in kept], recipe, stem)
 
