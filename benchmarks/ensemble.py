@@ -40,6 +40,7 @@ from bend_ray.ensemble.aggregate import Prediction, aggregate
 from bend_ray.ensemble.ensemble import MEMBERS, Ensemble
 from bend_ray.ensemble.trunk import SharedTrunk, split
 from bend_ray.folders import Folder
+from bend_ray.tensors import write_tensors
 from bend_ray.weights.subset import Subset, choose
 
 SHAPE = (3, 32, 32)
@@ -247,7 +248,7 @@ def load_apart(spec: str, M: int) -> dict[str, float]:
         run = Folder(where)
         for kind in ("base", "ensemble"):
             bases.save(run / kind, module)
-        artifacts.write_tensors(run / "ensemble", MEMBERS, {"theta_MD": theta_MD})
+        write_tensors(run / "ensemble", MEMBERS, {"theta_MD": theta_MD})
         facts = Description(classifier, digits.class_names, preprocess).to_json() | {"subset": subset.to_json()}
         config = Config(data=Data(name="digits"), classifier=classifier)
         artifacts.publish(run, "base", config, {}, facts, [bases.FILE], "")

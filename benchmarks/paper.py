@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from bend_ray import seeds
+from bend_ray.artifacts import RIVALS_FOLDER
 from bend_ray.config import Config, load
 from bend_ray.data import base as bases
 from bend_ray.data.base import Description
@@ -36,7 +37,6 @@ from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
 from bend_ray.generator.nulls import null_generators
 from bend_ray.report.numbers import RIVALS
-from bend_ray.stages.evaluate import RIVALS_FOLDER
 from bend_ray.weights import parts
 from bend_ray.weights.features import Tails
 from bend_ray.weights.subset import choose

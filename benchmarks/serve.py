@@ -63,6 +63,7 @@ from bend_ray.ensemble.ensemble import MEMBERS, Ensemble
 from bend_ray.folders import Folder
 from bend_ray.serving import front, oip
 from bend_ray.serving.app import MODEL
+from bend_ray.tensors import write_tensors
 from bend_ray.weights.subset import Subset, choose
 
 BEND_RAY = Path(sys.executable).with_name("bend-ray")
@@ -190,7 +191,7 @@ def publish(where: Path, description: Description, module: nn.Module, subset: Su
     """An ensemble of these members as a folder."""
     run, facts = Folder(where), description.to_json() | {"subset": subset.to_json()}
     bases.save(run / "ensemble", module)
-    artifacts.write_tensors(run / "ensemble", MEMBERS, {"theta_MD": theta_MD})
+    write_tensors(run / "ensemble", MEMBERS, {"theta_MD": theta_MD})
     config = Config(data=Data(name="digits"), classifier=description.classifier, base=Base())
     artifacts.publish(run, "ensemble", config, {}, facts, [MEMBERS, bases.FILE], "")
 

@@ -26,6 +26,7 @@ from bend_ray.data import base as bases
 from bend_ray.data.base import Description
 from bend_ray.ensemble.ensemble import MEMBERS
 from bend_ray.folders import Folder
+from bend_ray.tensors import read_tensors
 from bend_ray.weights.subset import Subset
 
 
@@ -39,7 +40,7 @@ class Models:
         facts = artifacts.load(folder, "ensemble").facts
         description, subset = Description.from_json(facts, str(folder)), Subset.from_json(facts["subset"])
         self.preprocess, self.models = description.preprocess, []
-        theta_MD = artifacts.read_tensors(folder, MEMBERS)[0]["theta_MD"]
+        theta_MD = read_tensors(folder, MEMBERS)[0]["theta_MD"]
         for theta_D in theta_MD[:1] if os.environ["RIVAL_MODELS"] == "one" else theta_MD:
             self.models.append(bases.load(folder, description))
             subset.put(self.models[-1], theta_D)

@@ -6,13 +6,14 @@ from typing import Any
 import ray
 import torch
 
-from bend_ray import artifacts, cluster
+from bend_ray import cluster
 from bend_ray.board import reporting, watched
 from bend_ray.config import Config
 from bend_ray.data import base as bases
 from bend_ray.data.datasets import load_dataset
 from bend_ray.folders import Folder
-from bend_ray.progress import Progress
+from bend_ray.progress import Progress, counted
+from bend_ray.timings import note_seconds
 from bend_ray.weights import gate, parts
 from bend_ray.weights import subset as subsets
 from bend_ray.weights.align import align, match
@@ -29,7 +30,7 @@ def align_chains(config: Config, run: Folder, recipe: str) -> dict[str, Any]:
     with Progress("collect", "matches of chains", 2 * config.collect.seen_chains) as show:
         facts: dict[str, Any] = watched(task, show, config.cluster.stall, *arguments)
         moved, left = facts["aligned"], facts["not_aligned"]
-        show.line(f"{len(moved)} groups of hidden units permuted ({', '.join(map(str, moved)) or 'none'})")
+        show.line(f"{counted(len(moved), 'groups')} of hidden units permuted ({', '.join(map(str, moved)) or 'none'})")
         for sentence in left:
             show.line(f"left as they are: {sentence}")
     return facts
@@ -41,7 +42,7 @@ def in_words(facts: dict[str, Any]) -> str:
         return ""
     return (
         " Hidden units of each chain were permuted to match those of the others, which changes no function:"
-        f" {len(facts['aligned'])} groups of {', '.join(map(str, facts['aligned'])) or 'none'}."
+        f" {counted(len(facts['aligned']), 'groups')} of {', '.join(map(str, facts['aligned'])) or 'none'}."
         + "".join(f" Left as it was: {sentence}." for sentence in facts["not_aligned"])
     )
 
@@ -81,5 +82,5 @@ def _align(config_json: dict[str, Any], where: str, recipe: str, said: Any) -> d
                 if chain in permutations:
                     theta_SD = symmetry.permuted(theta_SD, permutations[chain])
                 parts.write_part(folder, chain, raw.subset, theta_SD, raw.facts, recipe)
-        artifacts.note_seconds(Folder(where), "chain-align", time.monotonic() - start)
+        note_seconds(Folder(where), "chain-align", time.monotonic() - start)
         return {"aligned": [group.size for group in symmetry.groups], "not_aligned": list(symmetry.left)}

@@ -7,7 +7,7 @@ pickle anywhere.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -30,6 +30,9 @@ DEPENDS: dict[Kind, tuple[str, ...]] = {
     "ensemble": ("seed", "sample"),
     "report": ("seed", "ensemble", "evaluate"),
 }
+
+RIVALS_FOLDER = "rivals"
+"""The folder of whole trainings, which follow from what the base follows from."""
 
 # Files of finished units of work, there before the artifact is.
 UNITS: dict[Kind, tuple[str, ...]] = {
@@ -118,7 +121,7 @@ def find(run: Folder, kind: Kind, config: Config, inputs: Mapping[str, str]) -> 
         if manifest.inputs.get(name) != inputs.get(name):
             raise ArtifactError(
                 f"{run / kind}: was made from another {name} than the one here now; use another --run-dir,"
-                f" or delete {run / kind} to make it anew"
+                f" or delete {_following(run, kind)} to make it anew"
             )
     return manifest
 
@@ -133,18 +136,25 @@ def there(run: Folder, kind: Kind, config: Config, inputs: Mapping[str, str]) ->
 
 def check_config(run: Folder, manifest: Manifest, config: Config) -> None:
     """Raises ArtifactError where ``manifest`` was made by another configuration, naming the first key that differs."""
-    _check_keys(run / manifest.kind, manifest.config, config.hashed(*DEPENDS[manifest.kind]))
+    _check_keys(run, manifest.kind, manifest.config, config.hashed(*DEPENDS[manifest.kind]))
 
 
-def _check_keys(folder: Folder, made: dict[str, Any], asked: dict[str, Any]) -> None:
+def _check_keys(run: Folder, kind: Kind, made: dict[str, Any], asked: dict[str, Any]) -> None:
     made, asked = (json.loads(json.dumps(keys)) for keys in (made, asked))  # as a manifest holds them
     for key in sorted(asked.keys() | made.keys()):
         there, now = made.get(key), asked.get(key)
         if there != now:
             raise ArtifactError(
-                f"{folder}: was made by another configuration ({key}: {there!r} there, {now!r} here);"
-                f" use another --run-dir, or delete {folder} and what follows from it"
+                f"{run / kind}: was made by another configuration ({key}: {there!r} there, {now!r} here);"
+                f" use another --run-dir, or delete {_following(run, kind)}"
             )
+
+
+def _following(run: Folder, kind: Kind) -> str:
+    """The folder of ``kind`` and of what follows from it, as far as they are there, in words."""
+    later = [*DEPENDS][[*DEPENDS].index(kind) + 1 :] + ([RIVALS_FOLDER] if kind == "base" else [])
+    *names, last = [kind, *(name for name in later if (run / name).list())]
+    return f"{', '.join(names) + ' and ' if names else ''}{last} in {run}"
 
 
 def check_run(run: Folder, config: Config) -> None:
@@ -159,7 +169,7 @@ def check_run(run: Folder, config: Config) -> None:
         elif finished_units(run, kind) and run.exists("config.yaml"):
             begun = loads(run.read("config.yaml").decode(errors="replace"), f"{run}/config.yaml")
             begun = begun if kind == "search" else tuned(run, begun)
-            _check_keys(run / kind, begun.hashed(*DEPENDS[kind]), asked.hashed(*DEPENDS[kind]))
+            _check_keys(run, kind, begun.hashed(*DEPENDS[kind]), asked.hashed(*DEPENDS[kind]))
 
 
 def tuned(run: Folder, config: Config) -> Config:
@@ -234,66 +244,6 @@ def load(folder: Folder, kind: Kind) -> Manifest:
         raise ArtifactError(f"{folder}: there {is_no} {kind} here; run the stage before (bend-ray show says which)")
     verify(folder, manifest)
     return manifest
-
-
-def write_tensors(folder: Folder, name: str, tensors: Mapping[str, Any], note: str = "") -> None:
-    """Tensors as one .safetensors file, with ``note`` in its header."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    with folder.staged(name) as path:
-        try:
-            # One entry only: with more, the header's order, and with it the file's bytes, would vary.
-            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path, {"note": note})
-        except SafetensorError as error:  # a full disk, most often
-            raise OSError(str(error)) from None
-
-
-def write_rows(folder: Folder, name: str, key: str, shape: tuple[int, int], blocks: Iterable[Any]) -> None:
-    """What `write_tensors` writes for one float32 tensor of this ``shape``, from blocks of its rows, one at a time."""
-    size = 4 * shape[0] * shape[1]
-    entry = {"dtype": "F32", "shape": list(shape), "data_offsets": [0, size]}
-    header = json.dumps({"__metadata__": {"note": ""}, key: entry}, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    with folder.staged(name) as path, path.open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        for block in blocks:
-            file.write(block.contiguous().numpy().data)
-        assert file.tell() == 8 + len(header) + size
-
-
-def read_tensors(folder: Folder, name: str) -> tuple[dict[str, Any], str]:
-    """Tensors and note of a .safetensors file. Raises ArtifactError if it is none."""
-    from safetensors import SafetensorError, safe_open
-
-    with folder.local(name) as path:
-        try:
-            with safe_open(path, framework="pt") as file:
-                note = (file.metadata() or {}).get("note", "")
-                return {key: file.get_tensor(key) for key in file.keys()}, note  # noqa: SIM118 (not a dict)
-        except (SafetensorError, OSError) as error:
-            raise ArtifactError(
-                f"{folder}/{name}: is not a whole .safetensors file ({error}); delete it and run the same command again"
-            ) from None
-
-
-def note_seconds(run: Folder, unit: str, seconds: float) -> None:
-    """Keep how long a unit of work took, apart from the artifacts, whose bits must not depend on it."""
-    (run / "timings").write(f"{unit}.json", json.dumps({"seconds": seconds}).encode())
-
-
-def noted_seconds(run: Folder, prefix: str) -> float:
-    """The sum over all units whose name starts with ``prefix``. Raises ArtifactError for a broken note."""
-    folder, total = run / "timings", 0.0
-    for name in folder.list():
-        if name.startswith(prefix):
-            try:
-                total += float(json.loads(folder.read(name))["seconds"])
-            except (KeyError, TypeError, ValueError):
-                raise ArtifactError(
-                    f"{folder}/{name}: holds no seconds; delete it and run the same command again"
-                ) from None
-    return total
 
 
 def _facts(folder: Folder, name: str) -> FileFacts:

@@ -5,7 +5,6 @@ configuration's models; argparse rather than a second reader of types, so that e
 """
 
 import argparse
-import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -35,12 +34,12 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         unknown = [word.rstrip(":") for word in message.split() if word.startswith("--")]
         known = [option for action in self._actions for option in action.option_strings]
-        near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1, cutoff=0.5) if unknown else []
-        near = [option for option in near if option not in unknown]
+        from bend_ray.config import nearest  # pydantic: a tenth of a second
+
+        near = nearest(unknown[0].split("=")[0], known) if unknown else ""
         where = self.prog.removeprefix("bend-ray").strip()
-        raise ConfigError(
-            (f"{where}: " if where else "") + message + (f"; did you mean {near[0]}?" if near else "; see --help")
-        )
+        hint = f"; did you mean {near}?" if near and near not in unknown else "; see --help"
+        raise ConfigError((f"{where}: " if where else "") + message + hint)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bend_ray.ensemble.aggregate import Prediction, Strategy
 from bend_ray.errors import DataError, EndpointError
+from bend_ray.progress import counted
 from bend_ray.serving import guard, oip
 
 BUSY = (502, 503, 504)
@@ -110,7 +111,7 @@ class Client:
                 wait = float(told) if told.isdigit() else wait
             if attempt < self.retries:
                 time.sleep(wait)
-        raise EndpointError(f"{self.url}{path} {why}; asked {self.retries + 1} times")
+        raise EndpointError(f"{self.url}{path} {why}; asked {counted(self.retries + 1, 'times')}")
 
 
 def _reason(answer: httpx.Response) -> str:

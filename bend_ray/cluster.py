@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,20 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bend_ray.config import Config
 from bend_ray.errors import ArtifactError, BendError, ResourceError
+from bend_ray.progress import counted, say
 from bend_ray.watch import interrupt
 
+ANSWER_S = 5.0
+"""How long a cluster's head may take to be connected to; after as long a word is said while Ray starts or joins one."""
 RETRIES = 3
 """How often a killed worker, actor or task is started again."""
 
 
 def connect(verbose: bool) -> bool:
-    """Join the cluster that RAY_ADDRESS (or `ray start`) names, or start one on this machine; whether one was."""
+    """Join the cluster that RAY_ADDRESS (or `ray start`) names, or start one on this machine; whether one was.
+
+    Raises ResourceError where that cannot be done.
+    """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon the end of a loop is seen
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray warns of a coming change otherwise
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
@@ -32,14 +39,16 @@ def connect(verbose: bool) -> bool:
     if ray.is_initialized():
         return False
     level = logging.INFO if verbose else logging.ERROR
+    arguments: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level, "include_dashboard": False}
+    where = os.environ.get("RAY_ADDRESS") or "this machine"
+    slow = threading.Timer(ANSWER_S, say, ("cluster", f"waiting for Ray at {where}, which answers or is given up"))
+    slow.start()
     try:
-        ray.init(log_to_driver=verbose, logging_level=level, include_dashboard=False, namespace="bend_ray")
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        address = os.environ.get("RAY_ADDRESS", "this machine")
-        raise ResourceError(
-            f"RAY_ADDRESS: no Ray cluster can be joined or started at {address} ({' '.join(str(error).split())[:300]});"
-            " is the address right, and RAY_AUTH_MODE=token set where the cluster asks for a token?"
-        ) from None
+        ray.init(address=_address(), namespace="bend_ray", **arguments)
+    except Exception as error:  # Ray raises bare ones, too
+        raise _unreached(error) from None
+    finally:
+        slow.cancel()
     if len(nodes()) == 1:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process more to start, a second of each
     if not verbose:
@@ -52,9 +61,65 @@ def connect(verbose: bool) -> bool:
     return bool(node.is_head())
 
 
+def _address() -> str | None:
+    """None: Ray is to look at RAY_ADDRESS and at what `ray start` noted; "local" where the latter is no more.
+
+    Raises ConnectionError where nobody listens at RAY_ADDRESS. Ray would ask for minutes.
+    """
+    if asked := os.environ.get("RAY_ADDRESS"):
+        if why := _deaf(asked):
+            raise ConnectionError(why)
+        return None
+    noted = ray._private.utils.read_ray_address()
+    if not noted or not (why := _deaf(noted)):
+        return None
+    gone = f"`ray start` had one at {noted}, which is no more ({why})"
+    say("cluster", f"{gone}: one is started here; `ray stop` forgets it")
+    return "local"
+
+
+def _deaf(address: str) -> str:
+    """Why nobody can be reached at HOST:PORT; empty where somebody can, or where the address is of another kind."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit() or "/" in host:
+        return ""
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        return str(error)
+    return ""
+
+
+def _unreached(error: Exception) -> ResourceError:
+    """What keeps `connect` from a cluster, as a sentence."""
+    said, address = " ".join(str(error).split())[:300], os.environ.get("RAY_ADDRESS")
+    if not address and not isinstance(error, ConnectionError | RuntimeError | ValueError):
+        return ResourceError(
+            f"Ray does not start on this machine ({said}); it may be too busy: wait a little, and run the same command"
+            " again"
+        )
+    return ResourceError(
+        f"RAY_ADDRESS: no Ray cluster can be joined or started at {address or 'this machine'} ({said}); is it up, the"
+        " address right, and RAY_AUTH_MODE=token set where the cluster asks for a token?"
+    )
+
+
 def nodes() -> list[dict[str, Any]]:
     """The machines that the cluster has now."""
     return [node for node in ray.nodes() if node["Alive"]]
+
+
+def others() -> str:
+    """Who else is at work on the cluster, in words: served replicas, and other drivers' processes."""
+    own, state = ray.get_runtime_context().get_job_id(), ray._private.state
+    actors = state.actors(actor_state_name="ALIVE").values()
+    served = sum(actor["ActorClassName"].startswith("ServeReplica:") for actor in actors)
+    drivers = [
+        f"process {job['DriverPid']} on {job['DriverIPAddress']}"
+        for job in state.jobs()
+        if not job["IsDead"] and job["JobID"] != own and "/ray/dashboard/" not in job["Entrypoint"]
+    ]
+    return ", ".join([counted(served, "served replicas")] * bool(served) + drivers) or "nobody that Ray tells of"
 
 
 def scratch() -> str:

@@ -19,6 +19,7 @@ from bend_ray.config import Serve
 from bend_ray.ensemble.ensemble import Ensemble
 from bend_ray.errors import ConfigError, EndpointError
 from bend_ray.folders import Folder, shown
+from bend_ray.progress import counted
 from bend_ray.replica import Arguments, Replica
 from bend_ray.serving import guard
 
@@ -79,9 +80,9 @@ def _surge(limits: Serve) -> int:
 def check(limits: Serve) -> None:
     """Raises ResourceError where the cluster cannot hold the replicas (Ray would wait for it for ever), ConfigError
     where they could not be reached."""
-    if limits.host in LOOPBACK and len(cluster.nodes()) > 1:
+    if limits.host in LOOPBACK and (others := len(cluster.nodes()) - 1):
         raise ConfigError(
-            f"serve.host: replicas on the other {len(cluster.nodes()) - 1} nodes cannot be reached at {limits.host};"
+            f"serve.host: replicas on the other {counted(others, 'nodes')} cannot be reached at {limits.host};"
             f" give --host 0.0.0.0, and set {guard.TOKEN} to ask for a token"
         )
     each = {"cpu": limits.cpus_per_replica, "gpu": limits.gpus_per_replica}

@@ -51,7 +51,8 @@ class Driver(BaseModel):
 @contextlib.contextmanager
 def held(run: Folder) -> Iterator[None]:
     """Hold ``run`` while the block runs. Raises ArtifactError where another driver holds it, and ends the block with
-    one if another has taken it over in the meantime."""
+    one if another has taken it over in the meantime. A folder that the lease alone was in goes with it."""
+    absent = [] if run.remote else [path for path in (run.path, *run.path.parents) if not path.exists()]
     own = Driver(id=uuid.uuid4().hex, machine=_machine(), pid=os.getpid(), until=0.0)
     other = _read(run)
     if other is not None and not other.gone():
@@ -80,6 +81,9 @@ def held(run: Folder) -> Iterator[None]:
         with contextlib.suppress(ArtifactError):
             if _mine(run, own):
                 run.delete(FILE)
+        with contextlib.suppress(OSError):  # something is in it
+            for path in absent:  # inner ones first
+                path.rmdir()
 
 
 def _mine(run: Folder, own: Driver) -> bool:

@@ -19,7 +19,7 @@ from bend_ray import __version__, cluster
 from bend_ray.config import Config
 from bend_ray.errors import ArtifactError, ResourceError
 from bend_ray.folders import Folder
-from bend_ray.progress import EVERY_S
+from bend_ray.progress import EVERY_S, counted
 from bend_ray.watch import watching
 
 SPARE = 1 << 28
@@ -90,8 +90,8 @@ def _seen(run: Folder, marker: str, paths: list[str]) -> dict[str, Seen]:
             ) from None
     if late:
         raise ResourceError(
-            f"node {nodes[asked[late[0]]]}: has not answered for {ANSWER_S:g} s ({len(late)} of {len(nodes)} nodes have"
-            " not); is it overloaded?"
+            f"node {nodes[asked[late[0]]]}: has not answered for {ANSWER_S:g} s (silent: {len(late)} of"
+            f" {counted(len(nodes), 'nodes')}); is it overloaded?"
         )
     return found
 
@@ -171,7 +171,7 @@ def make_room(config: Config, stage: str, say: Callable[[str], None]) -> None:
                 said = waited
                 say(
                     f"waiting for nodes, {waited:.0f} of at most {config.cluster.wait:g} s: {asked} asked for,"
-                    f" the cluster of {len(cluster.nodes())} nodes has {_amounts(names)}"
+                    f" the cluster of {counted(len(cluster.nodes()), 'nodes')} has {_amounts(names)}"
                 )
             time.sleep(min(LOOK_S, config.cluster.wait))
     finally:
@@ -179,12 +179,12 @@ def make_room(config: Config, stage: str, say: Callable[[str], None]) -> None:
 
 
 def say_who_waits(config: Config, stage: str, say: Callable[[str], None]) -> None:
-    """A word where the cluster has what ``stage`` asks for, but others are using it: Ray waits for them."""
+    """A word where the cluster has what ``stage`` asks for, but others are using it, and who: Ray waits for them."""
     wants = cluster.wants(config, (stage,))
     until = time.monotonic() + RELEASED_S
     while busy := _busy(wants):
         if time.monotonic() > until:
-            say(f"{busy}; it begins when others have ended")
+            say(f"{busy}; also at work there: {cluster.others()}; it begins when others have ended")
             return
         time.sleep(0.2)
 

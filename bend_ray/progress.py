@@ -24,6 +24,11 @@ def throttled(tell: Callable[[int, int], object], every: float = TOLD_S) -> Call
     return progress
 
 
+def counted(number: int, things: str) -> str:
+    """``number`` of ``things``, whose plural is given: 1 row, 2 rows."""
+    return f"{number} {things.removesuffix('s') if number == 1 else things}"
+
+
 def say(stage: str, words: str) -> None:
     """A line of ``stage``'s, apart from its progress."""
     print(f"{stage:<9} {words}", flush=True)
@@ -52,7 +57,7 @@ class Progress:
             self._print("\r\x1b[K", end="")
         if kind is None:
             seconds = time.monotonic() - self.start
-            self._print(f"{self.stage:<9} {self.total} {self.unit} in {seconds:.1f} s")
+            self._print(f"{self.stage:<9} {counted(self.total, self.unit)} in {seconds:.1f} s")
 
     def update(self, done: int, total: int | None = None) -> None:
         """``done`` of ``total`` units are finished, those of earlier runs included."""
@@ -77,7 +82,7 @@ class Progress:
     def _words(self, now: float) -> str:
         since, at = self.first or (now, self.done)
         if self.done == at:
-            return f"{self.done}/{self.total} {self.unit}, starting"
+            return f"{self.done}/{self.total} {self.unit}, starting for {now - self.start:.0f} s"
         rate = (self.done - at) / max(now - since, 1e-9)
         return f"{self.done}/{self.total} {self.unit}, {rate:.3g}/s, {(self.total - self.done) / rate:.0f} s left"
 

@@ -21,6 +21,7 @@ from bend_ray.progress import Progress
 from bend_ray.report import trials as pictures
 from bend_ray.search import objective, study
 from bend_ray.search.study import LOOKS, Trial
+from bend_ray.timings import note_seconds
 
 FAILED = "failed"
 """What a trial reports in the place of metrics when it fails."""
@@ -146,7 +147,7 @@ class Table(Callback):
         unit = f"trial-{number:05d}"
         text = json.dumps({"recipe": self.recipe} | asdict(ended), indent=1)
         try:
-            artifacts.note_seconds(self.run, unit, seconds)
+            note_seconds(self.run, unit, seconds)
             (self.run / "search").write(f"{unit}.json", text.encode())
         except BendError as error:  # Tune must not see it: it would take the trial for failed
             self.broken = error

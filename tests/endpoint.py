@@ -73,4 +73,6 @@ def served(run: Path, scratch: Path, *more: str) -> Iterator[Endpoint]:
         _, alive = psutil.wait_procs(family, 20)
         for orphan in alive:
             orphan.kill()
-    assert (code, [" ".join(_words(orphan)) for orphan in alive]) == (130, []), log.read_text()
+    said = log.read_text()
+    assert (code, [" ".join(_words(orphan)) for orphan in alive]) == (0, []), said
+    assert "serve: stopped\n" in said, said

@@ -12,6 +12,7 @@ from torch import Tensor
 import oracles
 from bend_ray.ensemble.aggregate import Strategy, Tally, abend, abend_label, aggregate, sbend_label, votes
 from bend_ray.errors import ConfigError, ModelError
+from bend_ray.progress import counted
 
 STRATEGIES = get_args(Strategy)
 LOW = -1e4
@@ -179,7 +180,9 @@ def test_what_is_not_finite_is_refused_by_the_members_name(data: st.DataObject, 
         logits_MBK[place] = bad
     first = min(m for m, _, _ in spoilt)
     rows = len({b for m, b, _ in spoilt if m == first})
-    with pytest.raises(ModelError, match=rf"^member {first}: logits of {rows} rows are not finite; leave it out$"):
+    with pytest.raises(
+        ModelError, match=rf"^member {first}: logits of {counted(rows, 'rows')} are not finite; leave it out$"
+    ):
         aggregate(logits_MBK, strategy)
 
 
@@ -213,6 +216,6 @@ def test_member_that_is_not_finite_is_named_by_its_place_among_all() -> None:
     tally, bad_MBK = Tally(), torch.zeros(4, 2, 3)
     bad_MBK[2, 0, 1] = torch.nan
     tally.add(torch.zeros(5, 2, 3))
-    with pytest.raises(ModelError, match="member 7: logits of 1 rows are not finite"):
+    with pytest.raises(ModelError, match="member 7: logits of 1 row are not finite"):
         tally.add(bad_MBK)
     assert tally.members == 5

@@ -12,11 +12,13 @@ from bend_ray.config import Config
 from bend_ray.data.datasets import load_dataset
 from bend_ray.errors import ArtifactError
 from bend_ray.folders import Folder
+from bend_ray.tensors import read_tensors, write_rows, write_tensors
+from bend_ray.timings import note_seconds, noted_seconds
 from conftest import changed
 
 
 def make(run: Folder, config: Config) -> Manifest:
-    artifacts.write_tensors(run / "base", "model.safetensors", {"w": torch.arange(4.0)})
+    write_tensors(run / "base", "model.safetensors", {"w": torch.arange(4.0)})
     return artifacts.publish(run, "base", config, {"data": "d"}, {"n": 1}, ["model.safetensors"], "# Base\n")
 
 
@@ -38,13 +40,26 @@ def test_other_configuration_is_named_and_nothing_touched(tmp_path: Path, toy: C
     run = Folder(tmp_path)
     make(run, toy)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(ArtifactError, match=r"base\.epochs: 2 there, 3 here"):
+    with pytest.raises(ArtifactError, match=rf"base\.epochs: 2 there, 3 here\); .*, or delete base in {tmp_path}$"):
         artifacts.check_run(run, changed(base={"epochs": 3}))
     with pytest.raises(ArtifactError, match="another data"):
         artifacts.find(run, "base", toy, {"data": "other"})
     with pytest.raises(ArtifactError, match="another data"):  # made with an input that is asked for no more
         artifacts.find(run, "base", toy, {})
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_what_follows_is_named_as_far_as_it_is_there(tmp_path: Path, toy: Config) -> None:
+    run = Folder(tmp_path)
+    make(run, toy)
+    for name in ("rivals/bagging-000.safetensors", "snapshots/chain-00000.parquet", "report/config.json"):
+        run.write(name, b"{}")
+    (tmp_path / "generator").mkdir()  # empty: nothing to delete
+    with pytest.raises(ArtifactError, match=rf"or delete base, snapshots, report and rivals in {tmp_path}$"):
+        artifacts.check_run(run, changed(base={"epochs": 3}))
+    with pytest.raises(ArtifactError, match=r"or delete base, snapshots, report and rivals in \S+ to make it anew"):
+        artifacts.find(run, "base", toy, {"data": "other"})
+    assert artifacts._following(run, "ensemble") == f"ensemble and report in {tmp_path}"
 
 
 @pytest.mark.parametrize("damage", ["truncate", "alter", "remove"])
@@ -118,16 +133,16 @@ def test_a_file_where_a_folder_should_be_is_an_error(tmp_path: Path) -> None:
 def test_safetensors_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"\xff" * 64)
     with pytest.raises(ArtifactError, match=r"x\.safetensors"):
-        artifacts.read_tensors(Folder(tmp_path), "x.safetensors")
+        read_tensors(Folder(tmp_path), "x.safetensors")
     with pytest.raises(ArtifactError, match="no such file"):
-        artifacts.read_tensors(Folder(tmp_path), "y.safetensors")
+        read_tensors(Folder(tmp_path), "y.safetensors")
 
 
 def test_seconds_add_up(tmp_path: Path) -> None:
     run = Folder(tmp_path)
     for unit, seconds in (("chain-0", 1.0), ("chain-1", 2.0), ("fit", 4.0)):
-        artifacts.note_seconds(run, unit, seconds)
-    assert artifacts.noted_seconds(run, "chain-") == 3.0
+        note_seconds(run, unit, seconds)
+    assert noted_seconds(run, "chain-") == 3.0
 
 
 def test_uri_of_a_local_folder_is_that_folder(tmp_path: Path) -> None:
@@ -138,8 +153,8 @@ def test_uri_of_a_local_folder_is_that_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (7, 3), (12, 1), (3, 12345)])
 def test_rows_written_block_by_block_are_the_same_bytes(tmp_path: Path, shape: tuple[int, int]) -> None:
     folder, theta_MD = Folder(tmp_path), torch.randn(shape)
-    artifacts.write_tensors(folder, "whole.safetensors", {"theta_MD": theta_MD})
-    artifacts.write_rows(folder, "rows.safetensors", "theta_MD", shape, theta_MD.split(2))
+    write_tensors(folder, "whole.safetensors", {"theta_MD": theta_MD})
+    write_rows(folder, "rows.safetensors", "theta_MD", shape, theta_MD.split(2))
     assert folder.read("rows.safetensors") == folder.read("whole.safetensors")
 
 

@@ -44,6 +44,8 @@ def bend_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
         (["run"], "CONFIG.yaml"),
         (["run", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["run", "CONFIG", "--collect.chain", "3"], "did you mean --collect.chains?"),
+        (["run", "CONFIG", "--base.weights", "w.pt"], "did you mean --classifier.weights?"),
+        (["run", "CONFIG", "--weights=w.pt"], "did you mean --classifier.weights?"),
         (["run", "CONFIG", "--frobnicate"], "unrecognized arguments: --frobnicate"),
         (["run", "CONFIG", "--collect.chains", "x"], "collect.chains"),
         (["run", "CONFIG", "--data.name", "null", "--data.path", "no/such"], "no/such"),

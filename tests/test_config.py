@@ -21,6 +21,8 @@ def load(tmp_path: Path, raw: object, **overrides: str) -> config.Config:
     ("section", "key", "value", "said"),
     [
         ("collect", "worker", 2, "did you mean collect.workers?"),
+        ("base", "weights", "w.pt", r"unknown key base\.weights; did you mean classifier\.weights\?"),
+        ("diffusion", "chains", 3, r"unknown key diffusion\.chains; did you mean collect\.chains\?"),
         ("collect", "workers", 0, "collect.workers: .*greater than or equal to 1"),
         ("base", "lr", "fast", "base.lr: .*number"),
         ("base", "lr", ".nan", "base.lr: .*number"),

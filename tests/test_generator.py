@@ -21,6 +21,7 @@ from bend_ray.generator.diffusion import Condition, Denoiser
 from bend_ray.generator.generator import FILE, Generator
 from bend_ray.generator.samplers import Path
 from bend_ray.generator.span import FullSpace, Scaling, Span
+from bend_ray.tensors import write_tensors
 from bend_ray.weights import parts
 from bend_ray.weights.snapshots import Fact, Held
 from bend_ray.weights.subset import Subset
@@ -440,7 +441,7 @@ def saved(generator: Generator, where: FilePath) -> Folder:
     known = facts()
     for chain, theta_SD in enumerate(snapshots().split(2)):
         parts.write_part(run / "snapshots", chain, SUBSET, theta_SD, known[2 * chain : 2 * chain + 2], "recipe")
-    artifacts.write_tensors(run / "generator", FILE, generator.state())
+    write_tensors(run / "generator", FILE, generator.state())
     described = generator.facts | {"subset": SUBSET.to_json()}
     artifacts.publish(run, "generator", changed(), {}, described, [FILE], "")
     return run
@@ -482,7 +483,7 @@ def test_tensor_that_is_missing(generator: Generator, tmp_path: FilePath) -> Non
     run = saved(generator, tmp_path)
     folder, tensors = run / "generator", generator.state()
     del tensors["mean_D"]
-    artifacts.write_tensors(folder, FILE, tensors)
+    write_tensors(folder, FILE, tensors)
     artifacts.publish(
         Folder(tmp_path), "generator", changed(), {}, artifacts.read_manifest(folder, "generator").facts, [FILE], ""
     )  # type: ignore[union-attr]
@@ -507,7 +508,7 @@ def test_chains_that_the_gate_left_empty_are_read_over(generator: Generator, tmp
     for chain in range(S // 2 + 3):
         rows = files.get(chain, slice(0))
         parts.write_part(run / "snapshots", chain, SUBSET, snapshots()[rows], moved[rows], "recipe")
-    artifacts.write_tensors(run / "generator", FILE, gated.state())
+    write_tensors(run / "generator", FILE, gated.state())
     described = gated.facts | {"subset": SUBSET.to_json()}
     artifacts.publish(run, "generator", changed(), {}, described, [FILE], "")
     loaded = Generator.load(run)

@@ -18,6 +18,7 @@ from bend_ray.data.datasets import load_dataset
 from bend_ray.ensemble.ensemble import MEMBERS, Ensemble
 from bend_ray.folders import Folder
 from bend_ray.stages import pipeline
+from bend_ray.tensors import read_tensors
 from bend_ray.weights.chains import run_chains
 from bend_ray.weights.features import Tails
 from bend_ray.weights.subset import choose
@@ -60,7 +61,7 @@ def test_one_actor_samples_the_bits_of_two(run: Folder, tmp_path: Path) -> None:
     shutil.copytree(run.path, again.path, ignore=shutil.ignore_patterns("ensemble", "report"))
     alone = changed(**PLACED | {"sample": {**PLACED["sample"], "actors": 1}})
     pipeline.run(alone, again, ("sample",))
-    found, expected = (artifacts.read_tensors(each / "ensemble", MEMBERS)[0]["theta_MD"] for each in (again, run))
+    found, expected = (read_tensors(each / "ensemble", MEMBERS)[0]["theta_MD"] for each in (again, run))
     assert torch.equal(found, expected)
 
 

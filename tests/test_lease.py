@@ -38,6 +38,19 @@ def test_a_lease_is_there_while_it_is_held(tmp_path: Path) -> None:
     assert not (tmp_path / lease.FILE).exists()
 
 
+def test_a_folder_that_nothing_came_into_goes_with_the_lease(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for name in ("there", "runs/new", "runs/used"):
+        with lease.held(Folder(tmp_path / name)):
+            assert (tmp_path / name / lease.FILE).exists()
+            if name == "runs/used":
+                (tmp_path / name / "config.yaml").touch()
+        if name == "runs/new":
+            assert not (tmp_path / "runs").exists()
+    found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert found == ["runs", "runs/used", "runs/used/config.yaml", "there"]
+
+
 def test_another_machines_lease_is_respected_until_it_runs_out(tmp_path: Path) -> None:
     other(tmp_path)
     with (

@@ -18,6 +18,7 @@ from bend_ray.ensemble.ensemble import Ensemble
 from bend_ray.errors import TrainingError
 from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
+from bend_ray.progress import counted
 from bend_ray.stages import collect, pipeline
 from bend_ray.stages.sample import FIRST, SPREADS
 from bend_ray.weights import parts
@@ -89,17 +90,17 @@ def test_the_gate_drops_snapshots_and_the_rest_goes_on(
     _, left = parts.read_facts(run / "snapshots", config.collect.chains)
     assert [(fact.chain, fact.step) for fact in left] == kept
     assert artifacts.load(run / "snapshots", "snapshots").facts["dropped"] == dropped
-    assert f"{dropped} snapshots dropped by the gate" in capsys.readouterr().out
+    assert f"{counted(dropped, 'snapshots')} dropped by the gate" in capsys.readouterr().out
     report = json.loads((run.path / "report" / "metrics.json").read_text())
     assert report["dropped"] == dropped and report["originals"]["count"] == len(kept)
-    assert "were dropped for their validation accuracy" in (run.path / "report" / "README.md").read_text()
+    assert "Dropped for low validation accuracy (collect.gate): " in (run.path / "report" / "README.md").read_text()
 
 
 def test_a_gate_that_leaves_too_little_says_so(reference: Path, tmp_path: Path) -> None:
     config, run = fresh(), Folder(tmp_path / "run")
     shutil.copytree(reference / "base", run.path / "base")
     collect = config.collect.model_copy(update={"gate": 0.0, "epochs": 0.1, "lr": 1e-6})  # as good as untrained
-    with pytest.raises(TrainingError, match=r"collect\.gate: .* leaves some of 0 chains"):
+    with pytest.raises(TrainingError, match=r"collect\.gate: .* leaves snapshots of 0 chains"):
         pipeline.run(config.model_copy(update={"collect": collect}), run, ("collect",))
 
 

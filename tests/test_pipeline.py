@@ -22,6 +22,7 @@ from bend_ray.errors import ArtifactError, ConfigError, ResourceError, TrainingE
 from bend_ray.folders import Folder
 from bend_ray.report.numbers import SNAPSHOTS
 from bend_ray.stages import evaluate, pipeline, sample
+from bend_ray.tensors import read_tensors
 from bend_ray.weights import parts
 from conftest import TOY, bits, changed
 
@@ -184,7 +185,7 @@ def test_recalibrated_members_have_statistics_of_their_own(reference: Path, tmp_
     assert all(own.theta_MD[:, D:].std(0) > 0)
     alone = copy(run.path, tmp_path / "alone", "ensemble")
     sample._Sampler(config.model_dump(mode="json"), alone.address, "recipe").sample(1)
-    again = artifacts.read_tensors(alone / "ensemble", "block-00001.safetensors")[0]["theta_MD"]
+    again = read_tensors(alone / "ensemble", "block-00001.safetensors")[0]["theta_MD"]
     assert torch.equal(again, own.theta_MD[2:4])  # in another process, another block first
     with pytest.raises(ArtifactError, match=r"sample\.recalibrate: 2 there, 0 here"):
         pipeline.run(changed(), run)

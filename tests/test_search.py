@@ -27,6 +27,7 @@ from bend_ray.report import numbers
 from bend_ray.search import objective, study
 from bend_ray.search.objective import Prepared
 from bend_ray.stages import pipeline, search
+from bend_ray.timings import noted_seconds
 from bend_ray.weights import parts
 from conftest import BEND_RAY, TOY, changed
 from processes import ended_well, first_worker, kill, wait_for
@@ -137,7 +138,7 @@ def test_the_best_is_taken_by_the_stages_that_follow(searched: Path) -> None:
     assert all(config.hashed("autoencoder", "diffusion", "sample")[key] == best[key] for key in SPACE)
     generator = artifacts.load(Folder(searched) / "generator", "generator")
     artifacts.check_config(Folder(searched), generator, config)
-    assert artifacts.noted_seconds(Folder(searched), "trial-") > 0
+    assert noted_seconds(Folder(searched), "trial-") > 0
     before = stamps(searched)
     pipeline.run(asked(), Folder(searched), ("collect", "search", "fit", "sample"))
     pipeline.run(config, Folder(searched), ("collect", "fit", "sample"))  # best.yaml is that run's, too

@@ -17,6 +17,7 @@ from bend_ray import artifacts
 from bend_ray.ensemble.ensemble import MEMBERS, Ensemble
 from bend_ray.errors import ArtifactError, DataError
 from bend_ray.folders import Folder
+from bend_ray.tensors import read_tensors, write_tensors
 from conftest import ROOT
 from endpoint import Endpoint, served
 
@@ -30,8 +31,8 @@ def other(run: Path, where: Path) -> Path:
     manifest = artifacts.load(source, "ensemble")
     for name in manifest.files:
         folder.write(name, source.read(name))
-    theta_MD = artifacts.read_tensors(source, MEMBERS)[0]["theta_MD"]
-    artifacts.write_tensors(folder, MEMBERS, {"theta_MD": theta_MD.flip(0) * 0.8})
+    theta_MD = read_tensors(source, MEMBERS)[0]["theta_MD"]
+    write_tensors(folder, MEMBERS, {"theta_MD": theta_MD.flip(0) * 0.8})
     files = {name: artifacts._facts(folder, name) for name in manifest.files}
     folder.write("config.json", manifest.model_copy(update={"files": files}).model_dump_json().encode())
     return where

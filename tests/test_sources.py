@@ -101,6 +101,30 @@ def test_folders_of_classes_alone_are_cut(tmp_path: Path) -> None:
     assert dataset.digest() == load_dataset(npz(tmp_path, x_train=x, y_train=y), seed=0).digest()
 
 
+@pytest.mark.parametrize(("in_memory", "divided"), [(2.0, True), (0.0, True), (2.0, False)])
+def test_limits_take_the_first_of_each_class_in_turn(tmp_path: Path, in_memory: float, divided: bool) -> None:
+    root = tmp_path / "d"
+    x, y = rows(40, 0)
+    pictures(root / "train" if divided else root, x[:26], y[:26])  # 20 cats, 6 dogs
+    if divided:
+        pictures(root / "test", *THREE["test"])
+
+    def load(**more: int) -> Dataset:
+        return load_dataset(Data(path=str(root), in_memory=in_memory, val_fraction=0.25, **more), seed=0)
+
+    few, whole_one = load(train_limit=16, test_limit=5), load()
+    assert few.test.labels.tolist() == [0, 0, 0, 1, 1]
+    train = torch.cat([few.train.labels, few.val.labels])
+    assert train.bincount().tolist() == ([10, 6] if divided else [12, 4])  # all dogs that there are
+    tested = {image.numpy().tobytes() for image in whole_one.test.images}
+    assert {image.numpy().tobytes() for image in few.test.images} < tested
+    if divided:
+        given = torch.cat([few.train.images, few.val.images])
+        assert {image.numpy().tobytes() for image in given} == {image.tobytes() for image in [*x[:10], *x[20:26]]}
+        assert torch.equal(few.test.images[:, 0], torch.from_numpy(THREE["test"][0][[0, 1, 2, 5, 6]]))
+    assert load(train_limit=26, test_limit=99).digest() == whole_one.digest()
+
+
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     x, y = rows(40, 0)
     pictures(tmp_path / "d", x, y)

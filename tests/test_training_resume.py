@@ -22,6 +22,7 @@ from bend_ray.errors import ArtifactError, ConfigError
 from bend_ray.folders import Folder
 from bend_ray.serving.front import free_port
 from bend_ray.stages import show
+from bend_ray.tensors import read_tensors, write_tensors
 from conftest import TOY, changed
 from processes import Start, count, kill, start, wait_for, workers
 
@@ -110,9 +111,9 @@ def test_seconds_go_on_too(tmp_path: Path) -> None:
     with pytest.raises(KilledError):
         trained(config, checkpoint, killed_at(per_epoch(config) + 1))
     name = "epoch-00001.safetensors"
-    tensors, note = artifacts.read_tensors(Folder(tmp_path), name)
+    tensors, note = read_tensors(Folder(tmp_path), name)
     assert tensors["seconds"] > 0
-    artifacts.write_tensors(Folder(tmp_path), name, tensors | {"seconds": tensors["seconds"] + 1000}, note)
+    write_tensors(Folder(tmp_path), name, tensors | {"seconds": tensors["seconds"] + 1000}, note)
     dataset = data()
     module = Description.of(config.classifier, dataset).build(0)
     args = (module, dataset.train, dataset.preprocess, config.base, 0)
@@ -262,5 +263,5 @@ def test_killed_workers_and_driver_go_on_with_the_base(start: Start, tmp_path: P
     said, _ = process.communicate()
     assert " of 60 epochs behind it" in said
     assert not count(run, "base/epoch-*")
-    found, _ = artifacts.read_tensors(Folder(run / "base"), "model.safetensors")
+    found, _ = read_tensors(Folder(run / "base"), "model.safetensors")
     assert same(found, trained(changed(base=config["base"], augment=config["augment"])))

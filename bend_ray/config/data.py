@@ -27,9 +27,10 @@ class Data(Section):
     test_fraction: float = Field(0.25, gt=0, lt=1)
     """Share of all rows kept for testing (stratified), where the data has no test split."""
     train_limit: int | None = Field(None, ge=1)
-    """Use only the first so many training rows (before the validation split); None: all."""
+    """Use only the first so many training rows (before the validation split), of a folder of images the first of each
+    class in turn; None: all."""
     test_limit: int | None = Field(None, ge=1)
-    """Use only the first so many test rows; None: all."""
+    """Use only the first so many test rows, likewise; None: all."""
     in_memory: float = placement(2.0, ge=0)
     """GiB of decoded images of one split that a process keeps in memory; more lie in a temporary file (in TMPDIR),
     which goes with the process."""

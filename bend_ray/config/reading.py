@@ -1,6 +1,5 @@
 """From YAML and the command line to a checked configuration, and back; errors say where and which key."""
 
-import difflib
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -8,7 +7,7 @@ import yaml
 from pydantic import ValidationError
 
 from bend_ray.config.section import Section
-from bend_ray.config.whole import Config, Inference, keys, put
+from bend_ray.config.whole import Config, Inference, keys, nearest, put
 from bend_ray.errors import ConfigError
 
 Parsed = TypeVar("Parsed", bound=Section)
@@ -61,8 +60,8 @@ def parse(model: type[Parsed], raw: dict[str, Any], where: str) -> Parsed:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, [*keys(model), *model.model_fields], n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(_siblings(key))}"
+            near = nearest(key, [*keys(model), *model.model_fields])
+            hint = f"; did you mean {near}?" if near else f"; known: {', '.join(_siblings(key))}"
             raise ConfigError(f"{where}: unknown key {key}{hint}") from None
         message = first["msg"].removeprefix("Value error, ")
         got = "" if first["type"] in ("missing", "value_error") else f" (got {first['input']!r})"

@@ -1,6 +1,7 @@
 """All sections together, and what must go with what; of an ensemble that is there, those that still matter."""
 
 import difflib
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
@@ -83,8 +84,8 @@ class Config(Section):
         """``value`` in the type of the searched ``key``, for YAML reads 1e-4 as a word. Raises ValueError."""
         section, _, name = key.partition(".")
         if section not in SEARCHED or name not in Config.model_fields[section].annotation.model_fields:  # type: ignore[union-attr]
-            near = difflib.get_close_matches(key, [k for k in keys() if k.split(".")[0] in SEARCHED], n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            near = nearest(key, [known for known in keys() if known.split(".")[0] in SEARCHED])
+            hint = f"; did you mean {near}?" if near else ""
             raise ValueError(f"search.space: {key} is no key of {', '.join(SEARCHED)}{hint}")
         try:
             changed = type(getattr(self, section)).model_validate(getattr(self, section).model_dump() | {name: value})
@@ -133,6 +134,18 @@ def keys(model: type[Section] = Config, prefix: str = "") -> dict[str, Any]:
         else:
             found[prefix + name] = field
     return found
+
+
+def nearest(key: str, known: Iterable[str]) -> str:
+    """What was meant by ``key``: a known one of the same name in another section, else the one spelt most alike; empty
+    where none is."""
+    among = list(known)
+    same = [other for other in among if _name(other) == _name(key)]
+    return next(iter(difflib.get_close_matches(key, same or among, n=1, cutoff=0.0 if same else 0.5)), "")
+
+
+def _name(key: str) -> str:
+    return key.lstrip("-").rpartition(".")[2]
 
 
 def put(raw: dict[str, Any], key: str, value: Any) -> None:

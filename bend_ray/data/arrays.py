@@ -11,6 +11,7 @@ import torch
 from bend_ray.data.images import PIECE, Pile, Split, Splits, as_images
 from bend_ray.errors import DataError
 from bend_ray.folders import Folder, local_file, shown
+from bend_ray.progress import counted
 
 KEYS = {f"{kind}_{split}": split for split in ("train", "val", "test") for kind in "xy"}
 
@@ -87,5 +88,5 @@ def paired(images: np.ndarray, labels: np.ndarray, where: tuple[str, str], in_me
             piece = images[start : start + PIECE]
             pile.add(as_images(piece, f"{where[0]}, rows {start} to {start + len(piece) - 1}").numpy())
     if len(labels) != pile.rows:
-        raise DataError(f"{where[1]} has {len(labels)} labels for {pile.rows} images")
+        raise DataError(f"{where[1]} has {counted(len(labels), 'labels')} for {counted(pile.rows, 'images')}")
     return Split(pile.tensor(), torch.from_numpy(labels.reshape(-1).astype(np.int64)))

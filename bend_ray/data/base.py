@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from bend_ray import artifacts
 from bend_ray.config import Classifier
 from bend_ray.data import classifiers
 from bend_ray.data.datasets import Dataset, Preprocess
 from bend_ray.errors import ArtifactError
 from bend_ray.folders import Folder
+from bend_ray.tensors import read_tensors, write_tensors
 
 FILE = "model.safetensors"
 
@@ -53,7 +53,7 @@ class Description:
 
 def save(folder: Folder, module: nn.Module, file: str = FILE, note: str = "") -> None:
     """Put the parameters and buffers of ``module`` (a tied parameter once)."""
-    artifacts.write_tensors(folder, file, {**dict(module.named_parameters()), **dict(module.named_buffers())}, note)
+    write_tensors(folder, file, {**dict(module.named_parameters()), **dict(module.named_buffers())}, note)
 
 
 def load(folder: Folder, description: Description, device: torch.device | str = "cpu", file: str = FILE) -> nn.Module:
@@ -61,7 +61,7 @@ def load(folder: Folder, description: Description, device: torch.device | str = 
 
     Raises ArtifactError where the file's names or shapes are not the classifier's.
     """
-    tensors, _ = artifacts.read_tensors(folder, file)
+    tensors, _ = read_tensors(folder, file)
     module = description.build().requires_grad_(False).to(device)
     own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     if wrong := sorted(own.keys() ^ tensors.keys()) or [n for n in own if own[n].shape != tensors[n].shape]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from bend_ray import artifacts
 from bend_ray.errors import ArtifactError
 from bend_ray.folders import Folder
+from bend_ray.tensors import read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Checkpoint:
         if not (epochs := self.epochs()):
             return 0
         name = _name(epochs)
-        found, made_by = artifacts.read_tensors(self.folder, name)
+        found, made_by = read_tensors(self.folder, name)
         artifacts.check_recipe(self.folder, name, made_by, self.recipe)
         wrong = sorted(found.keys() ^ tensors.keys()) or [k for k in found if found[k].shape != tensors[k].shape]
         if wrong:
@@ -46,7 +47,7 @@ class Checkpoint:
 
     def save(self, epochs: int, tensors: Mapping[str, Tensor]) -> None:
         """Put ``tensors`` as they are after so many epochs; what was there before goes."""
-        artifacts.write_tensors(self.folder, _name(epochs), tensors, self.recipe)
+        write_tensors(self.folder, _name(epochs), tensors, self.recipe)
         for name in self._names():
             if _epoch(name) < epochs:  # and none that is further on
                 self.folder.delete(name)

@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -165,7 +165,7 @@ def load_dataset(data: Data, seed: int) -> Dataset:
     if "test" not in splits:  # before the limits: which rows are for testing must not depend on how many train
         splits["train"], splits["test"] = _cut(splits["train"], data, "test_fraction", seed)
     for split, limit in (("train", data.train_limit), ("test", data.test_limit)):
-        splits[split] = splits[split].take(slice(limit))
+        splits[split] = _first(splits[split], limit, data.in_memory)
     if "val" not in splits:
         splits["train"], splits["val"] = _cut(splits["train"], data, "val_fraction", seed)
     if len(splits["train"].labels.unique()) < 2:
@@ -181,7 +181,7 @@ def _one_colour(splits: Splits, in_memory: float) -> Splits:
     """Where any split is in colour, grey ones are repeated over three channels."""
     channels = max(rows.images.shape[1] for rows in splits.values())
     return {
-        name: rows if rows.images.shape[1] == channels else Split(piled(rows.images, in_memory, None, 3), rows.labels)
+        name: rows if rows.images.shape[1] == channels else replace(rows, images=piled(rows.images, in_memory, None, 3))
         for name, rows in splits.items()
     }
 
@@ -207,6 +207,15 @@ def _check(where: str, splits: Splits, names: tuple[str, ...]) -> tuple[str, ...
     return names or tuple(map(str, range(classes)))
 
 
+def _first(rows: Split, limit: int | None, in_memory: float) -> Split:
+    """The first ``limit`` rows; where they lie class by class, the first of each class in turn, in the old order."""
+    if limit is None or limit >= len(rows) or not rows.by_class:
+        return rows.take(slice(limit))
+    counts = rows.labels.unique(return_counts=True)[1].tolist()
+    turn = torch.cat([torch.arange(count) for count in counts])
+    return _piled(rows, turn.argsort(stable=True)[:limit].sort().values, in_memory)
+
+
 def _cut(rows: Split, data: Data, name: str, seed: int) -> tuple[Split, Split]:
     """``rows`` without and with that fraction of every class, each in the old order."""
     from sklearn.model_selection import train_test_split  # takes a second
@@ -226,8 +235,12 @@ def _cut(rows: Split, data: Data, name: str, seed: int) -> tuple[Split, Split]:
     except ValueError as error:
         raise DataError(f"{key}: {fraction} of {len(rows)} rows cannot be cut off by class ({error})") from None
     parts = (torch.from_numpy(np.sort(part)) for part in (kept, cut))
-    without, with_it = (Split(piled(rows.images, data.in_memory, part), rows.labels[part]) for part in parts)
+    without, with_it = (_piled(rows, part, data.in_memory) for part in parts)
     return without, with_it
+
+
+def _piled(rows: Split, chosen: Tensor, in_memory: float) -> Split:
+    return replace(rows, images=piled(rows.images, in_memory, chosen), labels=rows.labels[chosen])
 
 
 def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -27,6 +27,8 @@ class Split:
 
     images: Tensor
     labels: Tensor
+    by_class: bool = False
+    """Rows lie class by class, so that the first ones are not like the others."""
 
     def __len__(self) -> int:
         return len(self.labels)

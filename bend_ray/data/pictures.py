@@ -33,7 +33,8 @@ def load_pictures(path: str, names: list[str], folders: list[str], in_memory: fl
         data = folder.each(partial(_read, folder), [name for _, name in members])
         for (_, name), encoded in zip(members, data, strict=True):
             pile.add(decoded(encoded, f"{where}/{name}"), f"{where}/{name}")
-        splits[split] = Split(pile.tensor(), torch.tensor([classes.index(kind) for kind, _ in members]))
+        labels = torch.tensor([classes.index(kind) for kind, _ in members])
+        splits[split] = Split(pile.tensor(), labels, by_class=True)
     return splits, tuple(classes)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bend_ray.errors import ConfigError, ModelError
+from bend_ray.progress import counted
 
 Strategy = Literal["abend", "sbend"]
 
@@ -153,6 +154,5 @@ def check(logits_MBK: Tensor, before: int = 0) -> None:
     bad_MB = ~torch.isfinite(logits_MBK).all(-1)
     if bad_MB.any():
         member = int(bad_MB.any(1).nonzero()[0])
-        raise ModelError(
-            f"member {before + member}: logits of {int(bad_MB[member].sum())} rows are not finite; leave it out"
-        )
+        rows = counted(int(bad_MB[member].sum()), "rows")
+        raise ModelError(f"member {before + member}: logits of {rows} are not finite; leave it out")

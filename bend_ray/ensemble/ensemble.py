@@ -18,6 +18,7 @@ from bend_ray.ensemble.aggregate import Prediction, Strategy, Tally
 from bend_ray.ensemble.trunk import SharedTrunk, split
 from bend_ray.errors import ArtifactError, ConfigError
 from bend_ray.folders import Folder
+from bend_ray.tensors import read_tensors
 from bend_ray.weights.subset import Subset
 
 DEFAULTS = Settings()
@@ -60,7 +61,7 @@ class Ensemble:
             subset = Subset.from_json(manifest.facts["subset"])
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{name}: describes no subset of parameters ({error})") from None
-        theta_MD = artifacts.read_tensors(folder, MEMBERS)[0].get("theta_MD")
+        theta_MD = read_tensors(folder, MEMBERS)[0].get("theta_MD")
         if theta_MD is None or theta_MD.ndim != 2 or theta_MD.shape[1] != subset.D:
             raise ArtifactError(f"{folder}/{MEMBERS}: holds no theta_MD of {subset.D} columns, as {name} asks for")
         module = bases.load(folder, description, device)

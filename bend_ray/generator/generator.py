@@ -22,6 +22,7 @@ from bend_ray.generator.autoencoder import Autoencoder
 from bend_ray.generator.diffusion import Condition, Diffusion
 from bend_ray.generator.samplers import Path
 from bend_ray.generator.span import Blocks, FullSpace, Span
+from bend_ray.tensors import read_tensors
 from bend_ray.weights import parts
 from bend_ray.weights.snapshots import Fact, Held
 from bend_ray.weights.subset import Subset
@@ -206,7 +207,7 @@ class Generator:
         folder = run / "generator"
         manifest = artifacts.load(folder, "generator")
         facts = manifest.facts
-        tensors, _ = artifacts.read_tensors(folder, FILE)
+        tensors, _ = read_tensors(folder, FILE)
         try:
             subset = Subset.from_json(facts["subset"])
             settings = AutoencoderSettings.model_validate(facts["autoencoder"])

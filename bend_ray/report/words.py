@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from bend_ray.progress import counted
+
 LABELS = {
     "base_model": "the base classifier alone",
     "weight_average": "one model: average of all snapshots",
@@ -31,7 +33,7 @@ def readme(metrics: dict[str, Any], figures: list[str]) -> str:
     body = ["| " + " | ".join(row) + " |" for row in rows]
     body.insert(1, "|---|---:|---:|---:|---:|")
     sections = [
-        f"# {metrics['dataset']}, seed {metrics['seed']}: {metrics['members']} generated classifiers",
+        f"# {metrics['dataset']}, seed {metrics['seed']}: {counted(metrics['members'], 'generated classifiers')}",
         "\n".join(f"- {line}" for line in headline(metrics)),
         f"{metrics['test_size']} test rows, {metrics['classes']} classes, {metrics['subset_size']} generated parameters"
         " a member. Accuracy in per cent; NLL in nats, lower is better; ECE is the calibration error, lower is better.",
@@ -76,10 +78,11 @@ def headline(metrics: dict[str, Any]) -> list[str]:
     if chosen := metrics["chosen"]["rejected"]:
         lines.append(
             f"Members were chosen on validation rows ({metrics['chosen']['keep']}) among"
-            f" {metrics['chosen']['candidates']}, and so were those of null models; {chosen} of ours were rejected."
+            f" {metrics['chosen']['candidates']}, and so were those of null models; {chosen} of ours rejected."
         )
     if metrics["dropped"]:
-        lines.append(f"{metrics['dropped']} more snapshots were dropped for their validation accuracy (collect.gate).")
+        dropped = counted(metrics["dropped"], "further snapshots")
+        lines.append(f"Dropped for low validation accuracy (collect.gate): {dropped}.")
     if (spread := metrics["chosen"]["spread"]) != 1:
         lines.append(
             f"Members lie {spread:g} times as far from the mean of the snapshots as they were sampled (sample.spread);"

@@ -13,6 +13,7 @@ from torch import Tensor
 from bend_ray.config import Serve
 from bend_ray.data.datasets import Preprocess
 from bend_ray.errors import DataError
+from bend_ray.progress import counted
 from bend_ray.serving import inputs
 
 DIGITS = re.compile("[0-9]{1,20}")
@@ -63,7 +64,7 @@ async def _of_form(request: Request, body: bytes, fit: Preprocess, max_rows: int
         form = await request.form(max_files=max_rows, max_fields=16)
     except StarletteHTTPException as error:
         if "Too many files" in str(error.detail):
-            raise HTTPException(413, f"more than {max_rows} images in one request") from None
+            raise HTTPException(413, f"more than {counted(max_rows, 'images')} in one request") from None
         raise DataError(f"body: is no form ({error.detail})") from None
     except Exception as error:  # it decodes by any codec that a body names
         raise DataError(f"body: is no form ({str(error)[:100]})") from None

@@ -9,6 +9,8 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from bend_ray.progress import counted
+
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -88,7 +90,7 @@ class Guard:
                 send, 401, "a token is needed: Authorization: Bearer TOKEN (or, in a browser, as password)", challenge
             )
         elif self.ongoing >= self.queue:
-            await refuse_for_now(send, f"the queue is full ({self.queue} requests); come again")
+            await refuse_for_now(send, f"the queue is full ({counted(self.queue, 'requests')}); come again")
         else:
             self.ongoing += 1
             try:

@@ -24,7 +24,8 @@ from bend_ray.data import classifiers, training
 from bend_ray.data.checkpoint import Checkpoint
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.folders import Folder, local_file
-from bend_ray.progress import Progress, say
+from bend_ray.progress import Progress, counted, say
+from bend_ray.timings import note_seconds
 from bend_ray.weights import chains as chain_training
 from bend_ray.weights import gate, parts
 from bend_ray.weights import subset as subsets
@@ -50,9 +51,9 @@ def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
     already = begun + done * chain_steps
     with Progress("collect", "steps", total, already) as show:
         if base is not None:
-            show.line(f"the base is there already, and {done} of {config.collect.chains} chains")
+            show.line(f"the base is there already, and {done} of {counted(config.collect.chains, 'chains')}")
         elif epochs:
-            show.line(f"the base has {epochs} of {config.base.epochs} epochs behind it")
+            show.line(f"the base has {epochs} of {counted(config.base.epochs, 'epochs')} behind it")
         _train(config, run, base_inputs, show, already, begun)
     base = artifacts.load(run / "base", "base")
     inputs = {"base": base.digest, **base_inputs}
@@ -164,7 +165,7 @@ def _work(job: dict[str, Any]) -> None:
                 module, config, dataset, lambda done, total: tell(done - begun, total - begun), checkpoint
             )
             if first:
-                artifacts.note_seconds(run, "base", seconds)
+                note_seconds(run, "base", seconds)
                 _publish_base(module, config, run, dataset, job["inputs"])
             barrier()
         if first:
@@ -228,7 +229,7 @@ def _run_chains(config: Config, run: Folder, dataset: Dataset, inputs: dict[str,
         seconds = (time.monotonic() - start) / len(chains)
         for chain, (theta_SD, facts) in zip(chains, trained, strict=True):
             if chain in todo:
-                artifacts.note_seconds(run, f"chain-{chain:05d}", seconds)
+                note_seconds(run, f"chain-{chain:05d}", seconds)
                 kept = gate.passing(collect, facts, manifest.facts["val_accuracy"])
                 parts.write_part(folder, chain, subset, theta_SD[kept], [facts[i] for i in kept], recipe, stem)
 
@@ -251,8 +252,8 @@ def _publish(config: Config, run: Folder, inputs: dict[str, str], aligned: dict[
     readme = (
         f"# Snapshots\n\n{len(accuracy)} snapshots of {subset.D} parameters (`{collect.subset}`): "
         f"{collect.chains} chains of {collect.snapshots_per_chain}, one Parquet part a chain. Mean validation accuracy "
-        f"{mean:.4f}; {gate.in_words(collect, dropped)}. The last {collect.held_out} chains are withheld from the"
-        f" generator.{alignment.in_words(aligned)}\n\n"
+        f"{mean:.4f}; {gate.in_words(collect, dropped)}. Withheld from the generator: the last"
+        f" {counted(collect.held_out, 'chains')}.{alignment.in_words(aligned)}\n\n"
         '```python\nimport pandas\npandas.read_parquet("snapshots")  # chain, step, seed, val_loss, val_accuracy, '
         "theta.<parameter>...\n```\n"
     )

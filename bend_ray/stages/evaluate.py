@@ -32,10 +32,11 @@ from bend_ray.pool import pool
 from bend_ray.progress import Progress
 from bend_ray.report import numbers, words
 from bend_ray.report.numbers import RIVALS, Scored
+from bend_ray.tensors import read_tensors
+from bend_ray.timings import note_seconds, noted_seconds
 from bend_ray.weights import parts
 from bend_ray.weights.subset import Subset
 
-RIVALS_FOLDER = "rivals"
 """In the run: whole classifiers trained for comparison."""
 CHUNK = 512
 """Images predicted at once."""
@@ -76,9 +77,9 @@ def _make(config: Config, run: Folder, dataset: Dataset, inputs: dict[str, str])
     metrics["dropped"] = artifacts.load(run / "snapshots", "snapshots").facts["dropped"]
     chosen = artifacts.load(run / "ensemble", "ensemble").facts
     metrics["chosen"] = {key: chosen[key] for key in ("keep", "candidates", "rejected", "spread")}
-    seconds = {unit: artifacts.noted_seconds(run, unit) for unit in ("base", "chain-", "trial-", "fit", "block-")}
+    seconds = {unit: noted_seconds(run, unit) for unit in ("base", "chain-", "trial-", "fit", "block-")}
     seconds["evaluate"] = time.monotonic() - start
-    trained = [artifacts.noted_seconds(run, name.split(".")[0]) for names in rivals.values() for name in names]
+    trained = [noted_seconds(run, name.split(".")[0]) for names in rivals.values() for name in names]
     metrics["cost"] = numbers.cost(config, seconds, trained)
     folder = run / "report"
     folder.write("metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
@@ -92,8 +93,8 @@ def _train_rivals(config: Config, run: Folder, recipe: str) -> dict[str, list[st
     counts = {"bagging": config.evaluate.bagging_members, "deep_ensemble": config.evaluate.deep_ensemble_members}
     files = {kind: [f"{kind}-{i:03d}.safetensors" for i in range(counts[kind])] for kind in RIVALS}
     units = [(kind, i, files[kind][i]) for kind in RIVALS for i in range(counts[kind])]
-    folder = run / RIVALS_FOLDER
-    todo = [u for u in units if not folder.exists(u[2]) or artifacts.read_tensors(folder, u[2])[1] != recipe]
+    folder = run / artifacts.RIVALS_FOLDER
+    todo = [u for u in units if not folder.exists(u[2]) or read_tensors(folder, u[2])[1] != recipe]
     if not todo:
         return files
     with Progress("evaluate", "rival classifiers trained", len(units), len(units) - len(todo)) as show:
@@ -134,8 +135,8 @@ def _train_rival(config_json: dict[str, Any], where: str, recipe: str, kind: str
         bootstrap=bootstrap,
         changes=config.augment,
     )
-    artifacts.note_seconds(run, file.removesuffix(".safetensors"), time.monotonic() - start)
-    bases.save(run / RIVALS_FOLDER, module, file, recipe)
+    note_seconds(run, file.removesuffix(".safetensors"), time.monotonic() - start)
+    bases.save(run / artifacts.RIVALS_FOLDER, module, file, recipe)
 
 
 def _score_all(
@@ -183,7 +184,7 @@ class _Evaluator:
         start = time.monotonic()
         test, val, away = self.dataset.test, self.dataset.val, None
         if name in RIVALS:
-            seconds = sum(artifacts.noted_seconds(self.run, file.split(".")[0]) for file in self.rivals[name])
+            seconds = sum(noted_seconds(self.run, file.split(".")[0]) for file in self.rivals[name])
             test_MBK, val_MBK = self._rival_logits(name, test.images), self._rival_logits(name, val.images)
         else:
             theta_MD = self._theta(name)
@@ -247,7 +248,7 @@ class _Evaluator:
     def _rival_logits(self, name: str, images: Tensor) -> Tensor:
         description, found = self.ensemble.description, []
         for file in self.rivals[name]:
-            module = bases.load(self.run / RIVALS_FOLDER, description, self.device, file)
+            module = bases.load(self.run / artifacts.RIVALS_FOLDER, description, self.device, file)
             chunks = [
                 logits(module(description.preprocess(part.to(self.device)))).cpu() for part in images.split(CHUNK)
             ]

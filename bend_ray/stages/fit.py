@@ -20,6 +20,8 @@ from bend_ray.folders import Folder
 from bend_ray.generator.generator import FILE, Generator
 from bend_ray.generator.span import Blocks
 from bend_ray.progress import Progress
+from bend_ray.tensors import write_tensors
+from bend_ray.timings import note_seconds
 from bend_ray.weights import parts
 from bend_ray.weights.snapshots import seen_of
 
@@ -68,8 +70,8 @@ def _fit(config_json: dict[str, Any], where: str, said: Any) -> dict[str, Any]:
                 cluster.device(config.diffusion.gpus),
                 desk.progress("fit"),
             )
-        artifacts.note_seconds(run, "fit", time.monotonic() - start)
-        artifacts.write_tensors(run / "generator", FILE, generator.state())
+        note_seconds(run, "fit", time.monotonic() - start)
+        write_tensors(run / "generator", FILE, generator.state())
         return generator.facts
 
 

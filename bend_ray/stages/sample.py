@@ -30,6 +30,8 @@ from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
 from bend_ray.pool import pool
 from bend_ray.progress import Progress
+from bend_ray.tensors import read_tensors, write_rows, write_tensors
+from bend_ray.timings import note_seconds
 from bend_ray.weights import parts
 from bend_ray.weights.subset import Subset
 
@@ -74,7 +76,7 @@ def _with_spread(config: Config, run: Folder, show: Progress, done: list[int]) -
     if config.sample.spread != "matched":
         return config
     if done:
-        tensors, _ = artifacts.read_tensors(run / "ensemble", _block_name(done[0]))
+        tensors, _ = read_tensors(run / "ensemble", _block_name(done[0]))
         return config.with_keys({"sample.spread": tensors["spread"].item()})
     task = _match_spread.options(
         num_cpus=config.sample.cpus_per_actor, num_gpus=config.sample.gpus_per_actor, max_retries=cluster.RETRIES
@@ -106,7 +108,7 @@ def _match_spread(config_json: dict[str, Any], where: str, said: Any) -> float:
             return validation.disagreement(theta_MD.to(sampler.device))
 
         found = bisect.bisect_left(SPREADS, validation.disagreement(theta_SD), key=disagreement)
-        artifacts.note_seconds(sampler.run, "block-spread", time.monotonic() - start)
+        note_seconds(sampler.run, "block-spread", time.monotonic() - start)
         return SPREADS[min(found, len(SPREADS) - 1)]
 
 
@@ -155,8 +157,8 @@ class _Sampler:
         tensors = {"theta_MD": theta_MD, "spread": spread}
         if self.validation is not None and self.config.sample.keep != "all":
             tensors["p_MB"] = self.validation.true_probability(theta_MD.to(self.device))
-        artifacts.note_seconds(self.run, f"block-{block:05d}", time.monotonic() - start)
-        artifacts.write_tensors(self.run / "ensemble", _block_name(block), tensors, self.recipe)
+        note_seconds(self.run, f"block-{block:05d}", time.monotonic() - start)
+        write_tensors(self.run / "ensemble", _block_name(block), tensors, self.recipe)
 
     def members(self, ids: range, sample: Sample) -> Tensor:
         """``theta_MD`` of the members ``ids``, on the CPU, with statistics of their own where asked for."""
@@ -171,7 +173,7 @@ def _chosen_in_words(facts: dict[str, Any]) -> str:
     if facts["keep"] == "all":
         return ""
     how = "best by validation loss" if facts["keep"] == "best" else "greedy selection on validation rows"
-    return f"Chosen among {facts['candidates']} candidates ({how}); {facts['rejected']} were rejected.\n\n"
+    return f"Chosen among {facts['candidates']} candidates ({how}); {facts['rejected']} rejected.\n\n"
 
 
 def _block_name(block: int) -> str:
@@ -181,7 +183,7 @@ def _block_name(block: int) -> str:
 def _done(folder: Folder, recipe: str) -> list[int]:
     """Blocks that are there. Raises ArtifactError where one is of another recipe."""
     names = [name for name in folder.list() if name.startswith(artifacts.UNITS["ensemble"])]
-    made_by = folder.each(lambda name: artifacts.read_tensors(folder, name)[1], names)
+    made_by = folder.each(lambda name: read_tensors(folder, name)[1], names)
     for name, note in zip(names, made_by, strict=True):
         artifacts.check_recipe(folder, name, note, recipe)
     return [int(name.split("-")[1].split(".")[0]) for name in names]
@@ -196,20 +198,20 @@ def _publish(
     sample = config.sample
     kept = list(range(sample.members))
     if sample.keep != "all":
-        p_CB = torch.cat(list(folder.each(lambda name: artifacts.read_tensors(folder, name)[0]["p_MB"], names)))
+        p_CB = torch.cat(list(folder.each(lambda name: read_tensors(folder, name)[0]["p_MB"], names)))
         kept = sorted(select.choose(sample.keep, p_CB, sample.members))
     rows_of: dict[int, list[int]] = {block: [] for block in range(blocks)}
     for i in kept:
         rows_of[i // sample.block].append(i % sample.block)
-    D = artifacts.read_tensors(folder, names[0])[0]["theta_MD"].shape[1]
+    D = read_tensors(folder, names[0])[0]["theta_MD"].shape[1]
 
     def members(block: int) -> Tensor:
         """Those of one block that are kept."""
-        theta_MD: Tensor = artifacts.read_tensors(folder, names[block])[0]["theta_MD"]
+        theta_MD: Tensor = read_tensors(folder, names[block])[0]["theta_MD"]
         return theta_MD if rows_of[block] == list(range(len(theta_MD))) else theta_MD[rows_of[block]]
 
     shape = (sample.members, D)
-    artifacts.write_rows(folder, MEMBERS, "theta_MD", shape, folder.each(members, rows_of))  # never all of them at once
+    write_rows(folder, MEMBERS, "theta_MD", shape, folder.each(members, rows_of))  # never all of them at once
     folder.write(bases.FILE, (run / "base").read(bases.FILE))
     facts = {key: base.facts[key] for key in ("classifier", "class_names", "preprocess", "dataset")}
     facts |= {"subset": generator.facts["subset"], "members": sample.members}

@@ -27,7 +27,7 @@ from bend_ray.ensemble.trunk import SharedTrunk
 from bend_ray.errors import BendError, ConfigError, ResourceError, TrainingError
 from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator, condition
-from bend_ray.progress import Progress
+from bend_ray.progress import Progress, counted
 from bend_ray.report import trials as pictures
 from bend_ray.search import objective, study
 from bend_ray.search.objective import Prepared
@@ -92,7 +92,7 @@ def _tune(config: Config, run: Folder, dataset: Dataset, table: tuning.Table) ->
     if table.broken is not None:
         raise table.broken
     if left := search.trials - len(table.known):
-        raise ResourceError(f"search: Ray Tune ended with {left} trials to go; run the same command again")
+        raise ResourceError(f"search: Ray Tune ended with {counted(left, 'trials')} to go; run the same command again")
 
 
 def _storage(kept: Folder | None) -> dict[str, Any]:

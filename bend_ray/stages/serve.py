@@ -18,6 +18,7 @@ from bend_ray import artifacts
 from bend_ray.config import Serve, Serving
 from bend_ray.errors import ResourceError
 from bend_ray.folders import Folder
+from bend_ray.progress import counted
 from bend_ray.serving import front, guard
 
 START_SECONDS = 120.0
@@ -50,8 +51,11 @@ def run(where: str, overrides: dict[str, str], verbose: bool = False) -> None:
         deployment.deploy(arguments, verbose)
         _wait_ready(limits)
         print(_words(served.members, str(folder), limits, cluster.metrics_address(), own), flush=True)
-        while own:
-            time.sleep(1.0)
+        with contextlib.suppress(KeyboardInterrupt):  # Control-C or SIGTERM: the end that was asked for
+            while own:
+                time.sleep(1.0)
+    if own:
+        print("serve: stopped", flush=True)
 
 
 def _join(limits: Serve) -> None:
@@ -97,7 +101,7 @@ def _wait_ready(limits: Serve) -> None:
 def _words(members: int, where: str, limits: Serve, metrics: str, own: bool) -> str:
     url = _url(limits)
     lines = [
-        f"serving:   {members} members of {where} at {url}",
+        f"serving:   {counted(members, 'members')} of {where} at {url}",
         f"page:      {url}/    routes: {url}/docs",
         f"predict:   curl -F image=@digit.png {url}/predict",
         f"metrics:   {metrics}",

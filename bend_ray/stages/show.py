@@ -8,6 +8,7 @@ from bend_ray.artifacts import DEPENDS, Kind, Manifest
 from bend_ray.config import Inference
 from bend_ray.errors import ArtifactError, BendError
 from bend_ray.folders import Folder
+from bend_ray.progress import counted
 from bend_ray.report import words
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def _plan(run: Folder, overrides: dict[str, str]) -> str:
 
 
 def _way(cut: "SharedTrunk", rows: int) -> str:
-    at_once = f", {cut.at_once(rows)} members at once" if cut.plan == "vmap" else ""
+    at_once = f", {counted(cut.at_once(rows), 'members')} at once" if cut.plan == "vmap" else ""
     compiled = ", compiled" if cut.compiled else ""
     precision = "" if cut.precision.itemsize == 4 else f", {str(cut.precision).removeprefix('torch.')}"
     return f"{cut.plan}{at_once}{precision}{compiled}"
@@ -91,9 +92,9 @@ def _half_done(run: Folder, kind: Kind) -> str:
     if kind == "base" and names:  # one file, of the last epoch
         from bend_ray.data.checkpoint import Checkpoint  # and torch, a second
 
-        return f", {Checkpoint(run / kind, '').epochs()} epochs done"
+        return f", {counted(Checkpoint(run / kind, '').epochs(), 'epochs')} done"
     found = {name.split("-")[1] for name in names}  # a chain may be there raw, too
-    return f", {len(found)} {artifacts.UNITS[kind][0].rstrip('-')}s done" if found else ""
+    return f", {counted(len(found), artifacts.UNITS[kind][0].replace('-', 's'))} done" if found else ""
 
 
 def _facts(kind: Kind, manifest: Manifest) -> str:
@@ -108,10 +109,10 @@ def _facts(kind: Kind, manifest: Manifest) -> str:
         )
     if kind == "search":
         name = facts["objective"][0]
-        return f"; best of {facts['trials']} trials: {name} {facts['found'][name]:.4f} on validation"
+        return f"; best of {counted(facts['trials'], 'trials')}: {name} {facts['found'][name]:.4f} on validation"
     if kind == "generator":
         return f"; rank {facts['rank']}, latent {facts['latent']}"
-    return f"; {facts['members']} members" if kind == "ensemble" else ""
+    return f"; {counted(facts['members'], 'members')}" if kind == "ensemble" else ""
 
 
 assert set(MAKES) == set(DEPENDS)

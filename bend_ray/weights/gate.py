@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from bend_ray.config import Collect
 from bend_ray.errors import TrainingError
 from bend_ray.folders import Folder
+from bend_ray.progress import counted
 from bend_ray.weights.snapshots import Fact
 
 
@@ -21,11 +22,12 @@ def check_left(collect: Collect, chains: Sequence[int], run: Folder) -> None:
     chain that has some."""
     seen = {chain for chain in chains if chain < collect.seen_chains}
     if len(seen) < 2 or len(seen) == len(set(chains)):
+        left, withheld = (counted(count, "chains") for count in (len(seen), len(set(chains) - seen)))
         raise TrainingError(
             f"collect.gate: {collect.gate} below the base's validation accuracy is more than most snapshots reach: it"
-            f" leaves some of {len(seen)} chains for the generator, which needs 2, and of {len(set(chains) - seen)}"
-            f" withheld ones, of which it needs 1. Raise collect.epochs or the gate, or lower collect.lr; then delete"
-            f" {run / 'snapshots'} or use another --run-dir"
+            f" leaves snapshots of {left} for the generator, which needs 2, and of {withheld} withheld, of which it"
+            f" needs 1. Raise collect.epochs or the gate, or lower collect.lr; then delete {run / 'snapshots'} or use"
+            " another --run-dir"
         )
 
 
@@ -33,4 +35,5 @@ def in_words(collect: Collect, dropped: int) -> str:
     """What became of the snapshots."""
     if collect.gate is None:
         return "no gate (collect.gate), no snapshot dropped"
-    return f"{dropped} snapshots dropped by the gate (validation accuracy more than {collect.gate:g} below the base's)"
+    said = f"{counted(dropped, 'snapshots')} dropped by the gate"
+    return f"{said} (validation accuracy more than {collect.gate:g} below the base's)"

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bend_ray import artifacts, preflight
+from bend_ray import preflight
 from bend_ray.errors import ArtifactError
 from bend_ray.folders import Folder
+from bend_ray.tensors import write_tensors
 from bend_ray.weights.parts import write_part
 from bend_ray.weights.snapshots import Fact
 from bend_ray.weights.subset import Subset
@@ -129,7 +130,7 @@ def test_a_full_disk_leaves_nothing_half(small_disk: Path, what: str) -> None:
     folder = Folder(small_disk)
     with pytest.raises(ArtifactError, match="cannot be written"):
         if what == "tensors":
-            artifacts.write_tensors(folder, "x.safetensors", {"x": torch.zeros(100 << 20)})
+            write_tensors(folder, "x.safetensors", {"x": torch.zeros(100 << 20)})
         else:
             subset = Subset(("x",), ((1 << 20,),), ("float32",))
             facts = [Fact(0, step, 0, 0.0, 0.0) for step in range(100)]

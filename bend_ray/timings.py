@@ -1,0 +1,25 @@
+"""Seconds of each unit of work, kept in a run's `timings/`."""
+
+import json
+
+from bend_ray.errors import ArtifactError
+from bend_ray.folders import Folder
+
+
+def note_seconds(run: Folder, unit: str, seconds: float) -> None:
+    """Keep how long a unit of work took, apart from the artifacts, whose bits must not depend on it."""
+    (run / "timings").write(f"{unit}.json", json.dumps({"seconds": seconds}).encode())
+
+
+def noted_seconds(run: Folder, prefix: str) -> float:
+    """The sum over all units whose name starts with ``prefix``. Raises ArtifactError for a broken note."""
+    folder, total = run / "timings", 0.0
+    for name in folder.list():
+        if name.startswith(prefix):
+            try:
+                total += float(json.loads(folder.read(name))["seconds"])
+            except (KeyError, TypeError, ValueError):
+                raise ArtifactError(
+                    f"{folder}/{name}: holds no seconds; delete it and run the same command again"
+                ) from None
+    return total
