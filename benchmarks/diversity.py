@@ -99,7 +99,7 @@ def collected(
 ) -> Snapshots:
     """All snapshots of all chains."""
     subset, device = choose(module, collect.subset), next(module.parameters()).device
-    tails, found = Tails.of(module, subset, dataset, collect, config.augment), []
+    tails, found = Tails.of(module, subset, dataset, collect, config.changes_for_chains), []
     for first in range(0, collect.chains, tails.at_once):
         numbers = range(first, min(first + tails.at_once, collect.chains))
         start_CD = starts(module, subset, description, collect, config.seed, numbers).to(device)

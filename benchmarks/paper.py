@@ -237,7 +237,7 @@ def work(config: Config, dataset: Dataset, generator: Generator) -> dict[str, fl
 
     training = counted(lambda: F.cross_entropy(logits(module(x)), y).backward()) / B * rows * config.base.epochs
     subset = choose(module, config.collect.subset)
-    tails = Tails.of(module, subset, small, config.collect, config.augment)
+    tails = Tails.of(module, subset, small, config.collect, config.changes_for_chains)
     theta = {name: value.requires_grad_() for name, value in subset.split(subset.take(module)[None].clone()).items()}
     shared = tails.train(torch.arange(B)[None], None)
     step = counted(lambda: F.cross_entropy(tails.logits(theta, shared, own=True)[0], y).backward())

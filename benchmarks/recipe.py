@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bend_ray import seeds
-from bend_ray.config import Augment, Config, load
+from bend_ray.config import Config, load
 from bend_ray.data import training
 from bend_ray.data.base import Description
 from bend_ray.data.classifiers import logits
@@ -75,7 +75,7 @@ IDEAS: dict[str, dict[str, Any]] = {
     "base: four times as long": {"base.epochs": 48},
     "base: twice as long, weight decay 0.1": {"base.epochs": 24, "base.weight_decay": 0.1},
     "base: twice as long, label smoothing 0.05": LONG,
-    "base: changed images, chains not": {"augment.crop": 2, "augment.flip": True, "unchanged": True},
+    "base: changed images, chains not": {"augment.crop": 2, "augment.flip": True, "collect.augment": False},
     "base and chains: changed images": {"augment.crop": 2, "augment.flip": True},
     "bases: 2": {"bases": 2},
     "bases: 4": {"bases": 4},
@@ -96,9 +96,9 @@ IDEAS: dict[str, dict[str, Any]] = {
     "members: recalibrated": {"sample.recalibrate": 4},
 }
 EVERY = [*RIVALS, *IDEAS]
-OWN = ("bases", "averages", "unchanged")
+OWN = ("bases", "averages")
 """Ideas that are no keys: several bases with their share of the chains and members each; one snapshot of each chain,
-the mean of what it passed through; changed images for the base alone."""
+the mean of what it passed through."""
 
 
 def main() -> None:
@@ -154,7 +154,6 @@ def measured(changes: dict[str, Any], seed: int, device: str) -> dict[str, Any]:
     keys = CHAINS | {key: value for key, value in changes.items() if key not in OWN}
     config = load(CONFIG, {key: str(value) for key, value in keys.items()} | {"seed": str(seed)})
     dataset, bases = load_dataset(config.data, seed), own["bases"] or 1
-    for_chains = config.model_copy(update={"augment": Augment()}) if own["unchanged"] else config
     collect, sample = config.collect, config.sample
     share = collect.model_copy(
         update={"chains": collect.chains // bases, "held_out": max(1, collect.held_out // bases)}
@@ -164,7 +163,7 @@ def measured(changes: dict[str, Any], seed: int, device: str) -> dict[str, Any]:
     for b in range(bases):
         module = base(config, dataset, seed if b == 0 else seeds.seed_for(seed, "base", b) % 2**31, device)
         description, own_seed = Description.of(config.classifier, dataset), seed + 1000 * b
-        snapshots = collected(module, description, dataset, for_chains.model_copy(update={"seed": own_seed}), share)
+        snapshots = collected(module, description, dataset, config.model_copy(update={"seed": own_seed}), share)
         snapshots = chosen(snapshots, module, dataset, share, bool(own["averages"]))
         seen, held_out = snapshots.divide(share.seen_chains)
         accuracy.append(sum(fact.val_accuracy for fact in seen.facts) / len(seen.facts))
@@ -199,7 +198,7 @@ def measured(changes: dict[str, Any], seed: int, device: str) -> dict[str, Any]:
     found = {
         kind: worth(*(torch.cat(x) for x in zip(*of_kind, strict=True)), dataset) for kind, of_kind in made.items()
     }
-    spent = work(for_chains.model_copy(update={"collect": share}), dataset, generator.to("cpu"))
+    spent = work(config.model_copy(update={"collect": share}), dataset, generator.to("cpu"))
     plain = spent["training"] * load(CONFIG, {}).base.epochs / config.base.epochs
     parts = {key: bases * value / plain / COUNT for key, value in spent.items()}
     return {

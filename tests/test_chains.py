@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bend_ray import artifacts, seeds
 from bend_ray.config import Augment, Collect
+from bend_ray.data import base as bases
 from bend_ray.data.augment import augment
 from bend_ray.data.base import Description
 from bend_ray.data.datasets import Dataset, load_dataset
@@ -225,6 +226,21 @@ def test_chains_follow_the_cyclic_learning_rate(dataset: Dataset) -> None:
     wanted_SD, _ = train_chain(module, subset, dataset, collect, 0, 0)
     torch.testing.assert_close(theta_SD, wanted_SD, rtol=0, atol=1e-4)
     assert not torch.allclose(theta_SD, run(module, subset, dataset, settings(epochs=1.2), range(1))[0][0], atol=1e-4)
+
+
+@pytest.mark.ray
+def test_chains_train_on_images_as_they_are_where_the_base_alone_sees_changed_ones(
+    ray_cluster: str, tmp_path: Path
+) -> None:
+    config = changed(
+        augment={"crop": 1}, collect={"augment": False, "features": "float32", "subset": "head", "workers": 1}
+    )
+    folder, dataset = Folder(tmp_path), load_dataset(config.data, 0)
+    stage.run(config, folder, dataset)
+    module = bases.load(folder / "base", Description.of(config.classifier, dataset))
+    expected = run(module, choose(module, "head"), dataset, config.collect, range(config.collect.chains))
+    found_SD = parts.read(folder / "snapshots", config.collect.chains).theta_SD
+    torch.testing.assert_close(found_SD, torch.cat([theta_SD for theta_SD, _ in expected]), atol=1e-5, rtol=0)
 
 
 @pytest.mark.ray

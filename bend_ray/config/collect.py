@@ -35,10 +35,13 @@ class Collect(Section):
     subset: str = "auto"
     """Parameters that vary: auto (norm+head where there are norms, else last_block), head, norm, norm+head, last_block,
     regex:..., or names joined by commas."""
+    augment: bool = True
+    """Whether chains train on changed images (`augment`), as the base does; false: on the images as they are, so that
+    what the frozen part gives can be kept."""
     features: Literal["auto", "none", "float32", "bfloat16", "uint8"] = "auto"
     """What the frozen part of the classifier gives for each row is computed once and kept, as this type; chains then
     train what follows it, several at once. `auto`: float32 where that halves the multiplications of a step, unless rows
-    are changed at random (`augment`); `none`: each step runs the whole classifier."""
+    are changed at random; `none`: each step runs the whole classifier."""
     at_once: int = Field(16, ge=1)
     """Chains that train at once on kept features, where the graph says that this is fast; their number enters the bits,
     so it does not follow the machine."""

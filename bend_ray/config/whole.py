@@ -32,6 +32,11 @@ class Config(Section):
     cluster: Cluster = Cluster()
     serve: Serve = Serve()
 
+    @property
+    def changes_for_chains(self) -> Augment:
+        """Random changes of the images that chains train on."""
+        return self.augment if self.collect.augment else Augment()
+
     @model_validator(mode="after")
     def _steps_fit(self) -> "Config":
         if self.sample.steps > self.diffusion.steps:
@@ -40,8 +45,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sampling_fits(self) -> "Config":
-        if self.collect.features not in ("auto", "none") and self.augment != Augment():
-            raise ValueError("collect.features: rows that augment changes have none to keep; use auto or none")
+        if self.collect.features not in ("auto", "none") and self.changes_for_chains != Augment():
+            raise ValueError(
+                "collect.features: rows that augment changes have none to keep; use auto or none, or set"
+                " collect.augment to false"
+            )
         if self.sample.wanted_loss is not None and "val_loss" not in self.diffusion.condition:
             raise ValueError("sample.wanted_loss: the model is not told of losses; add val_loss to diffusion.condition")
         if self.diffusion.objective == "flow" and (self.sample.eta or self.sample.sampler == "ddpm"):

@@ -216,7 +216,7 @@ def _run_chains(config: Config, run: Folder, dataset: Dataset, inputs: dict[str,
     folder, stem, collect = run / "snapshots", _stem(config), config.collect
     module = bases.load(run / "base", description, device)
     subset = subsets.choose(module, collect.subset)
-    tails = Tails.of(module, subset, dataset, collect, config.augment, desk.progress(""))
+    tails = Tails.of(module, subset, dataset, collect, config.changes_for_chains, desk.progress(""))
     for first in range(rank * tails.at_once, collect.chains, world * tails.at_once):
         chains = range(first, min(first + tails.at_once, collect.chains))
         todo = [chain for chain in chains if not parts.part_is_done(folder, chain, recipe, stem)]
