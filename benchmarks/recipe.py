@@ -1,6 +1,6 @@
 """Recipes for chains, generator and members, one idea after another, beside a deep ensemble of ten.
 
-Fashion-MNIST with the classifier, the rows and the base of jobs/fashion_mnist.yaml. Each idea changes one thing of the
+Fashion-MNIST with the classifier and the rows of jobs/fashion_mnist.yaml. Each idea changes one thing of the
 recipe called "plain": how the base is trained, how many there are, what chains train and how, the generator, how
 members are drawn and chosen. One process a seed and idea, without Ray; what is done is kept under runs/recipe and not
 done again. Prints, as mean and standard deviation over seeds on the test rows, members' accuracy, that and the NLL of
@@ -48,7 +48,14 @@ COUNT = 10
 """Whole trainings of a deep ensemble."""
 LONG = {"base.epochs": 24, "base.label_smoothing": 0.05}
 RIVALS: dict[str, dict[str, Any]] = {"deep ensemble": {}, "deep ensemble, twice as long, label smoothing 0.05": LONG}
-CHAINS = {"collect.chains": 24, "collect.held_out": 2, "collect.snapshots_per_chain": 2, "collect.lr": 0.01}
+PLAIN: dict[str, Any] = {
+    "base.epochs": 12,
+    "base.label_smoothing": 0.0,
+    "collect.chains": 24,
+    "collect.held_out": 2,
+    "collect.snapshots_per_chain": 2,
+    "collect.lr": 0.01,
+}
 CYCLIC = {"collect.schedule": "cyclic", "collect.lr": 0.03, "collect.epochs": 4, "collect.snapshots_per_chain": 1}
 CYCLES = CYCLIC | {"collect.chains": 8, "collect.epochs": 8, "collect.snapshots_per_chain": 4}
 IDEAS: dict[str, dict[str, Any]] = {
@@ -140,18 +147,18 @@ def _slug(name: str) -> str:
 
 def deep_ensemble(changes: dict[str, Any], seed: int, device: str) -> dict[str, Any]:
     """Whole trainings: what the first 1 to 10 of them are worth."""
-    config = load(CONFIG, {key: str(value) for key, value in changes.items()} | {"seed": str(seed)})
+    config = load(CONFIG, {key: str(value) for key, value in (PLAIN | changes).items()} | {"seed": str(seed)})
     dataset = load_dataset(config.data, seed)
     modules = [base(config, dataset, seeds.seed_for(seed, "rival", i) % 2**31, device) for i in range(COUNT)]
     test_MBK, val_MBK = (whole(modules, dataset, images) for images in (dataset.test.images, dataset.val.images))
     sizes = [worth(test_MBK[:m], val_MBK[:m], dataset) for m in range(1, COUNT + 1)]
-    return {"ensemble": sizes[-1], "sizes": sizes, "cost": config.base.epochs / load(CONFIG, {}).base.epochs}
+    return {"ensemble": sizes[-1], "sizes": sizes, "cost": config.base.epochs / PLAIN["base.epochs"]}
 
 
 def measured(changes: dict[str, Any], seed: int, device: str) -> dict[str, Any]:
     """Members and random snapshots by one recipe."""
     own = {key: changes.get(key) for key in OWN}
-    keys = CHAINS | {key: value for key, value in changes.items() if key not in OWN}
+    keys = PLAIN | {key: value for key, value in changes.items() if key not in OWN}
     config = load(CONFIG, {key: str(value) for key, value in keys.items()} | {"seed": str(seed)})
     dataset, bases = load_dataset(config.data, seed), own["bases"] or 1
     collect, sample = config.collect, config.sample
@@ -199,7 +206,7 @@ def measured(changes: dict[str, Any], seed: int, device: str) -> dict[str, Any]:
         kind: worth(*(torch.cat(x) for x in zip(*of_kind, strict=True)), dataset) for kind, of_kind in made.items()
     }
     spent = work(config.model_copy(update={"collect": share}), dataset, generator.to("cpu"))
-    plain = spent["training"] * load(CONFIG, {}).base.epochs / config.base.epochs
+    plain = spent["training"] * PLAIN["base.epochs"] / config.base.epochs
     parts = {key: bases * value / plain / COUNT for key, value in spent.items()}
     return {
         "changes": changes,
