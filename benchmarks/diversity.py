@@ -1,10 +1,10 @@
 """What chains cost and bring: accuracy and disagreement of snapshots beside a deep ensemble of as many classifiers.
 
-Fashion-MNIST with the classifier and the rows of jobs/fashion_mnist.yaml, the base trained for 12 epochs. A deep ensemble of ten is trained;
-then, for every row of the table, chains: subset, where they start, learning rate, schedule, epochs, how many chains and
-snapshots of each. Prints, as mean and standard deviation over seeds, members' mean accuracy less the deep ensemble's in
-points, disagreement as a share of the deep ensemble's, accuracy and NLL of the members as an ensemble, and seconds of a
-member over one training's. One thread. Writes benchmarks/diversity.json.
+Fashion-MNIST with the classifier and the rows of jobs/fashion_mnist.yaml, the base trained for 12 epochs. A deep
+ensemble of ten is trained; then, for every row of the table, chains: subset, start, learning rate, schedule, epochs,
+how many chains and snapshots of each. Prints, as mean and standard deviation over seeds, members' mean accuracy less
+the deep ensemble's in points, disagreement as a share of the deep ensemble's, accuracy and NLL of the members as an
+ensemble, and seconds of a member over one training's. One thread. Writes benchmarks/diversity.json.
 
     python benchmarks/diversity.py [--seeds 0 1 2] [--rows 6000]
 """
