@@ -41,6 +41,7 @@ def draw(found: Result, file: Path) -> None:
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
+    groups = sorted({_group(name) for name, runs in found.items() if "sizes" not in runs[0]})
     figure, axes = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
     for axis, key, scale in zip(axes, ("nll", "accuracy"), (1, 100), strict=True):
         for name, runs in found.items():
@@ -52,9 +53,8 @@ def draw(found: Result, file: Path) -> None:
                 axis.plot([cost * m / len(level) for m in sizes], level, marker=".", label=name)
             else:
                 level = [scale * statistics.fmean(run["ensemble"][key] for run in runs)]
-                group = name.split(":")[0].split(",")[0]
-                color = f"C{2 + sorted({other.split(':')[0].split(',')[0] for other in found}).index(group)}"
-                axis.plot([cost], level, "o", color=color, label=group)
+                group = _group(name)
+                axis.plot([cost], level, "o", color=f"C{2 + groups.index(group)}", label=group)
         axis.set_xscale("log")
         ticks = (0.1, 0.2, 0.5, 1, 2)
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -63,5 +63,10 @@ def draw(found: Result, file: Path) -> None:
         axis.set_ylabel("NLL, test rows" if key == "nll" else "accuracy %, test rows")
     handles, labels = axes[0].get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
-    axes[0].legend(once.values(), once.keys(), fontsize=8)
+    figure.legend(once.values(), once.keys(), fontsize=8, loc="outside lower center", ncols=5)
     figure.savefig(file, dpi=110)
+
+
+def _group(name: str) -> str:
+    """What an idea is about."""
+    return name.split(":")[0].split(",")[0]

@@ -28,6 +28,14 @@ def test_tables_are_those_of_the_numbers(paper: ModuleType) -> None:
             assert line in PAGE, line
 
 
+def test_log_has_the_recipes_as_they_were_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    tables = importlib.import_module("recipe_tables")
+    log = (ROOT / "docs" / "log.md").read_text()
+    for line in tables.table(json.loads((ROOT / "benchmarks" / "recipe.json").read_text())).splitlines():
+        assert line in log, line
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_smallest_row_comes_out_again(
