@@ -46,11 +46,12 @@ DATA: dict[str, dict[str, Any]] = {
     "digits": {"data": {"name": "digits"}},
     "fashion": {
         "data": {"path": str(SHARED / "fashion_mnist"), "train_limit": 6000, "test_limit": 3000},
-        "base": {"epochs": 12},
+        "base": {"epochs": 24, "label_smoothing": 0.05},
     },
     "cifar": {
         "data": {"path": str(SHARED / "cifar10"), "train_limit": 6000, "test_limit": 3000},
-        "base": {"epochs": 8},
+        "augment": {"crop": 2, "flip": True},
+        "base": {"epochs": 16, "label_smoothing": 0.1},
     },
 }
 MODELS: dict[str, dict[str, Any]] = {
@@ -61,8 +62,9 @@ MODELS: dict[str, dict[str, Any]] = {
 CHAINS: dict[str, dict[str, Any]] = {
     "digits": {"lr": 0.1},
     "fashion": {"lr": 0.01},
-    "cifar": {"lr": 0.01},
+    "cifar": {"lr": 0.01, "augment": False},
     "resnet": {"subset": "last_block", "lr": 0.003},  # on kept features: norms in all layers cost whole trainings
+    "cifar-resnet": {"lr": 0.001, "epochs": 1},
 }
 COMMON: dict[str, Any] = {
     "sample": {"members": 200},
@@ -112,7 +114,7 @@ def measured(name: str, seed: int) -> dict[str, Any]:
 def configuration(name: str) -> Path:
     """The setting's configuration, written to a file."""
     data, model = name.split("-")
-    collect = CHAINS[data] | CHAINS.get(model, {})
+    collect = CHAINS[data] | CHAINS.get(model, {}) | CHAINS.get(name, {})
     RUNS.mkdir(parents=True, exist_ok=True)
     path = RUNS / f"{name}.yaml"
     path.write_text(yaml.safe_dump({**COMMON, **DATA[data], **MODELS[model], "collect": collect}))
