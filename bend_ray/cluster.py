@@ -40,8 +40,9 @@ def connect(verbose: bool) -> bool:
         return False
     level = logging.INFO if verbose else logging.ERROR
     arguments: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level, "include_dashboard": False}
-    where = os.environ.get("RAY_ADDRESS") or "this machine"
-    slow = threading.Timer(ANSWER_S, say, ("cluster", f"waiting for Ray at {where}, which answers or is given up"))
+    asked = os.environ.get("RAY_ADDRESS")
+    waits = f"waiting for Ray at {asked}" if asked else "waiting for Ray to start on this machine"
+    slow = threading.Timer(ANSWER_S, say, ("cluster", waits))
     slow.start()
     try:
         ray.init(address=_address(), namespace="bend_ray", **arguments)
