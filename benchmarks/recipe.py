@@ -116,33 +116,26 @@ def main() -> None:
     arguments.add_argument("--device", default="cpu")
     asked = arguments.parse_args()
     KEPT.mkdir(parents=True, exist_ok=True)
-    todo = [(name, seed, asked.device) for name in asked.ideas for seed in asked.seeds]
+    kept: dict[str, list[dict[str, Any]]] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    known = {name: {run["seed"]: run for run in runs} for name, runs in kept.items()}
+    wanted = [(name, seed, asked.device) for name in asked.ideas for seed in asked.seeds]
+    todo = [task for task in wanted if task[1] not in known.get(task[0], {})]
     with multiprocessing.get_context("spawn").Pool(asked.processes) as pool:
-        for name, seed in pool.imap_unordered(_done, todo):
+        for name, seed, run in pool.imap_unordered(_done, todo):
             print(seed, name, flush=True)
-    found: dict[str, list[dict[str, Any]]] = {}
-    for name in EVERY:
-        files = sorted(KEPT.glob(f"{_slug(name)}-[0-9]*.json"))
-        if files:
-            found[name] = [json.loads(file.read_text()) for file in files]
-    RESULT.write_text(json.dumps(found, indent=1) + "\n")
+            known.setdefault(name, {})[seed] = run
+            found = {name: [known[name][seed] for seed in sorted(known[name])] for name in EVERY if name in known}
+            RESULT.write_text(json.dumps(found, indent=1) + "\n")
+    found = json.loads(RESULT.read_text())
     print(table(found))
     draw(found, FIGURE)
 
 
-def _done(task: tuple[str, int, str]) -> tuple[str, int]:
+def _done(task: tuple[str, int, str]) -> tuple[str, int, dict[str, Any]]:
     name, seed, device = task
     torch.set_num_threads(1)
-    file = KEPT / f"{_slug(name)}-{seed}.json"
-    if not file.exists():
-        make, changes = (deep_ensemble, RIVALS[name]) if name in RIVALS else (measured, IDEAS[name])
-        found = make(changes, seed, device)
-        file.write_text(json.dumps({"seed": seed} | found))
-    return name, seed
-
-
-def _slug(name: str) -> str:
-    return "".join(letter if letter.isalnum() else "_" for letter in name)
+    make, changes = (deep_ensemble, RIVALS[name]) if name in RIVALS else (measured, IDEAS[name])
+    return name, seed, {"seed": seed} | make(changes, seed, device)
 
 
 def deep_ensemble(changes: dict[str, Any], seed: int, device: str) -> dict[str, Any]:
@@ -161,47 +154,19 @@ def measured(changes: dict[str, Any], seed: int, device: str) -> dict[str, Any]:
     keys = PLAIN | {key: value for key, value in changes.items() if key not in OWN}
     config = load(CONFIG, {key: str(value) for key, value in keys.items()} | {"seed": str(seed)})
     dataset, bases = load_dataset(config.data, seed), own["bases"] or 1
-    collect, sample = config.collect, config.sample
+    collect = config.collect
     share = collect.model_copy(
         update={"chains": collect.chains // bases, "held_out": max(1, collect.held_out // bases)}
     )
     made: dict[str, list[tuple[Tensor, Tensor]]] = {"members": [], "snapshots": []}
-    accuracy: list[float] = []
     for b in range(bases):
         module = base(config, dataset, seed if b == 0 else seeds.seed_for(seed, "base", b) % 2**31, device)
-        description, own_seed = Description.of(config.classifier, dataset), seed + 1000 * b
-        snapshots = collected(module, description, dataset, config.model_copy(update={"seed": own_seed}), share)
+        of_base = config.model_copy(update={"seed": seed + 1000 * b, "collect": share})
+        snapshots = collected(module, Description.of(config.classifier, dataset), dataset, of_base, share)
         snapshots = chosen(snapshots, module, dataset, share, bool(own["averages"]))
-        seen, held_out = snapshots.divide(share.seen_chains)
-        accuracy.append(sum(fact.val_accuracy for fact in seen.facts) / len(seen.facts))
-        generator = Generator.fit(
-            snapshots.subset,
-            snapshots.blocks,
-            snapshots.facts,
-            len(held_out.facts),
-            config.autoencoder,
-            config.diffusion,
-            own_seed,
-            device,
-        )
-        ids = range(sample.made // bases)
-        theta_MD = torch.cat([generator.sample(ids[i : i + 16], own_seed, sample) for i in ids[::16]]).to(device)
-        count = sample.members // bases
-        order = torch.randperm(len(seen.facts), generator=seeds.generator_for(own_seed, "random_originals"))
-        sets = {"members": theta_MD, "snapshots": seen.theta_SD[order[:count]].to(device)}
-        subset = snapshots.subset
-        if sample.recalibrate:
-            again = Recalibration.of(module, subset, dataset, sample.recalibrate, own_seed)
-            sets = {"members": again(theta_MD), "snapshots": again.as_trained(sets["snapshots"])}
-            subset = again.subset
-        cut = make_trunk(module, subset, description)
-        for kind, theta in sets.items():
-            test, val = said(cut, theta, dataset)
-            if kind == "members" and sample.keep != "all":
-                p_MB = select.true_probability(val, dataset.val.labels)
-                keep = sorted(select.choose(sample.keep, p_MB, count))
-                test, val = test[keep], val[keep]
-            made[kind].append((test, val))
+        generator, sets = predicted(of_base, dataset, module, snapshots, bases)
+        for kind, logits_of in sets.items():
+            made[kind].append(logits_of)
     found = {
         kind: worth(*(torch.cat(x) for x in zip(*of_kind, strict=True)), dataset) for kind, of_kind in made.items()
     }
@@ -212,10 +177,42 @@ def measured(changes: dict[str, Any], seed: int, device: str) -> dict[str, Any]:
         "changes": changes,
         "snapshots": found["snapshots"],
         "ensemble": found["members"],
-        "snapshots_val_accuracy": sum(accuracy) / bases,
         "parts": parts,
         "cost": sum(parts.values()),
     }
+
+
+def predicted(
+    config: Config, dataset: Dataset, module: nn.Module, snapshots: Snapshots, bases: int
+) -> tuple[Generator, dict[str, tuple[Tensor, Tensor]]]:
+    """A generator fitted to ``snapshots`` of the base ``module``, and what its share of the members and as many random
+    snapshots say of test and of validation rows."""
+    sample, seed, device = config.sample, config.seed, next(module.parameters()).device
+    seen, held_out = snapshots.divide(config.collect.seen_chains)
+    generator = Generator.fit(
+        snapshots.subset,
+        snapshots.blocks,
+        snapshots.facts,
+        len(held_out.facts),
+        config.autoencoder,
+        config.diffusion,
+        seed,
+        device,
+    )
+    ids, count = range(sample.made // bases), sample.members // bases
+    theta_MD = torch.cat([generator.sample(ids[i : i + 16], seed, sample) for i in ids[::16]]).to(device)
+    order = torch.randperm(len(seen.facts), generator=seeds.generator_for(seed, "random_originals"))
+    random_MD, subset = seen.theta_SD[order[:count]].to(device), snapshots.subset
+    if sample.recalibrate:
+        again = Recalibration.of(module, subset, dataset, sample.recalibrate, seed)
+        theta_MD, random_MD, subset = again(theta_MD), again.as_trained(random_MD), again.subset
+    cut = make_trunk(module, subset, Description.of(config.classifier, dataset))
+    test_MBK, val_MBK = said(cut, theta_MD, dataset)
+    if sample.keep != "all":
+        p_MB = select.true_probability(val_MBK, dataset.val.labels)
+        keep = sorted(select.choose(sample.keep, p_MB, count))
+        test_MBK, val_MBK = test_MBK[keep], val_MBK[keep]
+    return generator, {"members": (test_MBK, val_MBK), "snapshots": said(cut, random_MD, dataset)}
 
 
 def said(cut: SharedTrunk, theta_MD: Tensor, dataset: Dataset) -> tuple[Tensor, Tensor]:
