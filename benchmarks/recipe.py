@@ -261,9 +261,12 @@ def base(config: Config, dataset: Dataset, seed: int, device: str) -> nn.Module:
 def whole(modules: list[nn.Module], dataset: Dataset, images: Tensor) -> Tensor:
     """``logits_MBK``."""
     device = next(modules[0].parameters()).device
-    return torch.stack(
-        [torch.cat([logits(m(dataset.preprocess(x.to(device)))).cpu() for x in images.split(500)]) for m in modules]
-    )
+
+    def of(images: Tensor) -> Tensor:
+        x = dataset.preprocess(images.to(device))
+        return torch.stack([logits(module(x)).cpu() for module in modules])
+
+    return in_pieces(of, images)
 
 
 def worth(test_MBK: Tensor, val_MBK: Tensor, dataset: Dataset) -> dict[str, float]:

@@ -45,9 +45,9 @@ def connect(verbose: bool) -> bool:
     slow = threading.Timer(ANSWER_S, say, ("cluster", waits))
     slow.start()
     try:
-        ray.init(address=_address(), namespace="bend_ray", **arguments)
+        ray.init(address=_address(asked), namespace="bend_ray", **arguments)
     except Exception as error:  # Ray raises bare ones, too
-        raise _unreached(error) from None
+        raise _unreached(asked, error) from None
     finally:
         slow.cancel()
     if len(nodes()) == 1:
@@ -62,12 +62,13 @@ def connect(verbose: bool) -> bool:
     return bool(node.is_head())
 
 
-def _address() -> str | None:
-    """None: Ray is to look at RAY_ADDRESS and at what `ray start` noted; "local" where the latter is no more.
+def _address(asked: str | None) -> str | None:
+    """None: Ray is to look at RAY_ADDRESS (``asked``) and at what `ray start` noted; "local" where the latter is no
+    more.
 
     Raises ConnectionError where nobody listens at RAY_ADDRESS. Ray would ask for minutes.
     """
-    if asked := os.environ.get("RAY_ADDRESS"):
+    if asked:
         if why := _deaf(asked):
             raise ConnectionError(why)
         return None
@@ -91,16 +92,16 @@ def _deaf(address: str) -> str:
     return ""
 
 
-def _unreached(error: Exception) -> ResourceError:
-    """What keeps `connect` from a cluster, as a sentence."""
-    said, address = " ".join(str(error).split())[:300], os.environ.get("RAY_ADDRESS")
-    if not address and not isinstance(error, ConnectionError | RuntimeError | ValueError):
+def _unreached(asked: str | None, error: Exception) -> ResourceError:
+    """What keeps `connect` from the cluster at RAY_ADDRESS (``asked``), or from one of its own, as a sentence."""
+    said = " ".join(str(error).split())[:300]
+    if not asked and not isinstance(error, ConnectionError | RuntimeError | ValueError):
         return ResourceError(
             f"Ray does not start on this machine ({said}); it may be too busy: wait a little, and run the same command"
             " again"
         )
     return ResourceError(
-        f"RAY_ADDRESS: no Ray cluster can be joined or started at {address or 'this machine'} ({said}); is it up, the"
+        f"RAY_ADDRESS: no Ray cluster can be joined or started at {asked or 'this machine'} ({said}); is it up, the"
         " address right, and RAY_AUTH_MODE=token set where the cluster asks for a token?"
     )
 

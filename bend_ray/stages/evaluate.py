@@ -37,7 +37,6 @@ from bend_ray.timings import note_seconds, noted_seconds
 from bend_ray.weights import parts
 from bend_ray.weights.subset import Subset
 
-"""In the run: whole classifiers trained for comparison."""
 CHUNK = 512
 """Images predicted at once."""
 AS_TRAINED = ("base_model", "originals", "random_originals")
@@ -67,7 +66,7 @@ def _make(config: Config, run: Folder, dataset: Dataset, inputs: dict[str, str])
     from bend_ray.report import figures  # matplotlib: workers need not load it
 
     start = time.monotonic()
-    rivals = _train_rivals(config, run, artifacts.recipe("base", config, {"data": dataset.digest()}))
+    rivals = _train_rivals(config, run, artifacts.recipe("base", config, {"data": inputs["data"]}))
     whole = [name for name in RIVALS if rivals[name]]
     names = [*numbers.SNAPSHOTS, "generated", *config.evaluate.baselines, *whole]
     scored, novelty, points = _score_all(config, run, names, rivals)
