@@ -6,11 +6,12 @@ start it as you like). From what those runs leave, this measures ensembles of th
 are noisy, blurred or pale, images of the other data sets (AUROC of the mutual information, of the entropy where a
 side has one member), and FLOPs. Writes benchmarks/paper.json after each run, and docs/paper.png at the end.
 
-    python benchmarks/paper.py [--settings digits-mlp ...] [--seeds 0 1 2] [--tables]
+    python benchmarks/paper.py [--settings digits-mlp ...] [--seeds 0 1 2] [--gpus 0.1] [--tables]
 """
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -85,6 +86,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--settings", nargs="+", choices=SETTINGS, default=SETTINGS)
     arguments.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    arguments.add_argument("--gpus", type=float, default=0.0, help="of each process; seconds are of two cores, without")
     arguments.add_argument("--tables", action="store_true", help="only print what is in benchmarks/paper.json")
     asked = arguments.parse_args()
     result: dict[str, dict[str, Any]] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
@@ -93,7 +95,7 @@ def main() -> None:
             if not SHARED.is_dir() and not name.startswith("digits"):
                 print(f"{name}: {SHARED} is not there; left out")
             elif str(seed) not in result.get(name, {}):
-                result[name] = result.get(name, {}) | {str(seed): measured(name, seed)}
+                result[name] = result.get(name, {}) | {str(seed): measured(name, seed, asked.gpus)}
                 RESULT.write_text(json.dumps(result, indent=1) + "\n")
     ordered = {name: list(result[name].values()) for name in SETTINGS if name in result}
     print("\n\n".join(make(ordered) for make in TABLES))
@@ -101,14 +103,16 @@ def main() -> None:
         draw(ordered, FIGURE)
 
 
-def measured(name: str, seed: int) -> dict[str, Any]:
-    """One run, and of its report and of what it leaves what is asked for."""
+def measured(name: str, seed: int, gpus: float) -> dict[str, Any]:
+    """One run, and of its report and of what it leaves what is asked for; ``gpus``: the share of one that each of its
+    processes takes."""
     run = RUNS / f"{name}-{seed}"
-    report = report_of(configuration(name), run, seed)
+    keys = ("collect.gpus_per_worker", "diffusion.gpus", "sample.gpus_per_actor")
+    report = report_of(configuration(name), run, seed, *(f"{key}={gpus}" for key in keys))
     torch.set_num_threads(2)
     config, folder = load(run / "config.yaml", {}), Folder(run)
     measures = beyond(config, folder, name.split("-")[0]) | {"flops": flops(config, folder)}
-    return {"seed": seed} | {key: report[key] for key in KEPT} | measures
+    return {"seed": seed, "cores": os.cpu_count(), "gpus": gpus} | {key: report[key] for key in KEPT} | measures
 
 
 def configuration(name: str) -> Path:
