@@ -108,7 +108,7 @@ def measured(name: str, seed: int, gpus: float) -> dict[str, Any]:
     processes takes."""
     run = RUNS / f"{name}-{seed}"
     keys = ("collect.gpus_per_worker", "diffusion.gpus", "sample.gpus_per_actor")
-    report = report_of(configuration(name), run, seed, *(f"{key}={gpus}" for key in keys))
+    report = report_of(configuration(name), run, seed, *(f"--{key}={gpus}" for key in keys))
     torch.set_num_threads(2)
     config, folder = load(run / "config.yaml", {}), Folder(run)
     measures = beyond(config, folder, name.split("-")[0]) | {"flops": flops(config, folder)}
