@@ -14,7 +14,7 @@ from ray import serve
 from ray.serve.config import BackpressureConfig
 from ray.serve.context import _get_global_client
 
-from bend_ray import cluster
+from bend_ray import cluster, resources
 from bend_ray.config import Serve
 from bend_ray.ensemble.ensemble import Ensemble
 from bend_ray.errors import ConfigError, EndpointError
@@ -71,9 +71,9 @@ def _deployment(limits: Serve) -> Any:
 def _surge(limits: Serve) -> int:
     """Replicas, in percent, that a roll-over may start before old ones end: as many as there is room for."""
     most = limits.max_replicas or limits.replicas
-    rooms = [cluster.room({"CPU": limits.cpus_per_replica})]
+    rooms = [resources.room({"CPU": limits.cpus_per_replica})]
     if limits.gpus_per_replica:
-        rooms.append(cluster.room({"GPU": limits.gpus_per_replica}))
+        rooms.append(resources.room({"GPU": limits.gpus_per_replica}))
     return min(100, 100 * max(0, min(rooms) - most) // most)
 
 
@@ -86,7 +86,7 @@ def check(limits: Serve) -> None:
             f" give --host 0.0.0.0, and set {guard.TOKEN} to ask for a token"
         )
     each = {"cpu": limits.cpus_per_replica, "gpu": limits.gpus_per_replica}
-    cluster.check_resources(
+    resources.check(
         [(f"serve.{name}s_per_replica", name.upper(), limits.replicas, each[name]) for name in each if each[name] > 0]
     )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import ray
 
-from bend_ray import __version__, cluster
+from bend_ray import __version__, cluster, resources
 from bend_ray.config import Config
 from bend_ray.errors import ArtifactError, ResourceError
 from bend_ray.folders import Folder
@@ -49,7 +49,7 @@ def check(config: Config, run: Folder, stages: tuple[str, ...], size: int = 0) -
     ``size`` is what the stages will write, in bytes.
     """
     if not config.cluster.allow_autoscale:
-        cluster.check_resources(cluster.wants(config, stages))
+        resources.check(resources.wants(config, stages))
     marker = f".tmp-visible-{uuid.uuid4().hex}"  # swept with others if this is killed
     run.write(marker, b"")
     try:
@@ -152,12 +152,12 @@ def _compare(run: Folder, seen: dict[str, Seen], marker: str) -> None:
 def make_room(config: Config, stage: str, say: Callable[[str], None]) -> None:
     """Wait until the cluster has what ``stage`` asks for, where `cluster.allow_autoscale` says so; its autoscaler is
     told. Raises ResourceError after `cluster.wait` seconds."""
-    wants = cluster.wants(config, (stage,))
+    wants = resources.wants(config, (stage,))
     if not config.cluster.allow_autoscale or not _lacks(wants):
         return
     from ray.autoscaler.sdk import request_resources
 
-    bundles = cluster.bundles(wants)
+    bundles = resources.bundles(wants)
     request_resources(bundles=[bundle for processes, bundle in bundles for _ in range(processes)])
     asked = ", ".join(f"{processes} x {bundle}" for processes, bundle in bundles)
     names = sorted({name for _, bundle in bundles for name in bundle})
@@ -180,7 +180,7 @@ def make_room(config: Config, stage: str, say: Callable[[str], None]) -> None:
 
 def say_who_waits(config: Config, stage: str, say: Callable[[str], None]) -> None:
     """A word where the cluster has what ``stage`` asks for, but others are using it, and who: Ray waits for them."""
-    wants = cluster.wants(config, (stage,))
+    wants = resources.wants(config, (stage,))
     until = time.monotonic() + RELEASED_S
     while busy := _busy(wants):
         if time.monotonic() > until:
@@ -189,7 +189,7 @@ def say_who_waits(config: Config, stage: str, say: Callable[[str], None]) -> Non
         time.sleep(0.2)
 
 
-def _busy(wants: list[cluster.Want]) -> str:
+def _busy(wants: list[resources.Want]) -> str:
     free, has = ray.available_resources(), ray.cluster_resources()
     for key, resource, processes, each in wants:
         if free.get(resource, 0.0) + 1e-9 < processes * each:
@@ -205,10 +205,10 @@ def _amounts(names: list[str]) -> str:
     return ", ".join(f"{has.get(resource, 0.0):g} {resource}" for resource in names)
 
 
-def _lacks(wants: list[cluster.Want]) -> str:
+def _lacks(wants: list[resources.Want]) -> str:
     """What the cluster lacks, in words."""
     try:
-        cluster.check_resources(wants)
+        resources.check(wants)
     except ResourceError as error:
         return str(error)
     return ""
@@ -221,7 +221,7 @@ def while_there_is_room(config: Config, stage: str) -> Iterator[None]:
     # One process of a pool is enough to go on; Ray Train's workers must all be there.
     wants = [
         (key, resource, processes if key.startswith("collect.") and stage == "collect" else 1, each)
-        for key, resource, processes, each in cluster.wants(config, (stage,))
+        for key, resource, processes, each in resources.wants(config, (stage,))
     ]
     lost: list[float] = []
 

@@ -10,7 +10,7 @@ import pytest
 import ray
 import yaml
 
-from bend_ray import artifacts, cluster, preflight
+from bend_ray import artifacts, cluster, preflight, resources
 from bend_ray.config import Config
 from bend_ray.errors import ResourceError
 from bend_ray.folders import Folder
@@ -46,8 +46,8 @@ def test_nodes_must_fit_each_other(two_nodes: None, tmp_path: Path, monkeypatch:
         ResourceError, match=r"2 x 1 CPU with 1 GPU asked for, but nodes that have both have room for 1"
     ):
         preflight.check(both, run, ("collect",))
-    cluster.check_resources(cluster.wants(changed(collect={"gpus_per_worker": 1, "workers": [1, 8]}), ("collect",)))
-    assert cluster.bundles(cluster.wants(both, ("collect", "fit", "sample"))) == [
+    resources.check(resources.wants(changed(collect={"gpus_per_worker": 1, "workers": [1, 8]}), ("collect",)))
+    assert resources.bundles(resources.wants(both, ("collect", "fit", "sample"))) == [
         (2, {"CPU": 1.0, "GPU": 1.0}),
         (1, {"CPU": 1.0}),
         (2, {"CPU": 1.0}),

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from torch import nn
 
-from bend_ray import artifacts, cluster, lease, preflight
+from bend_ray import artifacts, cluster, lease, preflight, resources
 from bend_ray.config import Config, dump
 from bend_ray.data import augment, classifiers
 from bend_ray.data.base import Description
@@ -105,12 +105,12 @@ def dry_run(config: Config, run: Folder, stages: tuple[str, ...], verbose: bool 
         print(f"           {name} {list(shape)}")
     cluster.connect(verbose)
     has = ray.cluster_resources()
-    for key, resource, processes, each in dict.fromkeys(cluster.wants(config, stages)):
+    for key, resource, processes, each in dict.fromkeys(resources.wants(config, stages)):
         print(f"asks for:  {processes} x {each:g} {resource} ({key}); the cluster has {has.get(resource, 0.0):g}")
     print(f"run:       {run}")
     artifacts.check_run(run, config)
     if not config.cluster.allow_autoscale:
-        cluster.check_resources(cluster.wants(config, stages))
+        resources.check(resources.wants(config, stages))
 
 
 def _every(config: Config) -> tuple[str, ...]:
