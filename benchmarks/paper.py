@@ -86,7 +86,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--settings", nargs="+", choices=SETTINGS, default=SETTINGS)
     arguments.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    arguments.add_argument("--gpus", type=float, default=0.0, help="of each process; seconds are of two cores, without")
+    arguments.add_argument("--gpus", type=float, default=0.0, help="share of one that each process takes")
     arguments.add_argument("--tables", action="store_true", help="only print what is in benchmarks/paper.json")
     asked = arguments.parse_args()
     result: dict[str, dict[str, Any]] = json.loads(RESULT.read_text()) if RESULT.exists() else {}

@@ -120,7 +120,7 @@ def doubts(result: Result) -> str:
 
 
 def costs(result: Result) -> str:
-    """Of a member beside a training, and of everything beside ten trainings."""
+    """Of a member beside a training, and of everything beside ten trainings; seconds without GPUs only."""
     lines = header(
         "cost", "seconds of a training", "of a member", "member / training", "GFLOPs of a training", "of a member",
         "member / training", "all chains / training", "fit / training", "base, chains and fit / ten trainings (FLOPs)",
@@ -128,8 +128,8 @@ def costs(result: Result) -> str:
     for name, runs in named(result):
         M = runs[0]["generated"]["count"]
         work = [(run["flops"]["training"], run["flops"]["chains"] + run["flops"]["fit"]) for run in runs]
-        seconds = [run["cost"]["training_s_per_model"] for run in runs]
-        ratio = [run["cost"]["member_cost_ratio"] for run in runs]
+        timed = [run["cost"] for run in runs if not run["gpus"]]
+        seconds, ratio = ([cost[key] for cost in timed] for key in ("training_s_per_model", "member_cost_ratio"))
         lines.append(
             row(
                 name,
@@ -150,16 +150,20 @@ def costs(result: Result) -> str:
 
 
 def draw(result: Result, file: Path) -> None:
-    """Accuracy and NLL against the number of members, one column for each setting."""
+    """Accuracy and NLL, one below the other, against the number of members: three settings a row."""
     import matplotlib as mpl
 
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(2, len(result), figsize=(3.2 * len(result), 5.6), squeeze=False, layout="constrained")
-    for column, (name, runs) in enumerate(named(result)):
+    rows = -(-len(result) // 3)
+    figure, axes = plt.subplots(2 * rows, 3, figsize=(9.6, 5.6 * rows), squeeze=False, layout="constrained")
+    for place, (name, runs) in enumerate(named(result)):
+        pair, column = slice(2 * (place // 3), 2 * (place // 3) + 2), place % 3
         sizes = runs[0]["curve"]["sizes"]
-        for axis, kinds, key in zip(axes[:, column], (("abend", "sbend"), ("nll",)), ("accuracy", "nll"), strict=True):
+        for axis, kinds, key in zip(
+            axes[pair, column], (("abend", "sbend"), ("nll",)), ("accuracy", "nll"), strict=True
+        ):
             scale = 100 if key == "accuracy" else 1
             for kind in kinds:
                 curve_RM = scale * torch.tensor([run["curve"][kind] for run in runs])
@@ -175,6 +179,8 @@ def draw(result: Result, file: Path) -> None:
             axis.minorticks_off()
             axis.set_xlabel("members")
             axis.set_ylabel("accuracy %" if key == "accuracy" else "NLL")
-        axes[0, column].set_title(name)
+        axes[pair, column][0].set_title(name)
+    for spare in axes[2 * rows - 2 :, len(result) - 3 * rows :].flat if len(result) % 3 else ():
+        spare.set_axis_off()
     axes[0, 0].legend(fontsize=7)
     figure.savefig(file, dpi=110)
