@@ -57,7 +57,9 @@ def train_chain(
             order = list(pool[torch.randperm(len(pool), generator=draw)].split(collect.batch_size))
             order = [index for index in order if len(index) == collect.batch_size]
         index = order.pop(0)
-        loss = F.cross_entropy(logits(module(dataset.preprocess(rows.images[index]))), rows.labels[index])
+        log_BK = logits(module(dataset.preprocess(rows.images[index]))).log_softmax(-1)
+        right_BK, even = F.one_hot(rows.labels[index], log_BK.shape[1]), collect.label_smoothing
+        loss = -((1 - even) * right_BK + even / log_BK.shape[1]).mul(log_BK).sum(-1).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

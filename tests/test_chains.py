@@ -96,22 +96,24 @@ def test_chain_that_diverges_says_what_to_lower(dataset: Dataset) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "spec", "plan", "at_once", "optimizer"),
+    ("config", "spec", "plan", "at_once", "optimizer", "smoothing"),
     [
-        (CONFIG, "head", "vmap", 4, "adamw"),
-        (CONFIG, "head", "vmap", 4, "sgd"),
-        (CONFIG, "norm+head", "whole model", 1, "adamw"),
-        (RESNET, "last_block", "loop", 1, "sgd"),
-        (RESNET, "last_block", "loop", 1, "adamw"),
-        (RESNET, "head", "vmap", 4, "adamw"),
-        (RESNET, "norm+head", "whole model", 1, "adamw"),
+        (CONFIG, "head", "vmap", 4, "adamw", 0.0),
+        (CONFIG, "head", "vmap", 4, "adamw", 0.2),
+        (CONFIG, "head", "vmap", 4, "sgd", 0.0),
+        (CONFIG, "norm+head", "whole model", 1, "adamw", 0.0),
+        (RESNET, "last_block", "loop", 1, "sgd", 0.0),
+        (RESNET, "last_block", "loop", 1, "adamw", 0.2),
+        (RESNET, "head", "vmap", 4, "adamw", 0.0),
+        (RESNET, "norm+head", "whole model", 1, "adamw", 0.0),
     ],
 )
 def test_kept_features_give_the_chains_of_the_whole_model(
-    dataset: Dataset, config: Any, spec: str, plan: str, at_once: int, optimizer: str
+    dataset: Dataset, config: Any, spec: str, plan: str, at_once: int, optimizer: str, smoothing: float
 ) -> None:
     """The same batches, up to float rounding; what is said of validation rows as well."""
-    module, collect = built(dataset, config), settings(at_once=4, optimizer=optimizer)
+    module = built(dataset, config)
+    collect = settings(at_once=4, optimizer=optimizer, label_smoothing=smoothing)
     subset = choose(module, spec)
     tails = Tails.of(module, subset, dataset, collect)
     assert (tails.cut.plan, tails.at_once) == (plan, at_once)

@@ -26,6 +26,9 @@ class Collect(Section):
     """Rows a step of a chain."""
     bootstrap: bool = True
     """Train each chain on rows drawn with replacement; false: on all rows, in an order of its own."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of a chain's target spread evenly over all classes. Chains behind a trunk that has fitted its rows (last
+    block, head) grow too sure; the base's own smoothing keeps them from it."""
     init: Literal["base", "fresh"] = "base"
     """Where a chain starts: at the base (all end in one mode), or with the subset initialised anew (each in its own
     mode)."""
