@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from bend_ray import artifacts, seeds
 from bend_ray.config import Augment, Collect
 from bend_ray.data import base as bases
+from bend_ray.data import training
 from bend_ray.data.augment import augment
 from bend_ray.data.base import Description
 from bend_ray.data.datasets import Dataset, load_dataset
-from bend_ray.errors import ResourceError, TrainingError
+from bend_ray.errors import ArtifactError, ResourceError, TrainingError
 from bend_ray.folders import Folder
 from bend_ray.stages import collect as stage
 from bend_ray.weights import chains, features, parts
@@ -243,6 +244,24 @@ def test_chains_train_on_images_as_they_are_where_the_base_alone_sees_changed_on
     expected = run(module, choose(module, "head"), dataset, config.collect, range(config.collect.chains))
     found_SD = parts.read(folder / "snapshots", config.collect.chains).theta_SD
     torch.testing.assert_close(found_SD, torch.cat([theta_SD for theta_SD, _ in expected]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.ray
+def test_chains_train_on_rows_that_the_base_has_not_seen(ray_cluster: str, tmp_path: Path) -> None:
+    config = changed(collect={"unseen": 0.25, "subset": "head", "workers": 1}, base={"shards": 1})
+    folder, dataset = Folder(tmp_path), load_dataset(config.data, 0)
+    of_base, of_chains = dataset.divided(0.25, 1.0, config.seed)
+    stage.run(config, folder, dataset)
+    description = Description.of(config.classifier, dataset)
+    module, alone = bases.load(folder / "base", description), description.build(config.seed)
+    training.train(alone, of_base.train, dataset.preprocess, config.base, config.seed)
+    for name, value in alone.state_dict().items():
+        torch.testing.assert_close(module.state_dict()[name], value, atol=1e-5, rtol=0)
+    expected = run(module, choose(module, "head"), of_chains, config.collect, range(config.collect.chains))
+    found_SD = parts.read(folder / "snapshots", config.collect.chains).theta_SD
+    torch.testing.assert_close(found_SD, torch.cat([theta_SD for theta_SD, _ in expected]), atol=1e-5, rtol=0)
+    with pytest.raises(ArtifactError, match=r"base: was made from another collect\.unseen"):
+        stage.run(config.with_keys({"collect.unseen": 0.0}), folder, dataset)
 
 
 @pytest.mark.ray

@@ -21,6 +21,7 @@ from PIL import Image
 from bend_ray.config import Data
 from bend_ray.data.datasets import Dataset, Preprocess, load_dataset
 from bend_ray.errors import DataError
+from conftest import changed
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 LABELS = [i % 2 for i in range(40)]
@@ -88,6 +89,18 @@ def test_digits_are_scaled_from_16_to_255() -> None:
     found = torch.cat([split.images for split in (dataset.train, dataset.val, dataset.test)]).long()
     assert set(found.unique().tolist()) == {round(v * 255 / 16) for v in range(17)}
     assert int(found.sum()) == sum(round(v * 255 / 16) for v in load_digits().images.flatten().tolist())
+
+
+def test_rows_of_base_and_chains_are_stratified_disjoint_and_all() -> None:
+    dataset = load_dataset(changed().data, 0)
+    of_base, of_chains = dataset.divided(0.25, 1.0, 0)
+    assert dataset.divided(0.0, 1.0, 0) == (dataset, dataset)
+    counts = [torch.bincount(part.train.labels) for part in (of_base, of_chains, dataset)]
+    assert torch.equal(counts[0] + counts[1], counts[2])
+    assert ((counts[1] - counts[2] / 4).abs() <= 1).all()
+    rows = [{image.numpy().tobytes() for image in part.train.images} for part in (of_base, of_chains, dataset)]
+    assert rows[0] | rows[1] == rows[2] and not rows[0] & rows[1]
+    assert of_chains.test is dataset.test and of_chains.val is dataset.val
 
 
 def test_splits_are_stratified_disjoint_and_a_pure_function_of_the_seed(tmp_path: Path) -> None:

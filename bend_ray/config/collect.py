@@ -24,6 +24,9 @@ class Collect(Section):
     """Learning rate of a chain: constant, or falling to 0 along a cosine before each snapshot and then high again."""
     batch_size: int = Field(64, ge=1)
     """Rows a step of a chain."""
+    unseen: float = Field(0.0, ge=0, le=0.5)
+    """Share of the training rows that is kept from the base, and on which alone chains train: to them a trunk that has
+    fitted its own rows says what it will say of new ones. 0: base and chains train on all rows."""
     bootstrap: bool = True
     """Train each chain on rows drawn with replacement; false: on all rows, in an order of its own."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)

@@ -11,10 +11,10 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from bend_ray import seeds
 from bend_ray.config import Data
 from bend_ray.data.images import MAX_PIXELS, PIECE, Split, Splits, as_images, piled, pixels
 from bend_ray.data.sources import load_source
+from bend_ray.data.splits import cut, first
 from bend_ray.errors import DataError
 
 
@@ -153,6 +153,17 @@ class Dataset:
                 digest.update(tensor.contiguous().numpy().data.cast("B"))
         return digest.hexdigest()
 
+    def divided(self, unseen: float, in_memory: float, seed: int) -> tuple["Dataset", "Dataset"]:
+        """With the training rows of the base, and with those of chains: that share of every class where ``unseen`` is
+        not 0, else all of them in both. Beyond ``in_memory`` GiB rows lie in a temporary file.
+
+        Raises DataError where there are too few rows of a class.
+        """
+        if not unseen:
+            return self, self
+        seen, kept = cut(self.train, unseen, "collect.unseen", in_memory, seed)
+        return replace(self, train=seen), replace(self, train=kept)
+
 
 def load_dataset(data: Data, seed: int) -> Dataset:
     """The data set of the configuration, its missing splits cut off (stratified, from ``seed``).
@@ -163,11 +174,13 @@ def load_dataset(data: Data, seed: int) -> Dataset:
     splits = _one_colour(splits, data.in_memory)
     names = _check(where, splits, names)
     if "test" not in splits:  # before the limits: which rows are for testing must not depend on how many train
-        splits["train"], splits["test"] = _cut(splits["train"], data, "test_fraction", seed)
+        tested, memory = data.test_fraction, data.in_memory
+        splits["train"], splits["test"] = cut(splits["train"], tested, "data.test_fraction", memory, seed)
     for split, limit in (("train", data.train_limit), ("test", data.test_limit)):
-        splits[split] = _first(splits[split], limit, data.in_memory)
+        splits[split] = first(splits[split], limit, data.in_memory)
     if "val" not in splits:
-        splits["train"], splits["val"] = _cut(splits["train"], data, "val_fraction", seed)
+        validated, memory = data.val_fraction, data.in_memory
+        splits["train"], splits["val"] = cut(splits["train"], validated, "data.val_fraction", memory, seed)
     if len(splits["train"].labels.unique()) < 2:
         raise DataError(
             f"{where}: the training rows are of one class only; a classifier needs two (see data.train_limit)"
@@ -205,42 +218,6 @@ def _check(where: str, splits: Splits, names: tuple[str, ...]) -> tuple[str, ...
                 " mend the label or leave the row out"
             )
     return names or tuple(map(str, range(classes)))
-
-
-def _first(rows: Split, limit: int | None, in_memory: float) -> Split:
-    """The first ``limit`` rows; where they lie class by class, the first of each class in turn, in the old order."""
-    if limit is None or limit >= len(rows) or not rows.by_class:
-        return rows.take(slice(limit))
-    counts = rows.labels.unique(return_counts=True)[1].tolist()
-    turn = torch.cat([torch.arange(count) for count in counts])
-    return _piled(rows, turn.argsort(stable=True)[:limit].sort().values, in_memory)
-
-
-def _cut(rows: Split, data: Data, name: str, seed: int) -> tuple[Split, Split]:
-    """``rows`` without and with that fraction of every class, each in the old order."""
-    from sklearn.model_selection import train_test_split  # takes a second
-
-    key, fraction = f"data.{name}", getattr(data, name)
-    labels, counts = rows.labels.unique(return_counts=True)
-    if counts.min() < 2:
-        raise DataError(
-            f"{key}: label {int(labels[counts.argmin()])} has one row of {len(rows)}; a stratified cut needs two of"
-            " every class: give more rows, or a split of its own"
-        )
-    state = seeds.seed_for(seed, "split", key) % 2**32
-    try:
-        kept, cut = train_test_split(
-            np.arange(len(rows)), test_size=fraction, random_state=state, stratify=rows.labels.numpy()
-        )
-    except ValueError as error:
-        raise DataError(f"{key}: {fraction} of {len(rows)} rows cannot be cut off by class ({error})") from None
-    parts = (torch.from_numpy(np.sort(part)) for part in (kept, cut))
-    without, with_it = (_piled(rows, part, data.in_memory) for part in parts)
-    return without, with_it
-
-
-def _piled(rows: Split, chosen: Tensor, in_memory: float) -> Split:
-    return replace(rows, images=piled(rows.images, in_memory, chosen), labels=rows.labels[chosen])
 
 
 def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -76,6 +76,8 @@ def inputs_of_base(config: Config, dataset: Dataset) -> dict[str, str]:
     if config.classifier.weights:
         with local_file(config.classifier.weights) as path:
             inputs["weights"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    if config.collect.unseen:
+        inputs["collect.unseen"] = str(config.collect.unseen)
     return inputs
 
 
@@ -90,9 +92,11 @@ def _stem(config: Config) -> str:
 
 def _steps(config: Config, dataset: Dataset) -> tuple[int, int]:
     """Steps of the base's training and of one chain's, for the progress line."""
-    rows = len(dataset.train)
+    rows, of_chains = (
+        len(part.train) for part in dataset.divided(config.collect.unseen, config.data.in_memory, config.seed)
+    )
     base = 0 if config.classifier.weights else config.base.epochs * (rows // min(config.base.batch_size, rows))
-    return base, chain_training.steps_of(config.collect, rows)
+    return base, chain_training.steps_of(config.collect, of_chains)
 
 
 def _train(config: Config, run: Folder, inputs: dict[str, str], show: Progress, already: int, begun: int) -> None:
@@ -155,6 +159,7 @@ def _work(job: dict[str, Any]) -> None:
         cluster.threads(config.collect.cpus_per_worker)
         device = cluster.device(config.collect.gpus_per_worker)
         dataset = load_dataset(config.data, config.seed)
+        of_base, of_chains = dataset.divided(config.collect.unseen, config.data.in_memory, config.seed)
         description = bases.Description.of(config.classifier, dataset)
         first, checkpoint = get_context().get_world_rank() == 0, _checkpoint(config, run, job["inputs"])
         # One worker looks and tells, for two might see different things while a third writes.
@@ -162,15 +167,15 @@ def _work(job: dict[str, Any]) -> None:
             module = description.build(config.seed).to(device)
             tell, begun = desk.progress("base" if first else ""), job["begun"]
             seconds = _train_base(
-                module, config, dataset, lambda done, total: tell(done - begun, total - begun), checkpoint
+                module, config, of_base, lambda done, total: tell(done - begun, total - begun), checkpoint
             )
             if first:
                 note_seconds(run, "base", seconds)
-                _publish_base(module, config, run, dataset, job["inputs"])
+                _publish_base(module, config, run, of_base, job["inputs"])
             barrier()
         if first:
             checkpoint.clear()
-        _run_chains(config, run, dataset, job["inputs"], device, desk)
+        _run_chains(config, run, of_chains, job["inputs"], device, desk)
 
 
 def _train_base(

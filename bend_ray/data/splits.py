@@ -1,0 +1,49 @@
+"""Rows divided by class: the first of a split, and shares of one."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bend_ray import seeds
+from bend_ray.data.images import Split, piled
+from bend_ray.errors import DataError
+
+
+def first(rows: Split, limit: int | None, in_memory: float) -> Split:
+    """The first ``limit`` rows; where they lie class by class, the first of each class in turn, in the old order."""
+    if limit is None or limit >= len(rows) or not rows.by_class:
+        return rows.take(slice(limit))
+    counts = rows.labels.unique(return_counts=True)[1].tolist()
+    turn = torch.cat([torch.arange(count) for count in counts])
+    return _piled(rows, turn.argsort(stable=True)[:limit].sort().values, in_memory)
+
+
+def cut(rows: Split, fraction: float, key: str, in_memory: float, seed: int) -> tuple[Split, Split]:
+    """``rows`` without and with that ``fraction`` of every class, each in the old order; ``key``: what it is called.
+
+    Raises DataError where there are too few rows of a class.
+    """
+    from sklearn.model_selection import train_test_split  # takes a second
+
+    labels, counts = rows.labels.unique(return_counts=True)
+    if counts.min() < 2:
+        raise DataError(
+            f"{key}: label {int(labels[counts.argmin()])} has one row of {len(rows)}; a stratified cut needs two of"
+            " every class: give more rows, or a split of its own"
+        )
+    state = seeds.seed_for(seed, "split", key) % 2**32
+    try:
+        kept, taken = train_test_split(
+            np.arange(len(rows)), test_size=fraction, random_state=state, stratify=rows.labels.numpy()
+        )
+    except ValueError as error:
+        raise DataError(f"{key}: {fraction} of {len(rows)} rows cannot be cut off by class ({error})") from None
+    parts = (torch.from_numpy(np.sort(part)) for part in (kept, taken))
+    without, with_it = (_piled(rows, part, in_memory) for part in parts)
+    return without, with_it
+
+
+def _piled(rows: Split, chosen: Tensor, in_memory: float) -> Split:
+    return replace(rows, images=piled(rows.images, in_memory, chosen), labels=rows.labels[chosen])
