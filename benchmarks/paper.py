@@ -244,6 +244,7 @@ def work(config: Config, dataset: Dataset, generator: Generator) -> dict[str, fl
 
     training = counted(lambda: F.cross_entropy(logits(module(x)), y).backward()) / B * rows * config.base.epochs
     subset = choose(module, config.collect.subset)
+    own = len(dataset.divided(config.collect.unseen, config.data.in_memory, config.seed)[1].train)
     tails = Tails.of(module, subset, small, config.collect, config.changes_for_chains)
     theta = {name: value.requires_grad_() for name, value in subset.split(subset.take(module)[None].clone()).items()}
     shared = tails.train(torch.arange(B)[None], None)
@@ -251,7 +252,7 @@ def work(config: Config, dataset: Dataset, generator: Generator) -> dict[str, fl
     if tails.cut.plan == "whole model":
         features = 0.0
     else:
-        of_each = counted(lambda: tails.cut.trunk(x)) / B * (rows + len(dataset.val))
+        of_each = counted(lambda: tails.cut.trunk(x)) / B * (own + len(dataset.val))
         features = of_each * config.collect.fewest  # each worker computes them
     sizes = {"autoencoder": generator.autoencoder, "diffusion": generator.diffusion.denoiser}
     fit = sum(
@@ -261,7 +262,7 @@ def work(config: Config, dataset: Dataset, generator: Generator) -> dict[str, fl
         * getattr(config, name).iterations
         for name, network in sizes.items()
     )
-    chains = step / B * rows * config.collect.epochs * config.collect.chains
+    chains = step / B * own * config.collect.epochs * config.collect.chains
     return {"training": training, "chains": chains + features, "fit": float(fit)}
 
 
