@@ -116,7 +116,9 @@ def report_of(config: str | Path, run: Path, seed: int, *more: object) -> dict[s
 
 
 def spread(values: list[float], scale: float = 1.0, digits: int = 2) -> str:
-    """Mean and, of more than one, standard deviation."""
+    """Mean and, of more than one, standard deviation; empty of none."""
+    if not values:
+        return ""
     mean = f"{scale * statistics.fmean(values):.{digits}f}"
     return f"{mean} ± {scale * statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 

@@ -244,7 +244,7 @@ def work(config: Config, dataset: Dataset, generator: Generator) -> dict[str, fl
 
     training = counted(lambda: F.cross_entropy(logits(module(x)), y).backward()) / B * rows * config.base.epochs
     subset = choose(module, config.collect.subset)
-    own = len(dataset.divided(config.collect.unseen, config.data.in_memory, config.seed)[1].train)
+    _, own = dataset.rows_of_each(config.collect.unseen, config.seed)
     tails = Tails.of(module, subset, small, config.collect, config.changes_for_chains)
     theta = {name: value.requires_grad_() for name, value in subset.split(subset.take(module)[None].clone()).items()}
     shared = tails.train(torch.arange(B)[None], None)

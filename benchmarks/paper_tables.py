@@ -180,7 +180,8 @@ def draw(result: Result, file: Path) -> None:
             axis.set_xlabel("members")
             axis.set_ylabel("accuracy %" if key == "accuracy" else "NLL")
         axes[pair, column][0].set_title(name)
-    for spare in axes[2 * rows - 2 :, len(result) - 3 * rows :].flat if len(result) % 3 else ():
-        spare.set_axis_off()
+    for axis in axes.flat:
+        if not axis.has_data():
+            axis.set_axis_off()
     axes[0, 0].legend(fontsize=7)
     figure.savefig(file, dpi=110)

@@ -101,6 +101,7 @@ def test_rows_of_base_and_chains_are_stratified_disjoint_and_all() -> None:
     rows = [{image.numpy().tobytes() for image in part.train.images} for part in (of_base, of_chains, dataset)]
     assert rows[0] | rows[1] == rows[2] and not rows[0] & rows[1]
     assert of_chains.test is dataset.test and of_chains.val is dataset.val
+    assert dataset.rows_of_each(0.25, 0) == (len(of_base.train), len(of_chains.train))
 
 
 def test_splits_are_stratified_disjoint_and_a_pure_function_of_the_seed(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from bend_ray.config import Data
 from bend_ray.data.images import MAX_PIXELS, PIECE, Split, Splits, as_images, piled, pixels
 from bend_ray.data.sources import load_source
-from bend_ray.data.splits import cut, first
+from bend_ray.data.splits import cut, first, shares
 from bend_ray.errors import DataError
 
 
@@ -164,6 +164,13 @@ class Dataset:
         seen, kept = cut(self.train, unseen, "collect.unseen", in_memory, seed)
         return replace(self, train=seen), replace(self, train=kept)
 
+    def rows_of_each(self, unseen: float, seed: int) -> tuple[int, int]:
+        """How many training rows the parts that `divided` would make have; nothing is copied."""
+        if not unseen:
+            return len(self.train), len(self.train)
+        seen, kept = shares(self.train.labels, unseen, "collect.unseen", seed)
+        return len(seen), len(kept)
+
 
 def load_dataset(data: Data, seed: int) -> Dataset:
     """The data set of the configuration, its missing splits cut off (stratified, from ``seed``).
@@ -174,13 +181,15 @@ def load_dataset(data: Data, seed: int) -> Dataset:
     splits = _one_colour(splits, data.in_memory)
     names = _check(where, splits, names)
     if "test" not in splits:  # before the limits: which rows are for testing must not depend on how many train
-        tested, memory = data.test_fraction, data.in_memory
-        splits["train"], splits["test"] = cut(splits["train"], tested, "data.test_fraction", memory, seed)
+        splits["train"], splits["test"] = cut(
+            splits["train"], data.test_fraction, "data.test_fraction", data.in_memory, seed
+        )
     for split, limit in (("train", data.train_limit), ("test", data.test_limit)):
         splits[split] = first(splits[split], limit, data.in_memory)
     if "val" not in splits:
-        validated, memory = data.val_fraction, data.in_memory
-        splits["train"], splits["val"] = cut(splits["train"], validated, "data.val_fraction", memory, seed)
+        splits["train"], splits["val"] = cut(
+            splits["train"], data.val_fraction, "data.val_fraction", data.in_memory, seed
+        )
     if len(splits["train"].labels.unique()) < 2:
         raise DataError(
             f"{where}: the training rows are of one class only; a classifier needs two (see data.train_limit)"

@@ -25,24 +25,28 @@ def cut(rows: Split, fraction: float, key: str, in_memory: float, seed: int) -> 
 
     Raises DataError where there are too few rows of a class.
     """
+    without, with_it = (_piled(rows, part, in_memory) for part in shares(rows.labels, fraction, key, seed))
+    return without, with_it
+
+
+def shares(labels: Tensor, fraction: float, key: str, seed: int) -> tuple[Tensor, Tensor]:
+    """The numbers of the rows that `cut` would make two splits of; as it raises."""
     from sklearn.model_selection import train_test_split  # takes a second
 
-    labels, counts = rows.labels.unique(return_counts=True)
+    classes, counts = labels.unique(return_counts=True)
     if counts.min() < 2:
         raise DataError(
-            f"{key}: label {int(labels[counts.argmin()])} has one row of {len(rows)}; a stratified cut needs two of"
+            f"{key}: label {int(classes[counts.argmin()])} has one row of {len(labels)}; a stratified cut needs two of"
             " every class: give more rows, or a split of its own"
         )
     state = seeds.seed_for(seed, "split", key) % 2**32
     try:
         kept, taken = train_test_split(
-            np.arange(len(rows)), test_size=fraction, random_state=state, stratify=rows.labels.numpy()
+            np.arange(len(labels)), test_size=fraction, random_state=state, stratify=labels.numpy()
         )
     except ValueError as error:
-        raise DataError(f"{key}: {fraction} of {len(rows)} rows cannot be cut off by class ({error})") from None
-    parts = (torch.from_numpy(np.sort(part)) for part in (kept, taken))
-    without, with_it = (_piled(rows, part, in_memory) for part in parts)
-    return without, with_it
+        raise DataError(f"{key}: {fraction} of {len(labels)} rows cannot be cut off by class ({error})") from None
+    return torch.from_numpy(np.sort(kept)), torch.from_numpy(np.sort(taken))
 
 
 def _piled(rows: Split, chosen: Tensor, in_memory: float) -> Split:

@@ -92,9 +92,7 @@ def _stem(config: Config) -> str:
 
 def _steps(config: Config, dataset: Dataset) -> tuple[int, int]:
     """Steps of the base's training and of one chain's, for the progress line."""
-    rows, of_chains = (
-        len(part.train) for part in dataset.divided(config.collect.unseen, config.data.in_memory, config.seed)
-    )
+    rows, of_chains = dataset.rows_of_each(config.collect.unseen, config.seed)
     base = 0 if config.classifier.weights else config.base.epochs * (rows // min(config.base.batch_size, rows))
     return base, chain_training.steps_of(config.collect, of_chains)
 
