@@ -381,8 +381,12 @@ def test_rivals_are_trained_once_and_reported(reference: Path, tmp_path: Path) -
     assert metrics["diversity"]["bagging"]["disagreement"] > 0
     rivals = sorted((run.path / "rivals").glob("bagging-*.safetensors"))
     before = [path.stat().st_mtime_ns for path in rivals]
+    for note in (run.path / "timings").glob("bagging-*"):  # as if these had been trained elsewhere and brought here
+        note.unlink()
     for made in ("report", "ensemble"):
         shutil.rmtree(run.path / made)
     fewer = changed(evaluate={"bagging_members": 2, "deep_ensemble_members": 0}, sample={"members": 4})
     pipeline.run(fewer, run, ("sample", "evaluate"))
     assert [path.stat().st_mtime_ns for path in rivals] == before and len(rivals) == 2
+    cost = json.loads((run.path / "report" / "metrics.json").read_text())["cost"]
+    assert cost["training_s_per_model"] == cost["base_s"] > 0

@@ -7,7 +7,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
+from bend_ray.config import Config
+from bend_ray.data import training
+from bend_ray.data.base import Description
+from bend_ray.data.datasets import load_dataset
+from bend_ray.seeds import seed_for
 from conftest import BEND_RAY, ROOT
 
 PAGE = (ROOT / "docs" / "results.md").read_text()
@@ -34,6 +40,34 @@ def test_log_has_the_recipes_as_they_were_measured(monkeypatch: pytest.MonkeyPat
     log = (ROOT / "docs" / "log.md").read_text()
     for line in tables.table(json.loads((ROOT / "benchmarks" / "recipe.json").read_text())).splitlines():
         assert line in log, line
+
+
+def test_whole_trainings_made_side_by_side_are_those_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and statistics after a few steps, when rounding has not grown yet."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    rivals = importlib.import_module("rivals")
+    config = Config.model_validate(
+        {
+            "data": {"name": "digits", "train_limit": 240},
+            "classifier": {"name": "convnet", "kwargs": {"width": 4}},
+            "base": {"epochs": 2, "label_smoothing": 0.1},
+            "augment": {"crop": 1, "flip": True},
+        }
+    )
+    dataset = load_dataset(config.data, config.seed)
+    for unit in ("bagging-1", "deep_ensemble-0"):
+        one = rivals.Training.begin(config, dataset, unit, torch.device("cpu"))
+        start = {key: value.clone() for key, value in one.module.state_dict().items()}
+        rivals.run([one.step], one.steps, torch.device("cpu"))
+        seed = seed_for(config.seed, unit) % 2**31
+        module = Description.of(config.classifier, dataset).build(seed)
+        bootstrap = unit.startswith("bagging")
+        arguments = (config.base, seed, unit, bootstrap, None, config.augment)
+        training.train(module, dataset.train, dataset.preprocess, *arguments)
+        found = one.module.state_dict()
+        for key, value in module.state_dict().items():
+            assert not torch.equal(start[key], value)
+            torch.testing.assert_close(found[key], value, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.ray

@@ -78,7 +78,8 @@ def _make(config: Config, run: Folder, dataset: Dataset, inputs: dict[str, str])
     metrics["chosen"] = {key: chosen[key] for key in ("keep", "candidates", "rejected", "spread")}
     seconds = {unit: noted_seconds(run, unit) for unit in ("base", "chain-", "trial-", "fit", "block-")}
     seconds["evaluate"] = time.monotonic() - start
-    trained = [noted_seconds(run, name.split(".")[0]) for names in rivals.values() for name in names]
+    noted = [noted_seconds(run, name.split(".")[0]) for names in rivals.values() for name in names]
+    trained = [spent for spent in noted if spent]  # one that was brought here took none here
     metrics["cost"] = numbers.cost(config, seconds, trained)
     folder = run / "report"
     folder.write("metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
