@@ -105,7 +105,7 @@ def run(steps: list[Callable[[], None]], count: int, device: torch.device) -> No
 @dataclass(frozen=True)
 class Training:
     """`bend_ray.data.training.train` with all that changes from step to step in tensors on the device: so a step can
-    be captured. AdamW as torch has it, on all parameters end to end."""
+    be captured. AdamW as torch has it, on all parameters end to end; no moving average, for no setting has one."""
 
     module: nn.Module
     base: Base
@@ -143,7 +143,7 @@ class Training:
         return len(self.x_SBCHW)
 
     def warm(self) -> None:
-        """Steps, all of which is undone."""
+        """A few steps, and back to the start: libraries make at their first call what must not be made in a capture."""
         state = [self.at, self.theta_D, self.moments_2D, *self.module.buffers()]
         kept = [tensor.clone() for tensor in state]
         side = torch.cuda.Stream()
