@@ -24,7 +24,8 @@ import numpy as np
 import psutil
 import pyarrow as pa
 from PIL import Image
-from serve import adopt_orphans, end, free_port, replicas
+from serve_fire import replicas
+from serve_sides import adopt_orphans, end, free_port
 
 from bend_ray.client import Client
 from bend_ray.data.datasets import Preprocess
