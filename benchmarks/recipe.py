@@ -56,6 +56,7 @@ PLAIN: dict[str, Any] = {
     "collect.snapshots_per_chain": 2,
     "collect.lr": 0.01,
 }
+HEAD = {"collect.subset": "head", "collect.lr": 0.03}
 CYCLIC = {"collect.schedule": "cyclic", "collect.lr": 0.03, "collect.epochs": 4, "collect.snapshots_per_chain": 1}
 CYCLES = CYCLIC | {"collect.chains": 8, "collect.epochs": 8, "collect.snapshots_per_chain": 4}
 IDEAS: dict[str, dict[str, Any]] = {
@@ -68,7 +69,7 @@ IDEAS: dict[str, dict[str, Any]] = {
     "chains: SGD, 0.03": {"collect.optimizer": "sgd", "collect.lr": 0.03},
     "chains: no bootstrap": {"collect.bootstrap": False},
     "chains: average of 8 points of each": {"collect.epochs": 4, "collect.snapshots_per_chain": 8, "averages": True},
-    "chains: head": {"collect.subset": "head", "collect.lr": 0.03},
+    "chains: head": HEAD,
     "chains: last block, cyclic, 0.003": CYCLIC | {"collect.subset": "last_block", "collect.lr": 0.003},
     "chains: all parameters, cyclic, 0.003": CYCLIC | {"collect.subset": "regex:.", "collect.lr": 0.003},
     "chains: all parameters, the same, aligned": CYCLIC
@@ -87,11 +88,13 @@ IDEAS: dict[str, dict[str, Any]] = {
     "bases: 2": {"bases": 2},
     "bases: 4": {"bases": 4},
     "bases: 2, half as long": {"bases": 2, "base.epochs": 6},
-    "bases: 4, chains: head": {"bases": 4, "collect.subset": "head", "collect.lr": 0.03},
-    "base long and smoothed, chains: head": LONG | {"collect.subset": "head", "collect.lr": 0.03},
+    "bases: 4, chains: head": HEAD | {"bases": 4},
+    "base long and smoothed, chains: head": LONG | HEAD,
     "base long and smoothed, chains: 12": LONG | {"collect.chains": 12},
     "base long and smoothed, chains: 8 of 4 cycles of 2 epochs": LONG | CYCLES,
     "bases: 2, long and smoothed": LONG | {"bases": 2},
+    "bases: 2, long and smoothed, chains: head": LONG | HEAD | {"bases": 2},
+    "bases: 4, long and smoothed, chains: head": LONG | HEAD | {"bases": 4},
     "generator: all latents": {"autoencoder.latent": 1000},
     "generator: 8 latents": {"autoencoder.latent": 8},
     "generator: 3,000 iterations": {"diffusion.iterations": 3000},
