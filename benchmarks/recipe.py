@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from diversity import collected
-from paper import in_pieces, work
+from paper_beyond import in_pieces, work
 from recipe_tables import draw, table
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn

@@ -16,21 +16,22 @@ from itertools import islice
 
 import torch
 from modes import spread
-from paper import COMMON, RUNS, SETTINGS, configuration
+from paper import RUNS, SETTINGS, configuration
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bend_ray import seeds
-from bend_ray.artifacts import RIVALS_FOLDER, recipe
+from bend_ray.artifacts import recipe
 from bend_ray.config import Base, Config, load
-from bend_ray.data import base as bases
 from bend_ray.data import optimizing, training
 from bend_ray.data.augment import augment
+from bend_ray.data.base import Description
 from bend_ray.data.classifiers import logits
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.data.images import Split
 from bend_ray.folders import Folder
-from bend_ray.report.numbers import RIVALS
+from bend_ray.rivals import Rival
+from bend_ray.rivals import asked as rivals_asked
 
 WARM = 3
 """Steps before one is captured, on a copy of the start."""
@@ -49,34 +50,32 @@ def main() -> None:
             given = {"seed": str(seed)} | ({"base.epochs": str(asked.epochs)} if asked.epochs else {})
             config = load(configuration(name), given)
             dataset = load_dataset(config.data, seed)
-            for kind in RIVALS:
-                make(name, kind, config, dataset, torch.device(asked.device), keep=not asked.epochs)
+            for of_kind in rivals_asked(config).values():
+                make(name, of_kind, config, dataset, torch.device(asked.device), keep=not asked.epochs)
 
 
-def make(name: str, kind: str, config: Config, dataset: Dataset, device: torch.device, keep: bool) -> None:
-    """One run's whole trainings of a kind."""
-    folder = Folder(RUNS / f"{name}-{config.seed}") / RIVALS_FOLDER
-    note = recipe("base", config, {"data": dataset.digest()})
-    files = {f"{kind}-{i}": f"{kind}-{i:03d}.safetensors" for i in range(COMMON["evaluate"][f"{kind}_members"])}
-    todo = [unit for unit, file in files.items() if not (keep and folder.exists(file))]
+def make(name: str, rivals: list[Rival], config: Config, dataset: Dataset, device: torch.device, keep: bool) -> None:
+    """One run's whole trainings of a kind, those that are not there."""
+    run_folder, made_by = Folder(RUNS / f"{name}-{config.seed}"), recipe("base", config, {"data": dataset.digest()})
+    todo = [rival for rival in rivals if not (keep and rival.there(run_folder, made_by))]
     if not todo:
         return
     start = time.monotonic()
-    trainings = [Training.begin(config, dataset, unit, device) for unit in todo]
+    trainings = [Training.begin(config, dataset, rival, device) for rival in todo]
     ready = time.monotonic()
     run([one.step for one in trainings], trainings[0].steps, device)
     done = time.monotonic()
     losses, right = [], []
-    for unit, one in zip(todo, trainings, strict=True):
+    for rival, one in zip(todo, trainings, strict=True):
         one.module.eval()
         loss, accuracy = training.validate(one.module, dataset.val, dataset.preprocess)
         losses.append(loss)
         right.append(accuracy)
         if keep:
-            bases.save(folder, one.module.cpu(), files[unit], note)
+            rival.save(run_folder, one.module.cpu(), made_by)
     count, took = trainings[0].steps, done - ready
     rate = f"{count * len(todo) / took:.0f} steps/s, ready after {ready - start:.1f} s"
-    print(f"{name}-{config.seed}: {len(todo)} {kind} trainings of {count} steps in {took:.1f} s ({rate})")
+    print(f"{name}-{config.seed}: {len(todo)} {todo[0].kind} trainings of {count} steps in {took:.1f} s ({rate})")
     print(f"  on validation rows: accuracy {spread(right, 100)} %, NLL {spread(losses, digits=3)}", flush=True)
 
 
@@ -119,12 +118,10 @@ class Training:
     moments_2D: Tensor
 
     @staticmethod
-    def begin(config: Config, dataset: Dataset, unit: str, device: torch.device) -> "Training":
-        """``unit``: "bagging-3", say."""
-        seed = seeds.seed_for(config.seed, unit) % 2**31
-        module = bases.Description.of(config.classifier, dataset).build(seed).train()
+    def begin(config: Config, dataset: Dataset, rival: Rival, device: torch.device) -> "Training":
+        module = Description.of(config.classifier, dataset).build(rival.seed(config)).train()
         rates = rates_of(module, config.base, len(dataset.train))
-        seen_SBCHW, y_SB = fed(config, dataset.train, seed, unit, len(rates))
+        seen_SBCHW, y_SB = fed(config, dataset.train, rival, len(rates))
         module = module.to(device)
         parameters = list(module.parameters())
         theta_D = torch.cat([p.detach().reshape(-1) for p in parameters])
@@ -196,14 +193,13 @@ def rates_of(module: nn.Module, base: Base, rows: int) -> Tensor:
     return torch.tensor(found)
 
 
-def fed(config: Config, rows: Split, seed: int, unit: str, steps: int) -> tuple[Tensor, Tensor]:
+def fed(config: Config, rows: Split, rival: Rival, steps: int) -> tuple[Tensor, Tensor]:
     """Images and labels of every step, in order."""
-    base, generator = config.base, seeds.generator_for(seed, unit, "batches")
-    bootstrap, whole = unit.startswith("bagging"), torch.arange(len(rows))
-    pool = torch.randint(len(rows), (len(rows),), generator=generator) if bootstrap else whole
-    order = list(islice(training.batches(pool, base.batch_size, generator), steps))
+    base, draws = config.base, (rival.seed(config), rival.name)
+    generator = seeds.generator_for(*draws, "batches")
+    order = list(islice(training.batches(len(rows), base.batch_size, generator, rival.bootstrap), steps))
     images = [
-        augment(rows.images[part], config.augment, seeds.generator_for(seed, unit, "augment", step, shard))
+        augment(rows.images[part], config.augment, seeds.generator_for(*draws, "augment", step, shard))
         for step, index in enumerate(order)
         for shard, part in enumerate(index.tensor_split(base.shards))
     ]

@@ -13,7 +13,7 @@ from bend_ray.config import Config
 from bend_ray.data import training
 from bend_ray.data.base import Description
 from bend_ray.data.datasets import load_dataset
-from bend_ray.seeds import seed_for
+from bend_ray.rivals import Rival
 from conftest import BEND_RAY, ROOT
 
 PAGE = (ROOT / "docs" / "results.md").read_text()
@@ -55,14 +55,13 @@ def test_whole_trainings_made_side_by_side_are_those_of_a_run(monkeypatch: pytes
         }
     )
     dataset = load_dataset(config.data, config.seed)
-    for unit in ("bagging-1", "deep_ensemble-0"):
-        one = rivals.Training.begin(config, dataset, unit, torch.device("cpu"))
+    for rival in (Rival("bagging", 1), Rival("deep_ensemble", 0)):
+        one = rivals.Training.begin(config, dataset, rival, torch.device("cpu"))
         start = {key: value.clone() for key, value in one.module.state_dict().items()}
         rivals.run([one.step], one.steps, torch.device("cpu"))
-        seed = seed_for(config.seed, unit) % 2**31
+        seed = rival.seed(config)
         module = Description.of(config.classifier, dataset).build(seed)
-        bootstrap = unit.startswith("bagging")
-        arguments = (config.base, seed, unit, bootstrap, None, config.augment)
+        arguments = (config.base, seed, rival.name, rival.bootstrap, None, config.augment)
         training.train(module, dataset.train, dataset.preprocess, *arguments)
         found = one.module.state_dict()
         for key, value in module.state_dict().items():

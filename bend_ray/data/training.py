@@ -55,9 +55,7 @@ def train(
     if batch_size < 2 * base.shards:
         raise ConfigError(f"base.shards: {base.shards} pieces of {batch_size} rows; each needs 2, use fewer shards")
     check(changes, preprocess.image_size)
-    generator = seeds.generator_for(seed, name, "batches")
-    pool = torch.randint(len(rows), (len(rows),), generator=generator) if bootstrap else torch.arange(len(rows))
-    epoch = len(pool) // batch_size
+    epoch = len(rows) // batch_size
     steps = base.epochs * epoch
     device = next(module.parameters()).device
     optimizer = optimizing.adamw(module, base)
@@ -67,8 +65,8 @@ def train(
     schedule = optimizing.schedule(optimizer, base, steps, done)
     module.train()
     own = len(range(rank, base.shards, world))
-    order = itertools.islice(batches(pool, batch_size, generator), done, steps)
-    for step, index in enumerate(order, done):
+    order = batches(len(rows), batch_size, seeds.generator_for(seed, name, "batches"), bootstrap)
+    for step, index in enumerate(itertools.islice(order, done, steps), done):
         began, start = time.perf_counter(), _buffers(module)
         size = 1 + sum(p.numel() for p in module.parameters()) + start.numel()
         pieces = torch.zeros(base.shards, size, device=device)
@@ -105,12 +103,14 @@ def train(
     return float(spent)
 
 
-def batches(pool: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Row numbers of batches, for ever: ``pool`` in a new order each pass, a short last batch left out."""
-    size = min(size, len(pool))
+def batches(rows: int, size: int, generator: torch.Generator, bootstrap: bool = False) -> Iterator[Tensor]:
+    """Row numbers of batches, for ever: all ``rows``, or with ``bootstrap`` as many drawn with replacement, in a new
+    order each pass, a short last batch left out."""
+    pool = torch.randint(rows, (rows,), generator=generator) if bootstrap else torch.arange(rows)
+    size = min(size, rows)
     while True:
-        order = pool[torch.randperm(len(pool), generator=generator)]
-        yield from order[: len(order) // size * size].split(size)
+        order = pool[torch.randperm(rows, generator=generator)]
+        yield from order[: rows // size * size].split(size)
 
 
 @torch.no_grad()

@@ -69,7 +69,7 @@ def of_base(
 def batches(dataset: Dataset, count: int, seed: int, device: torch.device | str = "cpu") -> Iterator[Tensor]:
     """``count`` batches of preprocessed training rows (``ROWS``, C, H, W), the same for the same ``seed``."""
     rows, generator = dataset.train, seeds.generator_for(seed, "recalibrate")
-    for index in itertools.islice(training.batches(torch.arange(len(rows)), ROWS, generator), count):
+    for index in itertools.islice(training.batches(len(rows), ROWS, generator), count):
         yield dataset.preprocess(rows.images[index].to(device))
 
 

@@ -1,8 +1,7 @@
 """evaluate: `ensemble/`, `snapshots/`, `generator/` and `base/` in, `report/` out.
 
-Every null model is a generator like ours, sampled and scored by the same actors at the same number of members. Rivals
-that train whole classifiers are trained as Ray tasks, each kept in a file of `rivals/`: a kill costs only those under
-way, and they depend on nothing that comes after the base.
+Every null model is a generator like ours, sampled and scored by the same actors at the same number of members; whole
+trainings (`rivals.py`) are scored by them too.
 """
 
 import json
@@ -10,15 +9,13 @@ import time
 from functools import cached_property
 from typing import Any
 
-import ray
 import torch
 from torch import Tensor
 
-from bend_ray import artifacts, cluster, seeds
+from bend_ray import artifacts, cluster, rivals
 from bend_ray.artifacts import Manifest
 from bend_ray.config import Config
 from bend_ray.data import base as bases
-from bend_ray.data import training
 from bend_ray.data.classifiers import logits
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.ensemble import select
@@ -32,8 +29,7 @@ from bend_ray.pool import pool
 from bend_ray.progress import Progress
 from bend_ray.report import numbers, words
 from bend_ray.report.numbers import RIVALS, Scored
-from bend_ray.tensors import read_tensors
-from bend_ray.timings import note_seconds, noted_seconds
+from bend_ray.timings import noted_seconds
 from bend_ray.weights import parts
 from bend_ray.weights.subset import Subset
 
@@ -66,10 +62,10 @@ def _make(config: Config, run: Folder, dataset: Dataset, inputs: dict[str, str])
     from bend_ray.report import figures  # matplotlib: workers need not load it
 
     start = time.monotonic()
-    rivals = _train_rivals(config, run, artifacts.recipe("base", config, {"data": inputs["data"]}))
-    whole = [name for name in RIVALS if rivals[name]]
+    rivals.train(config, run, artifacts.recipe("base", config, {"data": inputs["data"]}))
+    whole = {kind: of_kind for kind, of_kind in rivals.asked(config).items() if of_kind}
     names = [*numbers.SNAPSHOTS, "generated", *config.evaluate.baselines, *whole]
-    scored, novelty, points = _score_all(config, run, names, rivals)
+    scored, novelty, points = _score_all(config, run, names)
     fitted = artifacts.load(run / "generator", "generator").facts
     D, seen = Subset.from_json(fitted["subset"]).D, int(fitted["snapshots"])
     metrics = numbers.assemble(config, dataset.name, dataset.test.labels, scored, novelty, D, seen)
@@ -78,7 +74,7 @@ def _make(config: Config, run: Folder, dataset: Dataset, inputs: dict[str, str])
     metrics["chosen"] = {key: chosen[key] for key in ("keep", "candidates", "rejected", "spread")}
     seconds = {unit: noted_seconds(run, unit) for unit in ("base", "chain-", "trial-", "fit", "block-")}
     seconds["evaluate"] = time.monotonic() - start
-    noted = [noted_seconds(run, name.split(".")[0]) for names in rivals.values() for name in names]
+    noted = [rival.seconds(run) for of_kind in whole.values() for rival in of_kind]
     trained = [spent for spent in noted if spent]  # one that was brought here took none here
     metrics["cost"] = numbers.cost(config, seconds, trained)
     folder = run / "report"
@@ -87,64 +83,12 @@ def _make(config: Config, run: Folder, dataset: Dataset, inputs: dict[str, str])
     return artifacts.publish(run, "report", config, inputs, {}, ["metrics.json", *files], words.readme(metrics, files))
 
 
-def _train_rivals(config: Config, run: Folder, recipe: str) -> dict[str, list[str]]:
-    """Files of the whole classifiers trained for bagging and for the deep ensemble; ``recipe``: what a classifier
-    follows from, so that they stay when chains, generator or members change."""
-    counts = {"bagging": config.evaluate.bagging_members, "deep_ensemble": config.evaluate.deep_ensemble_members}
-    files = {kind: [f"{kind}-{i:03d}.safetensors" for i in range(counts[kind])] for kind in RIVALS}
-    units = [(kind, i, files[kind][i]) for kind in RIVALS for i in range(counts[kind])]
-    folder = run / artifacts.RIVALS_FOLDER
-    todo = [u for u in units if not folder.exists(u[2]) or read_tensors(folder, u[2])[1] != recipe]
-    if not todo:
-        return files
-    with Progress("evaluate", "rival classifiers trained", len(units), len(units) - len(todo)) as show:
-        task = _train_rival.options(
-            num_cpus=config.collect.cpus_per_worker,
-            num_gpus=config.collect.gpus_per_worker,
-            max_retries=cluster.RETRIES,
-        )
-        waiting = [task.remote(config.model_dump(mode="json"), run.address, recipe, *unit) for unit in todo]
-        try:
-            while waiting:
-                ready, waiting = ray.wait(waiting, timeout=1.0)
-                ray.get(ready)
-                show.update(len(units) - len(waiting))
-        except ray.exceptions.RayError as error:
-            raise cluster.plainly(error) from error
-    return files
-
-
-@ray.remote
-def _train_rival(config_json: dict[str, Any], where: str, recipe: str, kind: str, index: int, file: str) -> None:
-    start = time.monotonic()
-    config, run = Config.model_validate(config_json), Folder(where)
-    cluster.threads(config.collect.cpus_per_worker)
-    dataset = load_dataset(config.data, config.seed)
-    name = f"{kind}-{index}"
-    seed = seeds.seed_for(config.seed, name) % 2**31
-    module = bases.Description.of(config.classifier, dataset).build(seed)
-    module = module.to(cluster.device(config.collect.gpus_per_worker))
-    bootstrap = kind == "bagging"
-    training.train(
-        module,
-        dataset.train,
-        dataset.preprocess,
-        config.base,
-        seed,
-        name=name,
-        bootstrap=bootstrap,
-        changes=config.augment,
-    )
-    note_seconds(run, file.removesuffix(".safetensors"), time.monotonic() - start)
-    bases.save(run / artifacts.RIVALS_FOLDER, module, file, recipe)
-
-
 def _score_all(
-    config: Config, run: Folder, names: list[str], rivals: dict[str, list[str]]
+    config: Config, run: Folder, names: list[str]
 ) -> tuple[dict[str, Scored], dict[str, Any], dict[str, Tensor]]:
     """Predictions of every set of classifiers, novelty, and the points of the map."""
     sample, scored = config.sample, {}
-    arguments = (config.model_dump(mode="json"), run.address, rivals)
+    arguments = (config.model_dump(mode="json"), run.address)
     placed = (sample.actors, sample.cpus_per_actor, sample.gpus_per_actor)
     with (
         pool(_Evaluator, *placed, *arguments, stall=config.cluster.stall) as actors,
@@ -160,8 +104,8 @@ def _score_all(
 class _Evaluator:
     """One actor: it loads the run once, by path, then makes and scores one set of classifiers after another."""
 
-    def __init__(self, config_json: dict[str, Any], where: str, rivals: dict[str, list[str]]) -> None:
-        self.config, self.run, self.rivals = Config.model_validate(config_json), Folder(where), rivals
+    def __init__(self, config_json: dict[str, Any], where: str) -> None:
+        self.config, self.run = Config.model_validate(config_json), Folder(where)
         config, run = self.config, self.run
         cluster.threads(config.sample.cpus_per_actor)
         self.device = cluster.device(config.sample.gpus_per_actor)
@@ -172,6 +116,7 @@ class _Evaluator:
         self.generator = Generator.load(run, self.seen.blocks)
         base = bases.load(run / "base", self.ensemble.description, self.device)
         base_theta_D = self.generator.subset.take(base)
+        self.rivals = rivals.asked(config)
         self.recalibration = None
         if count := config.sample.recalibrate:
             self.recalibration = Recalibration.of(base, self.generator.subset, self.dataset, count, config.seed)
@@ -184,7 +129,7 @@ class _Evaluator:
         start = time.monotonic()
         test, val, away = self.dataset.test, self.dataset.val, None
         if name in RIVALS:
-            seconds = sum(noted_seconds(self.run, file.split(".")[0]) for file in self.rivals[name])
+            seconds = sum(rival.seconds(self.run) for rival in self.rivals[name])
             test_MBK, val_MBK = self._rival_logits(name, test.images), self._rival_logits(name, val.images)
         else:
             theta_MD = self._theta(name)
@@ -247,8 +192,8 @@ class _Evaluator:
     @torch.no_grad()
     def _rival_logits(self, name: str, images: Tensor) -> Tensor:
         description, found = self.ensemble.description, []
-        for file in self.rivals[name]:
-            module = bases.load(self.run / artifacts.RIVALS_FOLDER, description, self.device, file)
+        for rival in self.rivals[name]:
+            module = rival.load(self.run, description, self.device)
             chunks = [
                 logits(module(description.preprocess(part.to(self.device)))).cpu() for part in images.split(CHUNK)
             ]

@@ -4,7 +4,6 @@ Several chains train at once where their tails run at once; see `features`.
 """
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +53,10 @@ def run_chains(
     C, labels, subset = len(chains), dataset.train.labels, tails.cut.subset
     steps = steps_of(collect, len(labels))
     ends = [steps * (i + 1) // collect.snapshots_per_chain for i in range(collect.snapshots_per_chain)]
-    orders = [_batches(collect, len(labels), seed, chain) for chain in chains]
+    orders = [
+        batches(len(labels), collect.batch_size, seeds.generator_for(seed, "chain", chain), collect.bootstrap)
+        for chain in chains
+    ]
     draws = seeds.generator_for(seed, "chain", chains[0], "augment")
     theta = {name: value.clone().requires_grad_() for name, value in subset.split(start_CD).items()}
     device, optimizer = start_CD.device, _optimizer(collect, theta)
@@ -106,13 +108,6 @@ def learning_rate(collect: Collect, step: int, ends: list[int]) -> float:
     end = next(end for end in ends if step < end)
     start = max((before for before in ends if before <= step), default=0)
     return collect.lr / 2 * (1 + math.cos(math.pi * (step - start) / (end - start)))
-
-
-def _batches(collect: Collect, rows: int, seed: int, chain: int) -> Iterator[Tensor]:
-    """Row numbers of the chain's batches."""
-    generator = seeds.generator_for(seed, "chain", chain)
-    pool = torch.randint(rows, (rows,), generator=generator) if collect.bootstrap else torch.arange(rows)
-    return batches(pool, collect.batch_size, generator)
 
 
 def _optimizer(collect: Collect, theta: dict[str, Tensor]) -> torch.optim.Optimizer:
