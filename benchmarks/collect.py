@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from generator import timed
+from common import SHARED, timed
 from torch import Tensor, nn
 
 from bend_ray.config import Config, loads
@@ -35,7 +35,7 @@ CHAINS = 16
 AT_ONCE = (1, 2, 4, 8, 16)
 """Chains at once that are tried, whatever the plan would take."""
 CONFIG = """
-data: {{path: ../shared/data/cifar10, train_limit: {rows}, test_limit: 100}}
+data: {{path: {shared}/cifar10, train_limit: {rows}, test_limit: 100}}
 classifier: {{name: resnet18, kwargs: {{width: {width}}}}}
 base: {{epochs: 1}}
 collect: {{chains: {chains}, snapshots_per_chain: 2, epochs: 2, lr: 0.01}}
@@ -49,7 +49,7 @@ def main() -> None:
     arguments.add_argument("--width", type=int, default=64, help="channels of the first stage; 64 is ResNet-18")
     asked = arguments.parse_args()
     torch.set_num_threads(1)
-    config = loads(CONFIG.format(rows=asked.rows, width=asked.width, chains=CHAINS), "benchmark")
+    config = loads(CONFIG.format(shared=SHARED, rows=asked.rows, width=asked.width, chains=CHAINS), "benchmark")
     dataset = load_dataset(config.data, 0)
     module = Description.of(config.classifier, dataset).build(0)
     training.train(module, dataset.train, dataset.preprocess, config.base, 0)

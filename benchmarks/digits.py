@@ -8,12 +8,11 @@ spread, paired by seed, and writes benchmarks/digits.json.
 
 import argparse
 import json
-import statistics
 import time
 from pathlib import Path
 from typing import Any
 
-from modes import report_of
+from common import mean_and_sd, report_of
 
 MEMBERS = ("originals", "generated")
 
@@ -36,26 +35,22 @@ def main() -> None:
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation over seeds of what the claim and the null models need."""
-
-    def spread(values: list[float]) -> dict[str, float]:
-        return {"mean": statistics.fmean(values), "sd": statistics.stdev(values) if len(values) > 1 else 0.0}
-
     rows: dict[str, dict[str, Any]] = {}
     for name in ("abend", "sbend"):
-        rows[name] = {key: spread([run[name][key] for run in runs]) for key in ("accuracy", "nll", "ece")}
+        rows[name] = {key: mean_and_sd([run[name][key] for run in runs]) for key in ("accuracy", "nll", "ece")}
     for kind in MEMBERS:
         for which in ("mean", "median"):
-            rows[f"{kind}_{which}"] = {"accuracy": spread([run[kind]["accuracy"][which] for run in runs])}
-        rows[f"{kind}_mean"]["nll"] = spread([run[kind]["nll"]["mean"] for run in runs])
+            rows[f"{kind}_{which}"] = {"accuracy": mean_and_sd([run[kind]["accuracy"][which] for run in runs])}
+        rows[f"{kind}_mean"]["nll"] = mean_and_sd([run[kind]["nll"]["mean"] for run in runs])
     nulls = {}
     for name in runs[0]["baselines"]:
         if all(run["baselines"][name] is not None for run in runs):
             rows[name] = {
-                key: spread([run["baselines"][name][key] for run in runs]) for key in ("accuracy", "nll", "ece")
+                key: mean_and_sd([run["baselines"][name][key] for run in runs]) for key in ("accuracy", "nll", "ece")
             }
             gains = [run["versus"][name] for run in runs]
             nulls[name] = {
-                "nll_gain": spread([gain["nll_gain"] for gain in gains]),
+                "nll_gain": mean_and_sd([gain["nll_gain"] for gain in gains]),
                 "seeds_better": sum(gain["low"] > 0 for gain in gains),
                 "seeds_worse": sum(gain["high"] < 0 for gain in gains),
             }
@@ -69,10 +64,11 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         for name in ("abend", "sbend")
     }
     diversity = {
-        kind: {key: spread([run["diversity"][kind][key] for run in runs]) for key in ("disagreement", "error_iou")}
+        kind: {key: mean_and_sd([run["diversity"][kind][key] for run in runs]) for key in ("disagreement", "error_iou")}
         for kind in MEMBERS
     }
-    novelty = {key: spread([run["novelty"][key] for run in runs]) for key in ("replica_rate", "variance_ratio")}
+    walls = [run["wall_s"] for run in runs if run["wall_s"] is not None]
+    novelty = {key: mean_and_sd([run["novelty"][key] for run in runs]) for key in ("replica_rate", "variance_ratio")}
     return {
         "seeds": [run["seed"] for run in runs],
         "rows": rows,
@@ -80,8 +76,8 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "against_nulls": nulls,
         "diversity": diversity,
         "novelty": novelty | {"verdicts": [run["novelty"]["verdict"] for run in runs]},
-        "member_cost_ratio": spread([run["cost"]["member_cost_ratio"] for run in runs]),
-        "wall_s": spread(walls) if (walls := [run["wall_s"] for run in runs if run["wall_s"] is not None]) else None,
+        "member_cost_ratio": mean_and_sd([run["cost"]["member_cost_ratio"] for run in runs]),
+        "wall_s": mean_and_sd(walls) if walls else None,
     }
 
 

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from generator import timed
-from modes import spread
+from common import data_path, spread, timed
 from torch import Tensor, nn
 
 from bend_ray import seeds
@@ -59,7 +58,7 @@ def main() -> None:
     arguments.add_argument("--rows", type=int, help="training rows; those of the configuration unless given")
     asked = arguments.parse_args()
     torch.set_num_threads(1)
-    changes = BASE | ({"data.train_limit": str(asked.rows)} if asked.rows else {})
+    changes = BASE | data_path(CONFIG) | ({"data.train_limit": str(asked.rows)} if asked.rows else {})
     result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     for seed in asked.seeds:
         result[str(seed)] = measured(load(CONFIG, changes | {"seed": str(seed)}))

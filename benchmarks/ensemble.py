@@ -12,12 +12,8 @@ out) it writes benchmarks/ensemble_cuda.json, else benchmarks/ensemble.json.
 """
 
 import argparse
-import functools
 import json
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,27 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from common import CPU, classifier, done, make, seconds
+from ensemble_load import load, load_apart, peak_apart, peak_mib
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from bend_ray import artifacts
-from bend_ray.config import Base, Classifier, Config, Data
-from bend_ray.data import base as bases
-from bend_ray.data.base import Description
-from bend_ray.data.classifiers import build
-from bend_ray.data.datasets import Preprocess, Split, load_dataset
-from bend_ray.data.training import train
 from bend_ray.ensemble import early
 from bend_ray.ensemble.aggregate import Prediction, aggregate
-from bend_ray.ensemble.ensemble import MEMBERS, Ensemble
-from bend_ray.ensemble.trunk import SharedTrunk, split
-from bend_ray.folders import Folder
-from bend_ray.tensors import write_tensors
-from bend_ray.weights.subset import Subset, choose
+from bend_ray.ensemble.trunk import SharedTrunk
 
-SHAPE = (3, 32, 32)
-NOISE = 0.2
-CPU = torch.device("cpu")
 LOOPED = 8
 """Members, at least, that the plain loop is timed for: its time is theirs times M over them."""
 
@@ -79,39 +63,6 @@ def main() -> None:
     result["load"] = {spec: load_apart(spec, 1000) for spec in ("head", "norm+head")}
     Path("benchmarks/ensemble.json").write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
-
-
-def rows(split: Split) -> Split:
-    """Digits as colour images of 32 pixels."""
-    large = split.images.repeat_interleave(4, 2).repeat_interleave(4, 3)
-    return Split(large.expand(-1, *SHAPE).contiguous(), split.labels)
-
-
-@functools.cache
-def classifier(trained: bool = True) -> tuple[nn.Module, Tensor]:
-    """The classifier and preprocessed test rows."""
-    digits = load_dataset(Data(name="digits"), 0)
-    preprocess = Preprocess(SHAPE[0], SHAPE[1], digits.preprocess.mean * 3, digits.preprocess.std * 3)
-    module = build(Classifier(name="resnet18"), 10, SHAPE[0], SHAPE[1], 0)
-    if trained:
-        with torch.enable_grad():
-            train(module, rows(digits.train), preprocess, Base(epochs=1, shards=1), 0)
-    return module.eval().requires_grad_(False), preprocess(rows(digits.test).images)
-
-
-def make(
-    spec: str, M: int, trained: bool = True, device: torch.device = CPU
-) -> tuple[nn.Module, Subset, SharedTrunk, Tensor, float]:
-    """A classifier, its cut, M members near its own parameters, and the seconds that cutting took."""
-    module = classifier(trained)[0].to(device)
-    subset = choose(module, spec)
-    start = time.perf_counter()
-    cut = split(module, subset, torch.zeros(2, *SHAPE, device=device))
-    seconds = time.perf_counter() - start
-    base_D, stream = subset.take(module).cpu(), torch.Generator().manual_seed(0)
-    spread_D = torch.cat([part.std(correction=0).expand(len(part)) for part in base_D.split(subset.sizes)])
-    theta_MD = torch.stack([base_D + NOISE * spread_D * torch.randn(subset.D, generator=stream) for _ in range(M)])
-    return module, subset, cut, theta_MD.to(device), seconds
 
 
 @torch.no_grad()
@@ -191,84 +142,6 @@ def measure_early(spec: str, M: int, batch: int, turns: int) -> dict[str, float]
         "all_over_votes": statistics.median(times["all"] / times["votes"] for times in turn),
         "all_over_means": statistics.median(times["all"] / times["means"] for times in turn),
     }
-
-
-def seconds(side: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    side()
-    done()
-    return time.perf_counter() - start
-
-
-def done() -> None:
-    """Wait for what a GPU, if one is in use, was told to do."""
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-
-
-@torch.no_grad()
-def peak_mib(spec: str, M: int, batch: int) -> float:
-    """Peak resident memory of this process after one batch, MiB."""
-    _, _, cut, theta_MD, _ = make(spec, M, trained=False)  # training would be the peak
-    cut.logits(theta_MD, classifier(trained=False)[1][:batch])
-    return status_mib("VmHWM")  # not getrusage: its peak counts that of the parent before the program was started
-
-
-def peak_apart(M: int, batch: int) -> float:
-    """`peak_mib` of the head subset in a fresh process."""
-    words = [sys.executable, __file__, "--peak", "head", str(M), "--batch", str(batch)]
-    return float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
-
-
-def load(side: str, where: str) -> dict[str, float]:
-    """Seconds, in a process that did nothing before: to load an ensemble and answer for one image (``ours``), or only
-    what it cannot do without, the base and its split (``base``)."""
-    run = Folder(where)
-    if side == "base":
-        start = time.perf_counter()
-        facts = artifacts.load(run / "base", "base").facts  # checksums and all, as for an ensemble
-        module = bases.load(run / "base", Description.from_json(facts, where))
-        base_s = time.perf_counter() - start
-        subset = Subset.from_json(facts["subset"])
-        return {"base_s": base_s, "split_s": seconds(lambda: split(module, subset, torch.zeros(2, *SHAPE)))}
-    images, start = torch.zeros(1, *SHAPE, dtype=torch.uint8), time.perf_counter()
-    ensemble = Ensemble.load(run)
-    load_s = time.perf_counter() - start
-    first_s, later_s = (seconds(lambda: ensemble.predict(images)) for _ in range(2))
-    return {"load_s": load_s, "first_answer_s": first_s, "later_answer_s": later_s, "own_mib": status_mib("RssAnon")}
-
-
-def load_apart(spec: str, M: int) -> dict[str, float]:
-    """`load` of an ensemble of M members, in fresh processes; medians."""
-    module, subset, _, theta_MD, _ = make(spec, M, trained=False)
-    digits = load_dataset(Data(name="digits"), 0)
-    classifier = Classifier(name="resnet18")
-    preprocess = Preprocess(SHAPE[0], SHAPE[1], digits.preprocess.mean * 3, digits.preprocess.std * 3)
-    with tempfile.TemporaryDirectory() as where:
-        run = Folder(where)
-        for kind in ("base", "ensemble"):
-            bases.save(run / kind, module)
-        write_tensors(run / "ensemble", MEMBERS, {"theta_MD": theta_MD})
-        facts = Description(classifier, digits.class_names, preprocess).to_json() | {"subset": subset.to_json()}
-        config = Config(data=Data(name="digits"), classifier=classifier)
-        artifacts.publish(run, "base", config, {}, facts, [bases.FILE], "")
-        artifacts.publish(run, "ensemble", config, {}, facts, [MEMBERS, bases.FILE], "")
-        words = [sys.executable, __file__, "--load"]
-        runs = []
-        for _ in range(5):
-            sides = [
-                subprocess.run([*words, side, where], check=True, capture_output=True) for side in ("ours", "base")
-            ]
-            runs.append(json.loads(sides[0].stdout) | json.loads(sides[1].stdout))
-    found = {key: statistics.median(one[key] for one in runs) for key in runs[0]}
-    ratio = [(one["load_s"] + one["first_answer_s"]) / (2 * one["base_s"] + one["split_s"]) for one in runs]
-    return found | {"over_twice_base_and_split": statistics.median(ratio), "members_mib": theta_MD.nbytes / 2**20}
-
-
-def status_mib(key: str) -> float:
-    """A line of what Linux says of this process's memory."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
-    return float(line.split()[1]) / 1024
 
 
 def table(result: dict[str, Any]) -> str:

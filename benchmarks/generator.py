@@ -18,29 +18,24 @@ its numbers. What members are worth on real data sets is in benchmarks/modes.py.
 import argparse
 import itertools
 import json
-import resource
-import shutil
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import reference
 import torch
+from common import merged, timed, worth
+from generator_scale import RUNS, peak, scale
 from torch import Tensor
 
 from bend_ray.config import Autoencoder, Diffusion, Sample, loads
 from bend_ray.data import training
 from bend_ray.data.base import Description
 from bend_ray.data.datasets import Dataset, load_dataset
-from bend_ray.ensemble import aggregate, metrics
 from bend_ray.ensemble.ensemble import make_trunk
 from bend_ray.ensemble.trunk import SharedTrunk
 from bend_ray.folders import Folder
-from bend_ray.generator import span as spans
 from bend_ray.generator.generator import Generator
 from bend_ray.weights import chains, parts
 from bend_ray.weights.features import Tails
@@ -48,7 +43,6 @@ from bend_ray.weights.snapshots import Fact, Held, Snapshots
 from bend_ray.weights.subset import Subset, choose
 
 RESULT = Path("benchmarks/generator.json")
-RUNS = Path("runs/generator")
 DIGITS = """
 data: {name: digits}
 classifier: {name: convnet, kwargs: {width: 38}}
@@ -58,9 +52,6 @@ autoencoder: {latent: 128, scaling: parameter}
 """Latents and scaling as the reference's."""
 MEMBERS = 64
 SPREADS = tuple(spread / 10 for spread in range(3, 11))
-SIZES = (2_000, 20_000, 200_000, 2_000_000, 10_000_000)
-LARGEST_TENSOR = 2_359_296
-"""Of ResNet-18: 512 x 512 x 3 x 3."""
 
 
 def main() -> None:
@@ -77,8 +68,7 @@ def main() -> None:
     if "literature" in asked.parts:
         for seed in asked.seeds:
             found = literature(seed, asked.iterations_scale)
-            others = [one for one in results().get("literature", ()) if one["seed"] != seed]
-            keep("literature", sorted([*others, found], key=lambda one: one["seed"]))
+            keep("literature", merged(results().get("literature", []), [found]))
     if "members" in asked.parts:
         keep("literature", [one | beside(one) for one in results().get("literature", ())])
     if "sampling" in asked.parts:
@@ -194,20 +184,6 @@ def lost(seen: Tensor, again: Callable[[Tensor], Tensor], held_out: Tensor) -> d
     return {"seen": share(seen), "held_out": share(held_out)}
 
 
-@torch.no_grad()
-def worth(cut: SharedTrunk, dataset: Dataset, theta_MD: Tensor) -> dict[str, float]:
-    """Members and their ensemble on the test rows."""
-    label_B = dataset.test.labels
-    logits_MBK = cut.logits(theta_MD.nan_to_num(), dataset.preprocess(dataset.test.images))
-    accuracy_M, nll_M = metrics.member_scores(logits_MBK, label_B)
-    return {
-        "member_accuracy": accuracy_M.mean().item(),
-        "member_nll": nll_M.mean().item(),
-        "abend_nll": metrics.nll(aggregate.abend(logits_MBK), label_B).mean().item(),
-        "error_iou": metrics.diversity(logits_MBK.argmax(-1), label_B)["error_iou"],
-    }
-
-
 # --- sampling
 
 
@@ -223,97 +199,6 @@ def sampling(members: int = 1000, D: int = 5000, rounds: int = 3) -> dict[str, f
         theirs_s.append(timed(lambda i=i: reference.sample(theirs, [i], 0))[1])
     ours, others = statistics.median(ours_s), statistics.median(theirs_s)
     return {"members": members, "D": D, "ours_s": ours, "reference_s": others, "ratio": others / ours}
-
-
-# --- large D
-
-
-def scale(S: int = 200, rounds: int = 2) -> dict[str, Any]:
-    """For each D: seconds of reading the snapshots, of the pass that makes their Gram matrix, and of what follows."""
-    rows = []
-    for D in SIZES:
-        folder = written(S + 2, D)
-        readings, raws, passes, rests = [], [], [], []
-        for _ in range(rounds):
-            raws.append(timed(lambda folder=folder: read_files(folder))[1])
-            with parts.Parts.open(folder, (S + 2) // 2) as stream:
-                readings.append(timed(lambda stream=stream: sum(1 for _ in stream()))[1])
-                gram, seconds = timed(lambda stream=stream: spans.gram(stream, S))
-                passes.append(seconds)
-                rests.append(timed(lambda stream=stream, gram=gram: after_pass(stream, gram))[1])
-        row = {"D": D, "bytes": 4 * D * (S + 2)}
-        seconds = {"files_s": raws, "read_s": readings, "pass_s": passes, "rest_s": rests}
-        rows.append(row | {name: min(found) for name, found in seconds.items()})
-        print(json.dumps(rows[-1]), flush=True)
-        shutil.rmtree(folder.path)
-    smallest = rows[0]["rest_s"]
-    written(300, SIZES[-1])
-    words = [sys.executable, __file__, "--memory", "300", str(SIZES[-1])]
-    memory = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
-    shutil.rmtree(RUNS / f"D{SIZES[-1]}")
-    return {
-        "rows": rows,
-        "growth_after_the_pass": max(row["rest_s"] for row in rows) / smallest,
-        "pass_over_reading": {row["D"]: row["pass_s"] / row["read_s"] for row in rows},
-        "pass_over_files": {row["D"]: row["pass_s"] / row["files_s"] for row in rows},
-        "memory": memory,
-    }
-
-
-def after_pass(stream: parts.Parts, gram: spans.Gram) -> Generator:
-    """All of the fit but the pass."""
-    space, c_XR = gram.span(stream, Autoencoder().explained)
-    fitted = Generator.fit_in(stream.subset, space, c_XR[: gram.S], Autoencoder(), Diffusion(), 0)
-    fitted.lost(c_XR, gram.length_X)
-    return fitted
-
-
-def peak(S: int, D: int) -> dict[str, float]:
-    """GiB that a fit takes at most, in a process that does nothing else."""
-    with parts.Parts.open(Folder(RUNS / f"D{D}"), S // 2) as stream:
-        seconds = timed(lambda: Generator.fit(subset_of(D), stream, stream.facts, 4, Autoencoder(), Diffusion(), 0))[1]
-    anonymous = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
-    found = {"S": S, "D": D, "fit_s": seconds, "snapshots_gib": 4 * S * D / 2**30}
-    return found | {
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        "left_gib": int(anonymous.split()[1]) / 2**20,
-    }
-
-
-def subset_of(D: int) -> Subset:
-    sizes = [LARGEST_TENSOR] * (D // LARGEST_TENSOR) + ([D % LARGEST_TENSOR] if D % LARGEST_TENSOR else [])
-    return Subset(
-        tuple(f"layer{i}.weight" for i in range(len(sizes))),
-        tuple((size,) for size in sizes),
-        ("float32",) * len(sizes),
-    )
-
-
-def written(S: int, D: int, rank: int = 50) -> Folder:
-    """Chains of two snapshots each: random walks that share a few directions."""
-    folder, stream = Folder(RUNS / f"D{D}"), torch.Generator().manual_seed(D)
-    shared_rD = torch.randn(rank, D, generator=stream)
-    for chain in range(S // 2):
-        theta_SD = torch.randn(2, rank, generator=stream) @ shared_rD
-        theta_SD += 2 * torch.randn(2, D, generator=stream)
-        facts = [Fact(chain, step, 0, 1.0 + chain, 0.5) for step in range(2)]
-        parts.write_part(folder, chain, subset_of(D), theta_SD, facts, "benchmark")
-    return folder
-
-
-def read_files(folder: Folder) -> int:
-    """All bytes of a folder, and nothing done with them."""
-    buffer, total = bytearray(1 << 20), 0
-    for name in folder.list():
-        with (folder.path / name).open("rb", buffering=0) as file:
-            while count := file.readinto(buffer):
-                total += count
-    return total
-
-
-def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    start = time.monotonic()
-    return work(), time.monotonic() - start
 
 
 def dots(done: int, total: int) -> None:

@@ -13,18 +13,12 @@ run takes a minute or two on two cores. Writes benchmarks/modes.json.
 
 import argparse
 import json
-import os
-import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
+from common import SHARED, merged, report_of, spread
 
-BEND_RAY = Path(sys.executable).with_name("bend-ray")
-SHARED = Path(os.environ.get("BEND_RAY_DATA", "../shared/data"))
-"""Where fashion_mnist/ and cifar10/ lie, in the Hugging Face Hub's layout (image or img, label)."""
 RUNS = Path("runs/modes")
 RESULT = Path("benchmarks/modes.json")
 DATA: dict[str, dict[str, Any]] = {
@@ -74,7 +68,7 @@ def main() -> None:
         if not SHARED.is_dir() and not name.startswith("digits"):
             print(f"{name}: {SHARED} is not there; left out")
             continue
-        result[name] = [measured(name, seed) for seed in range(asked.seeds)]
+        result[name] = merged(result.get(name, []), [measured(name, seed) for seed in range(asked.seeds)])
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
 
@@ -105,22 +99,6 @@ def measured(name: str, seed: int) -> dict[str, Any]:
         "fit_s": report["cost"]["fit_s"],
         "sample_s_per_member": report["cost"]["sample_s_per_member"],
     }
-
-
-def report_of(config: str | Path, run: Path, seed: int, *more: object) -> dict[str, Any]:
-    """`metrics.json` of one run, which is made unless it is there; ``more``: further words of the command."""
-    words = [BEND_RAY, "run", config, "--run-dir", run, "--seed", seed, *more]
-    subprocess.run(list(map(str, words)), check=True)
-    found: dict[str, Any] = json.loads((run / "report" / "metrics.json").read_text())
-    return found
-
-
-def spread(values: list[float], scale: float = 1.0, digits: int = 2) -> str:
-    """Mean and, of more than one, standard deviation; empty of none."""
-    if not values:
-        return ""
-    mean = f"{scale * statistics.fmean(values):.{digits}f}"
-    return f"{mean} ± {scale * statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def table(result: dict[str, list[dict[str, Any]]]) -> str:

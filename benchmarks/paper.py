@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import yaml
-from modes import SHARED, report_of
+from common import SHARED, report_of
 from paper_beyond import beyond, flops
 from paper_tables import accuracies, claims, costs, doubts, draw, likelihoods
 

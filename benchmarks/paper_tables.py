@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from modes import spread
+from common import spread
 
 from bend_ray.report.numbers import RIVALS
 from bend_ray.report.words import LABELS
@@ -183,5 +183,5 @@ def draw(result: Result, file: Path) -> None:
     for axis in axes.flat:
         if not axis.has_data():
             axis.set_axis_off()
-    axes[0, 0].legend(fontsize=7)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=5)
     figure.savefig(file, dpi=110)

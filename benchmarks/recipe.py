@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import data_path
 from diversity import collected
 from paper_beyond import in_pieces, work
 from recipe_tables import draw, table
@@ -141,9 +142,14 @@ def _done(task: tuple[str, int, str]) -> tuple[str, int, dict[str, Any]]:
     return name, seed, {"seed": seed} | make(changes, seed, device)
 
 
+def configured(changes: dict[str, Any], seed: int) -> Config:
+    keys = PLAIN | changes | {"seed": seed}
+    return load(CONFIG, {key: str(value) for key, value in keys.items()} | data_path(CONFIG))
+
+
 def deep_ensemble(changes: dict[str, Any], seed: int, device: str) -> dict[str, Any]:
     """Whole trainings: what the first 1 to 10 of them are worth."""
-    config = load(CONFIG, {key: str(value) for key, value in (PLAIN | changes).items()} | {"seed": str(seed)})
+    config = configured(changes, seed)
     dataset = load_dataset(config.data, seed)
     modules = [base(config, dataset, seeds.seed_for(seed, "rival", i) % 2**31, device) for i in range(COUNT)]
     test_MBK, val_MBK = (whole(modules, dataset, images) for images in (dataset.test.images, dataset.val.images))
@@ -154,8 +160,7 @@ def deep_ensemble(changes: dict[str, Any], seed: int, device: str) -> dict[str, 
 def measured(changes: dict[str, Any], seed: int, device: str) -> dict[str, Any]:
     """Members and random snapshots by one recipe."""
     own = {key: changes.get(key) for key in OWN}
-    keys = PLAIN | {key: value for key, value in changes.items() if key not in OWN}
-    config = load(CONFIG, {key: str(value) for key, value in keys.items()} | {"seed": str(seed)})
+    config = configured({key: value for key, value in changes.items() if key not in OWN}, seed)
     dataset, bases = load_dataset(config.data, seed), own["bases"] or 1
     collect = config.collect
     share = collect.model_copy(

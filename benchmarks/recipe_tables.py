@@ -4,10 +4,19 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from modes import spread
+from common import spread
 from paper_tables import header, row
 
 Result = dict[str, list[dict[str, Any]]]
+MARKERS = (("o", 7), ("s", 6.5), ("^", 7.5), ("v", 7.5), ("D", 6), ("P", 8), ("X", 8), ("*", 13))
+"""Of the groups, for who cannot tell their colours; with sizes that look alike, but for the last, which is plain."""
+NAMED = {
+    "base: twice as long, label smoothing 0.05": ("jobs/fashion_mnist.yaml", "left"),
+    "base long and smoothed, chains: head": ("head", "right"),
+    "bases: 2, long and smoothed, chains: head": ("2 bases, head", "right"),
+    "bases: 4, long and smoothed, chains: head": ("4 bases, head", "right"),
+}
+"""What stands beside a recipe's point, and which end of it is there."""
 
 
 def table(found: Result) -> str:
@@ -53,8 +62,15 @@ def draw(found: Result, file: Path) -> None:
                 axis.plot([cost * m / len(level) for m in sizes], level, marker=".", label=name)
             else:
                 level = [scale * statistics.fmean(run["ensemble"][key] for run in runs)]
-                group = _group(name)
-                axis.plot([cost], level, "o", color=f"C{2 + groups.index(group)}", label=group)
+                group, which = _group(name), groups.index(_group(name))
+                (marker, size), edge = MARKERS[which], {"markeredgecolor": "white", "markeredgewidth": 0.6}
+                color, order = f"C{2 + which}", 3 + which
+                axis.plot([cost], level, marker, color=color, markersize=size, zorder=order, label=group, **edge)
+                if name in NAMED:
+                    text, end = NAMED[name]
+                    place = (8 if end == "left" else -8, 0)
+                    at = {"textcoords": "offset points", "ha": end, "va": "center"}
+                    axis.annotate(text, (cost, level[0]), place, fontsize=8, **at)
         axis.set_xscale("log")
         ticks = (0.1, 0.2, 0.5, 1, 2)
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from modes import report_of, spread
+from common import data_path, merged, report_of, spread
 
 from bend_ray.report.words import LABELS
 
@@ -29,7 +29,7 @@ def main() -> None:
     asked = arguments.parse_args()
     result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     for name in asked.configs:
-        result[name] = [measured(name, seed) for seed in asked.seeds]
+        result[name] = merged(result.get(name, []), [measured(name, seed) for seed in asked.seeds])
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
     for name, runs in result.items():
         print(f"\n{name}\n\n{table(runs)}")
@@ -37,8 +37,10 @@ def main() -> None:
 
 def measured(name: str, seed: int) -> dict[str, Any]:
     """The report of one run."""
-    more = ("--evaluate.baselines", f"[{', '.join(NULLS)}]", "--evaluate.deep_ensemble_members", COUNT)
-    return report_of(f"jobs/{name}.yaml", RUNS / f"{name}-{seed}", seed, *more)
+    config = f"jobs/{name}.yaml"
+    given = {"evaluate.baselines": f"[{', '.join(NULLS)}]", "evaluate.deep_ensemble_members": COUNT} | data_path(config)
+    words = [word for key, value in given.items() for word in (f"--{key}", value)]
+    return report_of(config, RUNS / f"{name}-{seed}", seed, *words)
 
 
 def table(runs: list[dict[str, Any]]) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from modes import spread
+from common import spread
 from paper import RUNS, SETTINGS, configuration
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -26,6 +26,7 @@ from typing import Any
 import psutil
 import torch
 import yaml
+from common import mean_and_sd
 
 from bend_ray import artifacts
 from bend_ray.config import Config, loads
@@ -172,8 +173,7 @@ def gain(seeds: int) -> dict[str, Any]:
             }
         )
     change = {key: [row[key][1] - row[key][0] for row in rows] for key in rows[0] if key != "values"}
-    spread = {key: {"mean": statistics.mean(by), "sd": statistics.stdev(by)} for key, by in change.items()}
-    return {"seeds": rows, "change": spread}
+    return {"seeds": rows, "change": {key: mean_and_sd(by) for key, by in change.items()}}
 
 
 def bend_ray(*words: str) -> None:

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from ensemble import make
+from common import make
 from serve_fire import under_fire
 from serve_load import CLIENTS, load, one_by_one, post
 from serve_models import Model, colour_model, digits_models, light_model, row_s_apart

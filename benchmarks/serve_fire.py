@@ -54,7 +54,7 @@ class Fire:
         connection.close()
 
     async def once(self, connection: Connection, row: int) -> tuple[str, float]:
-        """What one try came to, and after how many seconds to come again."""
+        """What one try came to, and after how many seconds to try again."""
         try:
             async with asyncio.timeout(TRY_S):
                 status, headers, body = await connection.ask(self.requests[row])

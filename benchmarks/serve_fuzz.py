@@ -23,6 +23,7 @@ import httpx
 import numpy as np
 import psutil
 import pyarrow as pa
+from common import BEND_RAY
 from PIL import Image
 from serve_fire import replicas
 from serve_sides import adopt_orphans, end, free_port
@@ -32,7 +33,6 @@ from bend_ray.data.datasets import Preprocess
 from bend_ray.ensemble.ensemble import Ensemble
 from bend_ray.serving import oip
 
-BEND_RAY = Path(sys.executable).with_name("bend-ray")
 Body = tuple[str, bytes, dict[str, str]]
 """Path, bytes, headers."""
 

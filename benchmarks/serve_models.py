@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from ensemble import SHAPE, rows
+from common import BEND_RAY, SHAPE, colours, rows
 from torch import Tensor, nn
 
 from bend_ray import artifacts
@@ -17,13 +17,12 @@ from bend_ray.config import Ensemble as Settings
 from bend_ray.data import base as bases
 from bend_ray.data.base import Description
 from bend_ray.data.classifiers import build
-from bend_ray.data.datasets import Preprocess, load_dataset
+from bend_ray.data.datasets import load_dataset
 from bend_ray.ensemble.ensemble import MEMBERS, Ensemble
 from bend_ray.folders import Folder
 from bend_ray.tensors import write_tensors
 from bend_ray.weights.subset import Subset, choose
 
-BEND_RAY = Path(sys.executable).with_name("bend-ray")
 MARGIN = 0.01
 """Between the two largest probabilities of a row, at least: nearer ones may change places by rounding."""
 
@@ -63,8 +62,7 @@ def digits_models(scratch: Path, run: str | None, M: int) -> tuple[Model, Model]
 def colour_model(scratch: Path, name: str, module: nn.Module, subset: Subset, theta_MD: Tensor) -> Model:
     """These members of a classifier of digits as colour images."""
     digits = load_dataset(Data(name="digits"), 0)
-    preprocess = Preprocess(SHAPE[0], SHAPE[1], digits.preprocess.mean * 3, digits.preprocess.std * 3)
-    description = Description(Classifier.model_validate({"name": name}), digits.class_names, preprocess)
+    description = Description(Classifier.model_validate({"name": name}), digits.class_names, colours(digits))
     publish(scratch / name, description, module, subset, theta_MD)
     images = rows(digits.test).images
     return model(scratch / name, images[sure(scratch / name, images)])

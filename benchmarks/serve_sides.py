@@ -19,10 +19,10 @@ from typing import Any
 
 import psutil
 import torch
+from common import BEND_RAY
 
 from bend_ray.serving import front
 
-BEND_RAY = Path(sys.executable).with_name("bend-ray")
 HERE = Path(__file__).parent
 START_S, STOP_S, LINGER_S = 300.0, 60.0, 5.0
 PORTS = itertools.cycle(range(8100, 8400))  # below those that Linux gives away by itself

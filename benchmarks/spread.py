@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from generator import worth
+from common import worth
 from matplotlib.figure import Figure
 
 from bend_ray.config import loads

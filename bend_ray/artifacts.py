@@ -13,8 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bend_ray import __version__
-from bend_ray import config as configs
-from bend_ray.config import Config, Settings, loads
+from bend_ray.config import Config
 from bend_ray.errors import ArtifactError
 from bend_ray.folders import Folder
 
@@ -33,14 +32,6 @@ DEPENDS: dict[Kind, tuple[str, ...]] = {
 
 RIVALS_FOLDER = "rivals"
 """The folder of whole trainings, which follow from what the base follows from."""
-
-# Files of finished units of work, there before the artifact is.
-UNITS: dict[Kind, tuple[str, ...]] = {
-    "base": ("epoch-",),
-    "snapshots": ("chain-", "raw-"),
-    "search": ("trial-",),
-    "ensemble": ("block-",),
-}
 
 
 class FileFacts(BaseModel):
@@ -108,96 +99,6 @@ def publish(
     return manifest
 
 
-def find(run: Folder, kind: Kind, config: Config, inputs: Mapping[str, str]) -> Manifest | None:
-    """The artifact if it is there and was made from this configuration and these inputs; None if it is not there.
-
-    Raises ArtifactError, and touches nothing, where another configuration or other inputs made it.
-    """
-    manifest = read_manifest(run / kind, kind)
-    if manifest is None:
-        return None
-    check_config(run, manifest, config)
-    for name in sorted(inputs.keys() | manifest.inputs.keys()):
-        if manifest.inputs.get(name) != inputs.get(name):
-            raise ArtifactError(
-                f"{run / kind}: was made from another {name} than the one here now; use another --run-dir,"
-                f" or delete {_following(run, kind)} to make it anew"
-            )
-    return manifest
-
-
-def there(run: Folder, kind: Kind, config: Config, inputs: Mapping[str, str]) -> Manifest | None:
-    """`find`, and every file of it is whole. Raises ArtifactError where one is not."""
-    manifest = find(run, kind, config, inputs)
-    if manifest is not None:
-        verify(run / kind, manifest)
-    return manifest
-
-
-def check_config(run: Folder, manifest: Manifest, config: Config) -> None:
-    """Raises ArtifactError where ``manifest`` was made by another configuration, naming the first key that differs."""
-    _check_keys(run, manifest.kind, manifest.config, config.hashed(*DEPENDS[manifest.kind]))
-
-
-def _check_keys(run: Folder, kind: Kind, made: dict[str, Any], asked: dict[str, Any]) -> None:
-    made, asked = (json.loads(json.dumps(keys)) for keys in (made, asked))  # as a manifest holds them
-    for key in sorted(asked.keys() | made.keys()):
-        there, now = made.get(key), asked.get(key)
-        if there != now:
-            raise ArtifactError(
-                f"{run / kind}: was made by another configuration ({key}: {there!r} there, {now!r} here);"
-                f" use another --run-dir, or delete {_following(run, kind)}"
-            )
-
-
-def _following(run: Folder, kind: Kind) -> str:
-    """The folder of ``kind`` and of what follows from it, as far as they are there, in words."""
-    later = [*DEPENDS][[*DEPENDS].index(kind) + 1 :] + ([RIVALS_FOLDER] if kind == "base" else [])
-    *names, last = [kind, *(name for name in later if (run / name).list())]
-    return f"{', '.join(names) + ' and ' if names else ''}{last} in {run}"
-
-
-def check_run(run: Folder, config: Config) -> None:
-    """Raises ArtifactError if anything in ``run`` was made by another configuration, whole or begun."""
-    for kind in DEPENDS:
-        if kind == "search" and not config.search.trials:
-            continue
-        asked = config if kind == "search" else tuned(run, config)
-        manifest = read_manifest(run / kind, kind)
-        if manifest is not None:
-            check_config(run, manifest, asked)
-        elif finished_units(run, kind) and run.exists("config.yaml"):
-            begun = loads(run.read("config.yaml").decode(errors="replace"), f"{run}/config.yaml")
-            begun = begun if kind == "search" else tuned(run, begun)
-            _check_keys(run, kind, begun.hashed(*DEPENDS[kind]), asked.hashed(*DEPENDS[kind]))
-
-
-def tuned(run: Folder, config: Config) -> Config:
-    """``config`` with the best values that its search found in ``run``; as it is before there are any."""
-    found = read_manifest(run / "search", "search") if config.search.trials else None
-    return config if found is None else config.with_keys(found.facts["values"])
-
-
-def inference(model: type[Settings], folder: Folder, overrides: dict[str, str]) -> Settings:
-    """How to use the ensemble at ``folder``: as its run's configuration says, with dotted ``overrides`` laid over."""
-    text = folder.read("config.yaml").decode(errors="replace") if folder.exists("config.yaml") else ""
-    return configs.inference(model, overrides, text, f"{folder}/config.yaml")
-
-
-def finished_units(run: Folder, kind: Kind) -> list[str]:
-    """Files of the chains or blocks that are done while the artifact is not there yet."""
-    return [name for name in (run / kind).list() if kind in UNITS and name.startswith(UNITS[kind])]
-
-
-def check_recipe(folder: Folder, name: str, made_by: str, recipe: str) -> None:
-    """Raises ArtifactError if the file ``name`` of a finished unit is not of this ``recipe``."""
-    if made_by != recipe:
-        raise ArtifactError(
-            f"{folder}/{name}: was made by another configuration or from other inputs;"
-            f" use another --run-dir, or delete {folder} to make it anew"
-        )
-
-
 def read_manifest(folder: Folder, kind: Kind) -> Manifest | None:
     """The manifest in ``folder``; None where there is none. Raises ArtifactError if it is not one of this ``kind``."""
     name = manifest_name(kind)
@@ -236,12 +137,18 @@ def verify(folder: Folder, manifest: Manifest) -> None:
             )
 
 
-def load(folder: Folder, kind: Kind) -> Manifest:
-    """The whole, verified artifact's manifest. Raises ArtifactError if it is not there or not as it was made."""
+def described(folder: Folder, kind: Kind) -> Manifest:
+    """The manifest alone of an artifact that was verified before. Raises ArtifactError if it is not there."""
     manifest = read_manifest(folder, kind)
     if manifest is None:
         is_no = "are no" if kind == "snapshots" else "is no"
         raise ArtifactError(f"{folder}: there {is_no} {kind} here; run the stage before (bend-ray show says which)")
+    return manifest
+
+
+def load(folder: Folder, kind: Kind) -> Manifest:
+    """The whole, verified artifact's manifest. Raises ArtifactError if it is not there or not as it was made."""
+    manifest = described(folder, kind)
     verify(folder, manifest)
     return manifest
 

@@ -15,6 +15,8 @@ from bend_ray import __version__
 from bend_ray.errors import BendError, ConfigError
 
 STAGES = ("collect", "search", "fit", "sample", "evaluate")
+FREE = ("--classifier.kwargs.", "--data.kwargs.")
+"""What begins the keys of free-form ones."""
 HELP = {
     "run": "all stages in order; what is there already is kept",
     "collect": "train the base classifier, then chains; keep snapshots of the subset",
@@ -94,17 +96,19 @@ def _add_keys(command: argparse.ArgumentParser, model: str) -> None:
         section = key.split(".")[0]
         group = groups.setdefault(section, command.add_argument_group(section))
         default = "required" if field.is_required() else f"default: {field.default}"
-        text = f"{field.description} ({default})".replace("%", "%%").replace("\n", " ")
+        text = f"{config.meaning(field)} ({default})".replace("%", "%%")
         group.add_argument(f"--{key}", metavar="VALUE", default=argparse.SUPPRESS, help=text)
 
 
 def _run(argv: list[str]) -> None:
-    arguments, rest = parser().parse_known_args(argv)
-    # Keys inside a free-form one (classifier.kwargs.width) are known to no list.
-    free, unknown = _free_keys(rest)
+    free, rest = _free_keys(argv)
+    top = parser()
+    arguments, unknown = top.parse_known_args(rest)
+    command: _Parser = top._subparsers._group_actions[0].choices[arguments.command]  # type: ignore[union-attr,index]
+    if free and arguments.command not in ("run", *STAGES):
+        unknown = [*(f"--{key}" for key in free), *unknown]
     if unknown:
-        commands = parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
-        commands[arguments.command].error(f"unrecognized arguments: {' '.join(unknown)}")  # type: ignore[index]
+        command.error(f"unrecognized arguments: {' '.join(unknown)}")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # the user's own modules, as `python -m` would find them
     if arguments.command == "predict":
@@ -123,17 +127,22 @@ def _run(argv: list[str]) -> None:
         _run_stages(arguments, free)
 
 
-def _free_keys(rest: list[str]) -> tuple[dict[str, str], list[str]]:
+def _free_keys(argv: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Keys within free-form ones (classifier.kwargs.width), which no list knows, and the other words. They come out
+    first: a parser that does not know them would take their values for words of their own."""
     free: dict[str, str] = {}
-    unknown: list[str] = []
-    words = iter(rest)
+    rest: list[str] = []
+    words = iter(argv)
     for word in words:
         name, equals, value = word.partition("=")
-        if name.startswith("--classifier.kwargs."):
-            free[name.removeprefix("--")] = value if equals else next(words, "")
-        else:
-            unknown.append(word)
-    return free, unknown
+        if not name.startswith(FREE):
+            rest.append(word)
+            continue
+        value = value if equals else next(words, "--")
+        if not equals and value.startswith("--"):
+            raise ConfigError(f"{name}: expected one value")
+        free[name.removeprefix("--")] = value
+    return free, rest
 
 
 def _overrides(arguments: argparse.Namespace) -> dict[str, str]:

@@ -25,7 +25,6 @@ from bend_ray.serving import guard
 
 NAME = "bend"
 """Of the application and its deployment."""
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SPARE = 32
 """Requests that Ray Serve lets through beyond the queue, for the replica to say itself that it is full."""
 
@@ -80,7 +79,7 @@ def _surge(limits: Serve) -> int:
 def check(limits: Serve) -> None:
     """Raises ResourceError where the cluster cannot hold the replicas (Ray would wait for it for ever), ConfigError
     where they could not be reached."""
-    if limits.host in LOOPBACK and (others := len(cluster.nodes()) - 1):
+    if limits.host in guard.LOOPBACK and (others := len(cluster.nodes()) - 1):
         raise ConfigError(
             f"serve.host: replicas on the other {counted(others, 'nodes')} cannot be reached at {limits.host};"
             f" give --host 0.0.0.0, and set {guard.TOKEN} to ask for a token"

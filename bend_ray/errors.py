@@ -29,6 +29,10 @@ class ArtifactError(BendError, OSError):
     """Something on disk is missing, truncated, altered, or made by another configuration or version."""
 
 
+class MissingError(ArtifactError, FileNotFoundError):
+    """A file is not there."""
+
+
 class EndpointError(BendError, ConnectionError):
     """A served ensemble cannot be reached, is too busy, or refuses a request."""
 

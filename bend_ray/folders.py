@@ -1,6 +1,7 @@
 """Where a run is kept: a folder, local or at a URI, whose files appear whole or not at all."""
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -13,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bend_ray.errors import ArtifactError
+from bend_ray.errors import ArtifactError, MissingError
 
 PATIENCE_S = 60.0
 """How long an object store that does not answer is asked again."""
@@ -23,6 +24,14 @@ HOPELESS = re.compile(
     r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|NO_SUCH|TOKEN|UNAUTHORIZED|FORBIDDEN|HTTP status 40[134]"
 )
 """What asking again does not mend."""
+
+NOT_ITS_FAULT = {
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "raise the machine's limit on open files (sysctl fs.file-max)",
+    errno.ENOMEM: "free memory",
+    errno.EIO: "check the disk",
+}
+"""Errors that say nothing of a file's content, and what mends each."""
 
 AT_ONCE = 16
 """Files asked of a store at once."""
@@ -105,10 +114,10 @@ class Folder:
 
     @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path]:
-        """A local path to read ``name`` from: the file itself, or a copy of the remote one."""
+        """A local path to read ``name`` from: the file itself, or a copy of the remote one. Raises MissingError."""
         if not self.remote:
             if not (self.path / name).is_file():
-                raise ArtifactError(f"{self.path / name}: no such file")
+                raise MissingError(f"{self.path / name}: no such file")
             yield self.path / name
             return
         from pyarrow import fs
@@ -119,7 +128,7 @@ class Folder:
             try:
                 self._ask(name, lambda system, there: _copy(there, system, str(path), here))
             except FileNotFoundError:
-                raise ArtifactError(f"{self}/{name}: no such file") from None
+                raise MissingError(f"{self}/{name}: no such file") from None
             yield path
 
     @contextlib.contextmanager
@@ -208,7 +217,7 @@ def _unlocked(text: str) -> str:
 
 @contextlib.contextmanager
 def local_file(path: str) -> Iterator[Path]:
-    """The file at a path or URI as a local path. Raises ArtifactError where there is none at a URI."""
+    """The file at a path or URI as a local path. Raises MissingError where there is none at a URI."""
     if "://" not in path:
         yield Path(path)
         return
@@ -243,6 +252,13 @@ def _writing(final: Path) -> Iterator[None]:
         if isinstance(error, ArtifactError):
             raise
         raise ArtifactError(f"{final}: cannot be written ({error.strerror or error}); check path and disk") from None
+
+
+def broken(where: str, what: str, error: Exception) -> ArtifactError:
+    """That the file ``where`` is not a whole ``what``; or that it cannot be read now, no reason to delete it."""
+    if isinstance(error, OSError) and (mend := NOT_ITS_FAULT.get(error.errno or 0)):
+        return ArtifactError(f"{where}: cannot be read ({why(error)}); {mend} and run the same command again")
+    return ArtifactError(f"{where}: is not a whole {what} ({why(error)}); delete it and run the same command again")
 
 
 def why(error: Exception) -> str:

@@ -94,7 +94,7 @@ def _mine(run: Folder, own: Driver) -> bool:
 def _read(run: Folder) -> Driver | None:
     """The holder; None where there is none, or none that can be understood."""
     try:
-        return Driver.model_validate_json(run.read(FILE)) if run.exists(FILE) else None
+        return Driver.model_validate_json(run.read(FILE))
     except (ValidationError, FileNotFoundError):
         return None
 

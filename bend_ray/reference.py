@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bend_ray.config import Config, keys, placement_keys
+from bend_ray.config import Config, keys, meaning, placement_keys
 
 
 def markdown() -> str:
@@ -22,7 +22,7 @@ def markdown() -> str:
             lines += ["", f"## {section}", "", "| key | default | meaning |", "|---|---|---|"]
         model = Config.model_fields[group].annotation if group else Config
         mark = "*" if name in placement_keys(model) else ""  # type: ignore[arg-type]
-        text = " ".join((field.description or "").split()).replace("|", "\\|")
+        text = meaning(field).replace("|", "\\|")
         lines.append(f"| `{name}`{mark} | {_default(field)} | {text} |")
     return "\n".join(lines) + "\n"
 

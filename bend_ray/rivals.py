@@ -14,6 +14,7 @@ from torch import nn
 
 from bend_ray import cluster, seeds
 from bend_ray.artifacts import RIVALS_FOLDER
+from bend_ray.board import board, reporting
 from bend_ray.config import Config
 from bend_ray.data import base as bases
 from bend_ray.data import training
@@ -22,8 +23,8 @@ from bend_ray.data.datasets import load_dataset
 from bend_ray.folders import Folder
 from bend_ray.progress import Progress
 from bend_ray.report.numbers import RIVALS
-from bend_ray.tensors import read_tensors
-from bend_ray.timings import note_seconds, noted_seconds
+from bend_ray.tensors import read_note
+from bend_ray.timings import note_seconds
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,11 @@ class Rival:
 
     @property
     def file(self) -> str:
-        return f"{self._unit}.safetensors"
+        return f"{self.unit}.safetensors"
 
     @property
-    def _unit(self) -> str:
+    def unit(self) -> str:
+        """What its seconds are noted under."""
         return f"{self.kind}-{self.index:03d}"
 
     @property
@@ -66,14 +68,7 @@ class Rival:
     def there(self, run: Folder, recipe: str) -> bool:
         """Whether it is kept, made by this ``recipe``."""
         folder = run / RIVALS_FOLDER
-        return folder.exists(self.file) and read_tensors(folder, self.file)[1] == recipe
-
-    def seconds(self, run: Folder) -> float:
-        """What its training took here; 0.0 where it was brought."""
-        return noted_seconds(run, self._unit)
-
-    def note(self, run: Folder, seconds: float) -> None:
-        note_seconds(run, self._unit, seconds)
+        return folder.exists(self.file) and read_note(folder, self.file) == recipe
 
 
 def asked(config: Config) -> dict[str, list[Rival]]:
@@ -83,45 +78,49 @@ def asked(config: Config) -> dict[str, list[Rival]]:
     return {kind: [Rival(kind, i) for i in range(counts[kind])] for kind in RIVALS}
 
 
-def train(config: Config, run: Folder, recipe: str) -> None:
-    """Train those asked for that are not there."""
+def train(config: Config, run: Folder, rows: int, recipe: str) -> None:
+    """Train those asked for that are not there, each on so many ``rows``. One that says nothing for `cluster.stall`
+    seconds is ended and begun again."""
     every = [rival for of_kind in asked(config).values() for rival in of_kind]
     todo = [rival for rival in every if not rival.there(run, recipe)]
     if not todo:
         return
-    with Progress("evaluate", "rival classifiers trained", len(every), len(every) - len(todo)) as show:
+    steps = training.steps_of(config.base, rows)
+    total, already = steps * len(every), steps * (len(every) - len(todo))
+    with (
+        Progress("evaluate", "steps of whole trainings", total, already) as show,
+        board(show, config.cluster.stall, already) as said,
+    ):
         task = _train.options(
             num_cpus=config.collect.cpus_per_worker,
             num_gpus=config.collect.gpus_per_worker,
             max_retries=cluster.RETRIES,
         )
-        waiting = [task.remote(config.model_dump(mode="json"), run.address, recipe, rival) for rival in todo]
         try:
-            while waiting:
-                ready, waiting = ray.wait(waiting, timeout=1.0)
-                ray.get(ready)
-                show.update(len(every) - len(waiting))
+            ray.get([task.remote(config.model_dump(mode="json"), run.address, recipe, rival, said) for rival in todo])
         except ray.exceptions.RayError as error:
             raise cluster.plainly(error) from error
 
 
 @ray.remote
-def _train(config_json: dict[str, Any], where: str, recipe: str, rival: Rival) -> None:
+def _train(config_json: dict[str, Any], where: str, recipe: str, rival: Rival, said: Any) -> None:
     start = time.monotonic()
-    config, run = Config.model_validate(config_json), Folder(where)
-    cluster.threads(config.collect.cpus_per_worker)
-    dataset, seed = load_dataset(config.data, config.seed), rival.seed(config)
-    module = Description.of(config.classifier, dataset).build(seed)
-    module = module.to(cluster.device(config.collect.gpus_per_worker))
-    training.train(
-        module,
-        dataset.train,
-        dataset.preprocess,
-        config.base,
-        seed,
-        name=rival.name,
-        bootstrap=rival.bootstrap,
-        changes=config.augment,
-    )
-    rival.note(run, time.monotonic() - start)
-    rival.save(run, module, recipe)
+    with reporting(said) as desk:
+        config, run = Config.model_validate(config_json), Folder(where)
+        cluster.threads(config.collect.cpus_per_worker)
+        dataset, seed = load_dataset(config.data, config.seed), rival.seed(config)
+        module = Description.of(config.classifier, dataset).build(seed)
+        module = module.to(cluster.device(config.collect.gpus_per_worker))
+        training.train(
+            module,
+            dataset.train,
+            dataset.preprocess,
+            config.base,
+            seed,
+            name=rival.name,
+            bootstrap=rival.bootstrap,
+            progress=desk.progress(rival.name),
+            changes=config.augment,
+        )
+        note_seconds(run, rival.unit, time.monotonic() - start)
+        rival.save(run, module, recipe)

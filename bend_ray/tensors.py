@@ -1,11 +1,11 @@
 """Tensors in .safetensors files, the same bytes for the same tensors."""
 
+import contextlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from bend_ray.errors import ArtifactError
-from bend_ray.folders import Folder
+from bend_ray.folders import Folder, broken
 
 
 def write_tensors(folder: Folder, name: str, tensors: Mapping[str, Any], note: str = "") -> None:
@@ -36,14 +36,31 @@ def write_rows(folder: Folder, name: str, key: str, shape: tuple[int, int], bloc
 
 def read_tensors(folder: Folder, name: str) -> tuple[dict[str, Any], str]:
     """Tensors and note of a .safetensors file. Raises ArtifactError if it is none."""
+    with _opened(folder, name) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, _note(file)  # noqa: SIM118 (not a dict)
+    raise AssertionError  # nothing above is suppressed
+
+
+def read_note(folder: Folder, name: str) -> str:
+    """The note of a .safetensors file, without its tensors. Raises ArtifactError if it is none or not all there."""
+    with _opened(folder, name) as file:
+        return _note(file)
+    raise AssertionError  # nothing above is suppressed
+
+
+@contextlib.contextmanager
+def _opened(folder: Folder, name: str) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     with folder.local(name) as path:
         try:
+            with path.open("rb"):  # safe_open says "No such file" whatever the reason
+                pass
             with safe_open(path, framework="pt") as file:
-                note = (file.metadata() or {}).get("note", "")
-                return {key: file.get_tensor(key) for key in file.keys()}, note  # noqa: SIM118 (not a dict)
+                yield file
         except (SafetensorError, OSError) as error:
-            raise ArtifactError(
-                f"{folder}/{name}: is not a whole .safetensors file ({error}); delete it and run the same command again"
-            ) from None
+            raise broken(f"{folder}/{name}", ".safetensors file", error) from None
+
+
+def _note(file: Any) -> str:
+    return (file.metadata() or {}).get("note", "")

@@ -1,6 +1,7 @@
 """Seconds of each unit of work, kept in a run's `timings/`."""
 
 import json
+from collections.abc import Iterable
 
 from bend_ray.errors import ArtifactError
 from bend_ray.folders import Folder
@@ -11,15 +12,15 @@ def note_seconds(run: Folder, unit: str, seconds: float) -> None:
     (run / "timings").write(f"{unit}.json", json.dumps({"seconds": seconds}).encode())
 
 
-def noted_seconds(run: Folder, prefix: str) -> float:
-    """The sum over all units whose name starts with ``prefix``. Raises ArtifactError for a broken note."""
+def noted_seconds(run: Folder, units: Iterable[str]) -> float:
+    """The sum over those of ``units`` that were noted. Raises ArtifactError for a broken note."""
     folder, total = run / "timings", 0.0
-    for name in folder.list():
-        if name.startswith(prefix):
-            try:
-                total += float(json.loads(folder.read(name))["seconds"])
-            except (KeyError, TypeError, ValueError):
-                raise ArtifactError(
-                    f"{folder}/{name}: holds no seconds; delete it and run the same command again"
-                ) from None
+    there = set(folder.list())
+    for name in there & {f"{unit}.json" for unit in units}:
+        try:
+            total += float(json.loads(folder.read(name))["seconds"])
+        except (KeyError, TypeError, ValueError):
+            raise ArtifactError(
+                f"{folder}/{name}: holds no seconds; delete it and run the same command again"
+            ) from None
     return total

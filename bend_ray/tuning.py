@@ -13,7 +13,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.search import Searcher
 
-from bend_ray import artifacts, cluster
+from bend_ray import cluster, lineage
 from bend_ray.config import Config
 from bend_ray.errors import ArtifactError, BendError, ConfigError
 from bend_ray.folders import Folder
@@ -69,7 +69,7 @@ def loggers(config: Config) -> list[Callback]:
     found: list[Callback] = []
     for name in config.search.loggers:
         if name != "tensorboard" and importlib.util.find_spec(name) is None:
-            raise ConfigError(f"search.loggers: {name} is not installed; pip install bend-ray[{name}]")
+            raise ConfigError(f"search.loggers: {name} is not installed; pip install {name}")
         if name == "tensorboard":
             found.append(tune.logger.TBXLoggerCallback())
         elif name == "mlflow":
@@ -89,7 +89,7 @@ class Table(Callback):
     def __init__(self, config: Config, run: Folder, recipe: str) -> None:
         self.config, self.run, self.recipe = config, run, recipe
         self.show: Progress | None = None
-        self.known = [_read(run / "search", name, recipe) for name in artifacts.finished_units(run, "search")]
+        self.known = [_read(run / "search", name, recipe) for name in lineage.finished_units(run, "search")]
         self.running: dict[str, dict[str, Any]] = {}
         """Values by Tune's name of the trial, its number among them."""
         self.looks: dict[str, list[dict[str, float]]] = {}
@@ -167,7 +167,7 @@ def _read(folder: Folder, name: str, recipe: str) -> Trial:
         raise ArtifactError(
             f"{folder}/{name}: is no finished trial; delete it and run the same command again"
         ) from None
-    artifacts.check_recipe(folder, name, made_by, recipe)
+    lineage.check_recipe(folder, name, made_by, recipe)
     return trial
 
 

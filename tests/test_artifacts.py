@@ -1,18 +1,20 @@
 """Artifacts are whole or not there, say what made them, and are refused when altered."""
 
+import errno
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 
-from bend_ray import artifacts
+from bend_ray import artifacts, lineage
 from bend_ray.artifacts import Manifest
 from bend_ray.config import Config
 from bend_ray.data.datasets import load_dataset
-from bend_ray.errors import ArtifactError
-from bend_ray.folders import Folder
-from bend_ray.tensors import read_tensors, write_rows, write_tensors
+from bend_ray.errors import ArtifactError, MissingError
+from bend_ray.folders import Folder, broken
+from bend_ray.tensors import read_note, read_tensors, write_rows, write_tensors
 from bend_ray.timings import note_seconds, noted_seconds
 from conftest import changed
 
@@ -24,9 +26,9 @@ def make(run: Folder, config: Config) -> Manifest:
 
 def test_published_is_found_and_whole(tmp_path: Path, toy: Config) -> None:
     run = Folder(tmp_path)
-    assert artifacts.find(run, "base", toy, {"data": "d"}) is None
+    assert lineage.find(run, "base", toy, {"data": "d"}) is None
     made = make(run, toy)
-    assert artifacts.find(run, "base", toy, {"data": "d"}) == made == artifacts.load(run / "base", "base")
+    assert lineage.find(run, "base", toy, {"data": "d"}) == made == artifacts.load(run / "base", "base")
     assert run.path.joinpath("base/README.md").read_text() == "# Base\n"
 
 
@@ -41,11 +43,11 @@ def test_other_configuration_is_named_and_nothing_touched(tmp_path: Path, toy: C
     make(run, toy)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(ArtifactError, match=rf"base\.epochs: 2 there, 3 here\); .*, or delete base in {tmp_path}$"):
-        artifacts.check_run(run, changed(base={"epochs": 3}))
+        lineage.check_run(run, changed(base={"epochs": 3}))
     with pytest.raises(ArtifactError, match="another data"):
-        artifacts.find(run, "base", toy, {"data": "other"})
+        lineage.find(run, "base", toy, {"data": "other"})
     with pytest.raises(ArtifactError, match="another data"):  # made with an input that is asked for no more
-        artifacts.find(run, "base", toy, {})
+        lineage.find(run, "base", toy, {})
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
@@ -56,10 +58,10 @@ def test_what_follows_is_named_as_far_as_it_is_there(tmp_path: Path, toy: Config
         run.write(name, b"{}")
     (tmp_path / "generator").mkdir()  # empty: nothing to delete
     with pytest.raises(ArtifactError, match=rf"or delete base, snapshots, report and rivals in {tmp_path}$"):
-        artifacts.check_run(run, changed(base={"epochs": 3}))
+        lineage.check_run(run, changed(base={"epochs": 3}))
     with pytest.raises(ArtifactError, match=r"or delete base, snapshots, report and rivals in \S+ to make it anew"):
-        artifacts.find(run, "base", toy, {"data": "other"})
-    assert artifacts._following(run, "ensemble") == f"ensemble and report in {tmp_path}"
+        lineage.find(run, "base", toy, {"data": "other"})
+    assert lineage._following(run, "ensemble") == f"ensemble and report in {tmp_path}"
 
 
 @pytest.mark.parametrize("damage", ["truncate", "alter", "remove"])
@@ -138,11 +140,58 @@ def test_safetensors_that_are_none(tmp_path: Path) -> None:
         read_tensors(Folder(tmp_path), "y.safetensors")
 
 
+def test_a_note_is_read_and_a_file_that_is_not_whole_noticed(tmp_path: Path) -> None:
+    folder, path = Folder(tmp_path), tmp_path / "x.safetensors"
+    write_tensors(folder, "x.safetensors", {"w": torch.arange(4.0)}, "recipe")
+    assert read_note(folder, "x.safetensors") == read_tensors(folder, "x.safetensors")[1] == "recipe"
+    data = path.read_bytes()
+    for damaged in (b"", data[:5], data[:-1], data + b"0", b"\xff" * len(data)):
+        path.write_bytes(damaged)
+        said = []
+        for read in (read_note, read_tensors):
+            with pytest.raises(ArtifactError, match=r"x\.safetensors: is not a whole .*; delete it") as raised:
+                read(folder, "x.safetensors")
+            said.append(str(raised.value))
+        assert said[0] == said[1]
+
+
+def test_blocks_that_are_there_are_of_this_recipe_and_whole(tmp_path: Path) -> None:
+    from bend_ray.stages import sample
+
+    folder = Folder(tmp_path)
+    for block in (0, 2):
+        write_tensors(folder, f"block-{block:05d}.safetensors", {"theta_MD": torch.zeros(2, 3)}, "recipe")
+    assert sample._done(folder, "recipe") == [0, 2]
+    with pytest.raises(ArtifactError, match=r"block-00000\.safetensors: was made by another configuration"):
+        sample._done(folder, "other")
+    path = tmp_path / "block-00002.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match=r"block-00002\.safetensors: is not a whole"):
+        sample._done(folder, "recipe")
+
+
+@pytest.mark.parametrize(
+    ("code", "mend"),
+    [(errno.EMFILE, "ulimit -n"), (errno.ENFILE, "sysctl"), (errno.ENOMEM, "memory"), (errno.EIO, "disk")],
+)
+def test_what_is_no_fault_of_a_file_is_no_reason_to_delete_it(code: int, mend: str) -> None:
+    said = str(broken("x", "part of snapshots", OSError(code, "why")))
+    assert said.startswith("x: cannot be read") and mend in said and "delete" not in said
+
+
+def test_a_missing_file_is_an_error_of_both_kinds_in_any_process(tmp_path: Path) -> None:
+    for kind in (FileNotFoundError, ArtifactError):
+        with pytest.raises(kind, match="x: no such file") as raised:
+            Folder(tmp_path).read("x")
+        again = pickle.loads(pickle.dumps(raised.value))
+        assert type(again) is MissingError and str(again) == str(raised.value)
+
+
 def test_seconds_add_up(tmp_path: Path) -> None:
     run = Folder(tmp_path)
-    for unit, seconds in (("chain-0", 1.0), ("chain-1", 2.0), ("fit", 4.0)):
+    for unit, seconds in (("chain-0", 1.0), ("chain-1", 2.0), ("chain-2", 8.0), ("fit", 4.0)):
         note_seconds(run, unit, seconds)
-    assert noted_seconds(run, "chain-") == 3.0
+    assert noted_seconds(run, ["chain-0", "chain-1", "chain-7"]) == 3.0  # not of a chain that is no longer asked for
 
 
 def test_uri_of_a_local_folder_is_that_folder(tmp_path: Path) -> None:

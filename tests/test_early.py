@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from bend_ray.ensemble import early
 from bend_ray.ensemble.aggregate import Strategy, aggregate
-from bend_ray.ensemble.trunk import SharedTrunk, split
+from bend_ray.ensemble.cutting import split
+from bend_ray.ensemble.trunk import SharedTrunk
 from bend_ray.errors import ConfigError, ModelError
 from bend_ray.weights.subset import Subset, choose
 

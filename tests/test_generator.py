@@ -17,7 +17,7 @@ from bend_ray.generator import autoencoder as autoencoders
 from bend_ray.generator import diffusion as diffusions
 from bend_ray.generator import samplers
 from bend_ray.generator import span as spans
-from bend_ray.generator.diffusion import Condition, Denoiser
+from bend_ray.generator.denoiser import Condition, Denoiser
 from bend_ray.generator.generator import FILE, Generator
 from bend_ray.generator.samplers import Path
 from bend_ray.generator.span import FullSpace, Scaling, Span

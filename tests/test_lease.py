@@ -79,6 +79,13 @@ def test_a_lease_that_cannot_be_read_is_none(tmp_path: Path, text: str) -> None:
         pass
 
 
+def test_a_lease_that_is_given_up_while_it_is_read_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Folder, "exists", lambda *_: True)  # it was there a moment ago
+    with lease.held(Folder(tmp_path)):
+        pass
+    assert not (tmp_path / lease.FILE).exists()
+
+
 def test_it_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "RENEWED_S", 0.05)
     with lease.held(Folder(tmp_path)):

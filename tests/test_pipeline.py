@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bend_ray import artifacts, cli, cluster
+from bend_ray import artifacts, cli, cluster, lineage
 from bend_ray.config import BASELINES, Inference
 from bend_ray.config import Ensemble as Settings
 from bend_ray.data import base as bases
@@ -277,9 +277,9 @@ def test_a_run_says_how_its_ensemble_is_used(reference: Path, tmp_path: Path) ->
     (run.path / "config.yaml").write_text(
         text.replace("plan: graph", "plan: measured").replace("chunk: 16", "chunk: 8")
     )
-    found = artifacts.inference(Inference, run, {"ensemble.chunk": "4"}).ensemble
+    found = lineage.inference(Inference, run, {"ensemble.chunk": "4"}).ensemble
     assert (found.plan, found.chunk) == ("measured", 4)
-    assert artifacts.inference(Inference, run / "ensemble", {}).ensemble == Settings()
+    assert lineage.inference(Inference, run / "ensemble", {}).ensemble == Settings()
 
 
 def test_show_explains_a_run(reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

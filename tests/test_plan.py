@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bend_ray.config import Ensemble as Settings
 from bend_ray.ensemble import plan
-from bend_ray.ensemble.trunk import SharedTrunk, split
+from bend_ray.ensemble.cutting import split
+from bend_ray.ensemble.trunk import SharedTrunk
 from bend_ray.weights.subset import Subset, choose
 
 K, FEATURES = 5, 6 * 36

@@ -12,7 +12,8 @@ from bend_ray.config import Classifier, Data
 from bend_ray.data.classifiers import build
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.ensemble import recalibrate
-from bend_ray.ensemble.trunk import SharedTrunk, split
+from bend_ray.ensemble.cutting import split
+from bend_ray.ensemble.trunk import SharedTrunk
 from bend_ray.errors import ModelError
 from bend_ray.weights.subset import Subset, choose
 from oracles import logits_of_whole_models

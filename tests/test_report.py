@@ -144,10 +144,10 @@ def test_curves_end_at_the_whole_ensemble() -> None:
 
 
 def test_cost_of_a_member_is_its_share_of_all_but_the_base() -> None:
-    seconds = {"base": 10.0, "chain-": 6.0, "trial-": 0.0, "fit": 3.0, "block-": 1.0, "evaluate": 99.0}
+    seconds = {"base": 10.0, "collect": 6.0, "search": 0.0, "fit": 3.0, "sample": 1.0, "evaluate": 99.0}
     config = changed(sample={"members": 20})
     assert numbers.cost(config, seconds, [])["member_cost_ratio"] == pytest.approx(10 / 20 / 10)
-    searched = numbers.cost(config, seconds | {"trial-": 20.0}, [])
+    searched = numbers.cost(config, seconds | {"search": 20.0}, [])
     assert searched["member_cost_ratio"] == pytest.approx(30 / 20 / 10) and searched["search_s"] == 20
     assert numbers.cost(config, seconds, [])["search_s"] is None
     trained = numbers.cost(config, seconds, [4.0, 6.0])

@@ -534,7 +534,7 @@ def test_around_a_proxy_silence_is_an_answer_to_come_again() -> None:
     async def fine(scope: Any, receive: Any, send: Any) -> None:
         await guard.refuse(send, 418, "a teapot")
 
-    busy(ask(guard.Unanswered(silent), "GET", "/"), "is gone; come again")  # type: ignore[arg-type]
+    busy(ask(guard.Unanswered(silent), "GET", "/"), "is gone; try again later")  # type: ignore[arg-type]
     refused(ask(guard.Unanswered(fine), "GET", "/"), 418, "a teapot")  # type: ignore[arg-type]
 
 

@@ -52,7 +52,7 @@ def test_haproxys_refusal_is_whole_http() -> None:
     response = http.client.HTTPResponse(Socket())  # type: ignore[arg-type]
     response.begin()
     assert (response.status, response.headers["retry-after"]) == (503, "1")
-    assert "come again" in json.loads(response.read())["error"]
+    assert "try again later" in json.loads(response.read())["error"]
 
 
 def test_a_proxy_that_says_nothing_says_503() -> None:

@@ -22,8 +22,8 @@ from PIL import Image
 
 from bend_ray.data.datasets import Preprocess
 from bend_ray.errors import DataError
-from bend_ray.serving import inputs
-from bend_ray.serving.inputs import KindError, kind_of
+from bend_ray.serving import bodies, inputs
+from bend_ray.serving.bodies import KindError, kind_of
 from serving_helpers import COLOUR, GREY, ROWS, arrow, encoded, npy, npy_of, pictures, tensors
 
 GREYS, COLOURS = pictures(3), pictures(2, COLOUR)
@@ -34,7 +34,7 @@ U1 = pa.uint8()
 
 
 def read(kind: str, body: bytes, fit: Preprocess = GREY) -> torch.Tensor:
-    return inputs.read(kind, body, fit, ROWS)[0]
+    return bodies.read(kind, body, fit, ROWS)[0]
 
 
 def same(kind: str, body: bytes, images: np.ndarray) -> None:
@@ -162,7 +162,7 @@ def test_arrays_with_their_axes_in_any_usual_order(array: np.ndarray, wanted: np
 
 def test_json_says_more_than_images() -> None:
     body = as_json(GREYS.tolist(), strategy="sbend", members=True)
-    assert inputs.read("json", body, GREY, ROWS)[1] == {"strategy": "sbend", "members": True}
+    assert bodies.read("json", body, GREY, ROWS)[1] == {"strategy": "sbend", "members": True}
     same("json", b"\xef\xbb\xbf \n" + body, GREYS)
     same("json", body.decode().encode("utf-16"), GREYS)
 
@@ -606,7 +606,7 @@ VALID: dict[str, list[bytes]] = {
 def a_tensor_or_a_sentence(kind: str, body: bytes) -> None:
     for fit in (GREY, COLOUR):
         try:
-            found, said = inputs.read(kind, body, fit, ROWS)
+            found, said = bodies.read(kind, body, fit, ROWS)
         except DataError as error:
             assert str(error)
             continue

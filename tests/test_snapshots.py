@@ -1,5 +1,7 @@
 """Snapshots as Parquet: read is written, anyone can open them, and broken ones are refused by name."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -128,9 +130,9 @@ def test_streamed_is_what_is_in_memory(tmp_path: Path, monkeypatch: pytest.Monke
     """Again and again, whatever the size of a column; and a plain reader finds the pieces by their names."""
     monkeypatch.setattr(snapshots, "PIECE", piece)
     theta = [put(Folder(tmp_path), chain) for chain in range(3)]
-    with parts.Parts.open(Folder(tmp_path), 3) as stream:
-        first, again = flat(stream), flat(stream)
-        assert stream.facts == parts.read(Folder(tmp_path), 3).facts
+    stream = parts.Parts.open(Folder(tmp_path), 3)
+    first, again = flat(stream), flat(stream)
+    assert stream.facts == parts.read(Folder(tmp_path), 3).facts
     assert first == again == flat(Held(SUBSET, torch.cat(theta)))
     assert torch.equal(parts.read(Folder(tmp_path), 3).theta_SD, torch.cat(theta))
     columns = [name for name in pq.read_schema(tmp_path / parts.part_name(0)).names if name.startswith("theta.")]
@@ -148,7 +150,37 @@ def test_few_are_held_and_many_are_read_anew(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(parts, "IN_MEMORY", 0)
     many = parts.held(Folder(tmp_path), 2)
     assert isinstance(few, Held) and isinstance(many, parts.Parts) and flat(few) == flat(many)
-    many.__exit__()
+
+
+def test_parts_are_read_when_their_files_are_gone(tmp_path: Path) -> None:
+    """As the copies of remote ones are at once."""
+    written = torch.cat([put(Folder(tmp_path), chain) for chain in range(3)])
+    stream = parts.Parts.open(Folder(tmp_path), 3)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert torch.equal(stream.whole().theta_SD, written)
+
+
+def test_more_parts_than_files_may_be_open(tmp_path: Path) -> None:
+    """And where none may be opened at all, no part is taken for a broken one."""
+    written = put(Folder(tmp_path), 0)
+    for chain in range(1, 100):
+        (tmp_path / parts.part_name(chain)).write_bytes((tmp_path / parts.part_name(0)).read_bytes())
+    code = (
+        "import os, resource, sys; from bend_ray.folders import Folder; from bend_ray.weights import parts\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)); folder = Folder(sys.argv[1])\n"
+        "print(parts.read(folder, 100).theta_SD.sum(dtype=parts.torch.float64).item())\n"
+        "try:\n    while True: os.dup(0)\n"
+        "except OSError: pass\n"
+        "try: parts.read(folder, 100)\n"
+        "except OSError as error: print(error)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, stdout=subprocess.PIPE, text=True)
+    total, said = ran.stdout.splitlines()
+    assert float(total) == pytest.approx(100 * written.double().sum().item(), rel=1e-9)
+    assert said.startswith(f"{tmp_path / parts.part_name(0)}: cannot be read (") and said.endswith(
+        "; raise the limit on open files (ulimit -n) and run the same command again"
+    )
 
 
 def test_raw_parts_are_no_parts(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from bend_ray import artifacts
+from bend_ray import lineage
 from bend_ray.config import Base, Config, dump
 from bend_ray.data import optimizing, training
 from bend_ray.data.base import Description
@@ -165,9 +165,9 @@ def test_begun_base_of_another_configuration_is_named_and_shown(
     run = Folder(tmp_path)
     run.write("config.yaml", dump(toy).encode())
     Checkpoint(run / "base", "recipe").save(3, {"x": torch.zeros(1)})
-    artifacts.check_run(run, toy)
+    lineage.check_run(run, toy)
     with pytest.raises(ArtifactError, match=r"augment\.crop: 0 there, 1 here"):
-        artifacts.check_run(run, changed(augment={"crop": 1}))
+        lineage.check_run(run, changed(augment={"crop": 1}))
     show.run(str(run), {})
     assert "not there, 3 epochs done" in capsys.readouterr().out
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import oracles
-from bend_ray.ensemble.trunk import SharedTrunk, split
+from bend_ray.ensemble.cutting import split
+from bend_ray.ensemble.trunk import SharedTrunk
 from bend_ray.weights.subset import choose
 
 with warnings.catch_warnings():

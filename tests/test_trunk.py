@@ -20,7 +20,8 @@ from bend_ray.config import Classifier
 from bend_ray.data.classifiers import build
 from bend_ray.ensemble import early, graph
 from bend_ray.ensemble.aggregate import aggregate
-from bend_ray.ensemble.trunk import CHUNK, SharedTrunk, split
+from bend_ray.ensemble.cutting import split
+from bend_ray.ensemble.trunk import CHUNK, SharedTrunk
 from bend_ray.errors import ModelError
 from bend_ray.weights.subset import Subset, choose
 from oracles import logits_of_whole_models

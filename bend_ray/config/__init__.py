@@ -13,7 +13,7 @@ from bend_ray.config.members import BASELINES, Ensemble, Evaluate, Serve
 from bend_ray.config.reading import Parsed, Settings, dump, inference, load, loads, parse
 from bend_ray.config.search import SEARCHED, SPACE, Domain, Objective, Search
 from bend_ray.config.section import Gpus, Section, placement_keys
-from bend_ray.config.whole import Config, Inference, Serving, keys, nearest
+from bend_ray.config.whole import Config, Inference, Serving, keys, meaning, nearest
 
 __all__ = [
     "BASELINES",
@@ -46,6 +46,7 @@ __all__ = [
     "keys",
     "load",
     "loads",
+    "meaning",
     "nearest",
     "parse",
     "placement_keys",

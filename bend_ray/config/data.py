@@ -46,7 +46,8 @@ class Data(Section):
 
 class Classifier(Section):
     name: Literal["convnet", "mlp", "resnet18", "resnet34", "vit_tiny"] | None = None
-    """A built-in classifier."""
+    """A built-in classifier. In `kwargs` convnet takes width (16), mlp hidden (128) and depth (2), resnet18 and
+    resnet34 width (64) and stem (cifar, imagenet), vit_tiny patch (4), width (192), depth (12) and heads (3)."""
     target: str | None = None
     """Your own, "package.module:callable" returning an nn.Module; called with `kwargs` and with those of classes,
     channels and image_size that its signature takes."""

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from bend_ray.config.section import Gpus, Section
 
@@ -48,7 +48,7 @@ class Evaluate(Section):
 
 class Serve(Section):
     host: str = "127.0.0.1"
-    """Address to listen at; 0.0.0.0: all of this machine's (set BEND_SERVE_TOKEN, too)."""
+    """IPv4 address or name to listen at; 0.0.0.0: all of this machine's (set BEND_SERVE_TOKEN, too)."""
     port: int = Field(8000, ge=1, le=65535)
     """Port to listen at."""
     replicas: int = Field(1, ge=1)
@@ -64,13 +64,20 @@ class Serve(Section):
     batch: int = Field(64, ge=1)
     """Rows that are answered at once: those which came while the batch before was answered, at most so many."""
     queue: int = Field(256, ge=1)
-    """Requests at once in a replica; more are told to come again (503)."""
+    """Requests at once in a replica; more are answered 503, try again later."""
     timeout: float = Field(30.0, gt=0)
     """Seconds after which a request is given up (503)."""
     max_rows: int = Field(1024, ge=1)
     """Images in one request."""
     max_body: float = Field(8.0, gt=0)
     """MiB of one request."""
+
+    @field_validator("host")
+    @classmethod
+    def _ipv4(cls, host: str) -> str:
+        if ":" in host:  # Ray Serve's HAProxy looks for its replicas at 127.0.0.1
+            raise ValueError(f"{host} is no IPv4 address or name (IPv6 is not served); give one such as 127.0.0.1")
+        return host
 
     @model_validator(mode="after")
     def _enough_replicas(self) -> "Serve":

@@ -75,4 +75,4 @@ class Search(Section):
     gpus_per_trial: Gpus = placement(0.0, ge=0)
     """GPUs of a trial; a fraction shares one."""
     loggers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = placement(())
-    """Where trials are logged as well (Ray's integrations; for mlflow and wandb: pip install bend-ray[mlflow] ...)."""
+    """Where trials are logged as well (Ray's integrations; mlflow and wandb are installed apart)."""

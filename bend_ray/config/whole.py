@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -142,6 +142,19 @@ def keys(model: type[Section] = Config, prefix: str = "") -> dict[str, Any]:
         else:
             found[prefix + name] = field
     return found
+
+
+def meaning(field: Any) -> str:
+    """What a pydantic field is for, in one line, with the names it takes where its docstring does not say them."""
+    text = " ".join((field.description or "").split())
+    names = _names(field.annotation)
+    return text if all(name in text for name in names) else f"{text} Values: {', '.join(names)}."
+
+
+def _names(kind: Any) -> list[str]:
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    return [name for part in get_args(kind) for name in _names(part)]
 
 
 def nearest(key: str, known: Iterable[str]) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bend_ray import artifacts
+from bend_ray import lineage
 from bend_ray.errors import ArtifactError
 from bend_ray.folders import Folder
 from bend_ray.tensors import read_tensors, write_tensors
@@ -34,7 +34,7 @@ class Checkpoint:
             return 0
         name = _name(epochs)
         found, made_by = read_tensors(self.folder, name)
-        artifacts.check_recipe(self.folder, name, made_by, self.recipe)
+        lineage.check_recipe(self.folder, name, made_by, self.recipe)
         wrong = sorted(found.keys() ^ tensors.keys()) or [k for k in found if found[k].shape != tensors[k].shape]
         if wrong:
             raise ArtifactError(
@@ -58,7 +58,7 @@ class Checkpoint:
             self.folder.delete(name)
 
     def _names(self) -> list[str]:
-        return [name for name in self.folder.list() if name.startswith(artifacts.UNITS["base"])]
+        return [name for name in self.folder.list() if name.startswith(lineage.UNITS["base"])]
 
 
 def _name(epochs: int) -> str:

@@ -144,7 +144,7 @@ def decoded(data: bytes, where: str) -> np.ndarray:
 
 
 def drawn(image: Image.Image, where: str) -> np.ndarray:
-    """An image of Pillow's as `decoded` gives it."""
+    """An image of Pillow's as `decoded` gives it. Raises DataError for pixels of no known range."""
     grey = image.mode in ("L", "1", "I", "F") or image.mode.startswith("I;16")
     try:
         found = pixels(image, colour=not grey)
@@ -157,6 +157,7 @@ def as_images(array: np.ndarray, where: str, fit: tuple[int, int] | None = None)
     """uint8 (N, C, H, W) from (N, H, W), (N, H, W, C) or (N, C, H, W).
 
     With ``fit`` (channels and size, all images alike) also from one image: (H, W), (C, H, W) or (H, W, C).
+    Raises DataError, which begins with ``where``, for no image, another shape, or numbers that are no pixels.
     """
     if array.size == 0:
         raise DataError(f"{where}: holds no image (shape {array.shape})")

@@ -55,8 +55,7 @@ def train(
     if batch_size < 2 * base.shards:
         raise ConfigError(f"base.shards: {base.shards} pieces of {batch_size} rows; each needs 2, use fewer shards")
     check(changes, preprocess.image_size)
-    epoch = len(rows) // batch_size
-    steps = base.epochs * epoch
+    epoch, steps = len(rows) // batch_size, steps_of(base, len(rows))
     device = next(module.parameters()).device
     optimizer = optimizing.adamw(module, base)
     average = {key: value.clone() for key, value in optimizing.named(module).items()} if base.ema else {}
@@ -101,6 +100,11 @@ def train(
         value.copy_(average[key])
     module.eval()
     return float(spent)
+
+
+def steps_of(base: Base, rows: int) -> int:
+    """Steps of a training on so many rows."""
+    return base.epochs * (rows // min(base.batch_size, rows))
 
 
 def batches(rows: int, size: int, generator: torch.Generator, bootstrap: bool = False) -> Iterator[Tensor]:

@@ -15,7 +15,8 @@ from bend_ray.data import base as bases
 from bend_ray.data.base import Description
 from bend_ray.ensemble import early, plan, select
 from bend_ray.ensemble.aggregate import Prediction, Strategy, Tally
-from bend_ray.ensemble.trunk import SharedTrunk, split
+from bend_ray.ensemble.cutting import split
+from bend_ray.ensemble.trunk import SharedTrunk
 from bend_ray.errors import ArtifactError, ConfigError
 from bend_ray.folders import Folder
 from bend_ray.tensors import read_tensors
@@ -80,7 +81,10 @@ class Ensemble:
         return self.planned(x).logits(self.theta_MD, x)
 
     def select(self, images: Tensor, label_B: Tensor, k: int, how: Literal["best", "greedy"] = "greedy") -> "Ensemble":
-        """The ensemble of ``k`` members chosen on validation rows: see `select.best` and `select.greedy`."""
+        """The ensemble of ``k`` members chosen on validation rows: see `select.best` and `select.greedy`.
+
+        Raises ConfigError for another ``how`` or a ``k`` that does not fit, DataError for images or labels that do not.
+        """
         if how not in ("best", "greedy"):
             raise ConfigError(f"how: {how!r} is unknown; use best (single members) or greedy (as an ensemble)")
         choose = select.best if how == "best" else select.greedy

@@ -17,7 +17,8 @@ from bend_ray.data import base as bases
 from bend_ray.data import training
 from bend_ray.data.base import Description
 from bend_ray.data.datasets import Dataset
-from bend_ray.ensemble.trunk import SharedTrunk, split
+from bend_ray.ensemble.cutting import split
+from bend_ray.ensemble.trunk import SharedTrunk
 from bend_ray.folders import Folder
 from bend_ray.weights.subset import Subset
 

@@ -64,14 +64,17 @@ def greedy(logits_MBK: Tensor, label_B: Tensor, k: int) -> list[int]:
 
 
 def true_probability(logits_MBK: Tensor, label_B: Tensor) -> Tensor:
-    """``p_MB``, float64: what each member gives to the true class, which is all that `choose` needs to know."""
+    """``p_MB``, float64: what each member gives to the true class, which is all that `choose` needs to know.
+
+    Raises as `fit_temperature`.
+    """
     label_B = _checked(logits_MBK, label_B)
     true_MB1 = label_B.expand(len(logits_MBK), -1)[..., None]
     return logits_MBK.double().log_softmax(-1).gather(-1, true_MB1)[..., 0].exp()
 
 
 def choose(how: Literal["best", "greedy"], p_MB: Tensor, k: int) -> list[int]:
-    """`best` or `greedy`, from `true_probability`."""
+    """`best` or `greedy`, from `true_probability`. Raises ConfigError for a ``k`` that does not fit."""
     if how == "best":
         if not 1 <= k <= len(p_MB):
             raise ConfigError(f"{k} of {len(p_MB)} members asked for; give 1 to {len(p_MB)}")

@@ -1,4 +1,4 @@
-"""The diffusion model on normalised latents: a small network that tells latent from noise at any mixture.
+"""The diffusion model on normalised latents: a denoiser, and how it is trained to tell latent from noise.
 
 Two objectives on the same network: DDPM (Ho et al. 2020) and rectified flow (Liu et al. 2023). They differ in the path
 between latent and noise and in what the network is asked for.
@@ -7,11 +7,9 @@ between latent and noise and in what the network is asked for.
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bend_ray import seeds
@@ -19,92 +17,15 @@ from bend_ray.config import Diffusion as Settings
 from bend_ray.data.training import Progress
 from bend_ray.errors import TrainingError
 from bend_ray.generator import samplers
+from bend_ray.generator.denoiser import Condition, Denoiser
 from bend_ray.generator.samplers import Denoise
 
-TIME_WIDTH = 64
 FORGET = 0.1
 """Share of the rows of a batch that are trained without their loss, without their chain, and without either (which is
 what guidance starts from)."""
 REACH = 1.5
 """How far a guess of a clean latent may lie, times the largest one seen, where it comes from a division by almost
 nothing."""
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What is asked of each latent: a validation loss, a chain, or nothing."""
-
-    loss_B: Tensor
-    """Standardised: 0 is the snapshots' mean, 1 a standard deviation worse; NaN: any."""
-    chain_B: Tensor
-    """Number of a chain among those that were seen; -1: any."""
-
-    @property
-    def chains(self) -> int:
-        """How many chains were seen, where each row is told its own."""
-        return int(self.chain_B.max()) + 1
-
-    def of(self, row_b: Tensor) -> "Condition":
-        return Condition(self.loss_B[row_b], self.chain_B[row_b])
-
-    def forget(self, loss_B: Tensor, chain_B: Tensor) -> "Condition":
-        """No loss asked where ``loss_B``, no chain where ``chain_B``."""
-        return Condition(self.loss_B.masked_fill(loss_B, torch.nan), self.chain_B.masked_fill(chain_B, -1))
-
-    def to(self, device: torch.device | str) -> "Condition":
-        return Condition(self.loss_B.to(device), self.chain_B.to(device))
-
-    @staticmethod
-    def none(rows: int, device: torch.device | str = "cpu") -> "Condition":
-        return Condition(torch.full((rows,), torch.nan, device=device), torch.full((rows,), -1, device=device))
-
-
-class Denoiser(nn.Module):
-    """What the diffusion model predicts, from noisy latents ``z_BZ`` and timesteps ``t_B``: residual blocks, each
-    modulated by the time and, where it knows of them, by what is asked for."""
-
-    def __init__(self, latent: int, hidden: int, blocks: int, asks_loss: bool = False, chains: int = 0) -> None:
-        super().__init__()
-        self.time = nn.Sequential(nn.Linear(TIME_WIDTH, hidden), nn.SiLU())
-        self.enter = nn.Linear(latent, hidden)
-        self.blocks = nn.ModuleList([_Block(hidden) for _ in range(blocks)])
-        self.leave = nn.Linear(hidden, latent)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
-        self.loss = nn.Sequential(nn.Linear(2, hidden), nn.SiLU(), nn.Linear(hidden, hidden)) if asks_loss else None
-        self.chain = nn.Embedding(chains + 1, hidden) if chains else None
-
-    def forward(self, z_BZ: Tensor, t_B: Tensor, asked: Condition | None = None) -> Tensor:
-        time_BH = self.time(_embed(t_B))
-        if asked is not None and self.loss is not None:
-            known_B = ~asked.loss_B.isnan()
-            time_BH = time_BH + self.loss(torch.stack([asked.loss_B.nan_to_num(), known_B.float()], dim=1))
-        if asked is not None and self.chain is not None:
-            time_BH = time_BH + self.chain(asked.chain_B + 1)
-        h_BH = self.enter(z_BZ)
-        for block in self.blocks:
-            h_BH = block(h_BH, time_BH)
-        return self.leave(F.silu(h_BH))
-
-
-class _Block(nn.Module):
-    def __init__(self, hidden: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(hidden, elementwise_affine=False)
-        self.modulate = nn.Linear(hidden, 2 * hidden)
-        self.first, self.second = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
-
-    def forward(self, h_BH: Tensor, time_BH: Tensor) -> Tensor:
-        scale_BH, shift_BH = self.modulate(time_BH).chunk(2, dim=-1)
-        inner_BH = self.first(self.norm(h_BH) * (1 + scale_BH) + shift_BH)
-        return h_BH + self.second(F.silu(inner_BH))
-
-
-def _embed(t_B: Tensor) -> Tensor:
-    """Sinusoids of the timestep (Vaswani et al. 2017), periods from 2 pi to 2 pi times 10,000."""
-    half = torch.arange(TIME_WIDTH // 2, device=t_B.device) / (TIME_WIDTH // 2)
-    angles = t_B.float()[:, None] * torch.exp(-math.log(10_000) * half)
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class Diffusion(nn.Module):

@@ -1,6 +1,6 @@
 """The generator: noise -> latents (diffusion) -> coordinates (autoencoder) -> parameters (span)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,8 @@ from bend_ray.generator import diffusion as diffusions
 from bend_ray.generator import samplers
 from bend_ray.generator import span as spans
 from bend_ray.generator.autoencoder import Autoencoder
-from bend_ray.generator.diffusion import Condition, Diffusion
+from bend_ray.generator.denoiser import Condition, condition
+from bend_ray.generator.diffusion import Diffusion
 from bend_ray.generator.samplers import Path
 from bend_ray.generator.span import Blocks, FullSpace, Span
 from bend_ray.tensors import read_tensors
@@ -65,7 +66,7 @@ class Generator:
             space = FullSpace(gram.mean_D, gram.scale_D)
             c_XR = space.encode(torch.cat([theta_Xd for _, theta_Xd in blocks()], dim=1))
         else:
-            space, c_XR = gram.span(first(blocks, S), autoencoder.explained)
+            space, c_XR = gram.span(spans.first(blocks, S), autoencoder.explained)
         asked = condition(facts[:S])
         fitted = Generator.fit_in(subset, space, c_XR[:S], autoencoder, diffusion, seed, device, progress, asked=asked)
         lost_X = fitted.lost(c_XR, gram.length_X)
@@ -92,6 +93,7 @@ class Generator:
         """`fit` where the span is known: autoencoder and diffusion model on the snapshots' coordinates ``c_SR`` in it.
 
         ``look`` is shown the generator as it is after each of ``looks`` equal parts of the diffusion model's training.
+        Raises TrainingError as `fit`.
         """
         total = autoencoder.iterations + diffusion.iterations
 
@@ -239,24 +241,6 @@ class Generator:
                 raise ArtifactError(f"{folder}: was not fitted on the snapshots in {run / 'snapshots'}")
             space = Span(space.mean_D, space.scale_D, blocks, weights_SR)
         return Generator(subset, space, coder, model, facts)
-
-
-def first(blocks: Blocks, S: int) -> Blocks:
-    """The first ``S`` rows of ``blocks``."""
-
-    def rows() -> Iterator[tuple[str, Tensor]]:
-        for name, theta_Xd in blocks():
-            yield name, theta_Xd[:S]
-
-    return rows
-
-
-def condition(facts: Sequence[Fact]) -> Condition:
-    """What is known of the snapshots: their validation loss, standardised, and their chain, counted from 0."""
-    loss_S = torch.tensor([fact.val_loss for fact in facts], dtype=torch.float64)
-    loss_S = (loss_S - loss_S.mean()) / loss_S.std(correction=0).clamp_min(1e-12)
-    order = {chain: i for i, chain in enumerate(dict.fromkeys(fact.chain for fact in facts))}
-    return Condition(loss_S.float(), torch.tensor([order[fact.chain] for fact in facts]))
 
 
 def _named(prefix: str, module: nn.Module) -> dict[str, Tensor]:

@@ -28,6 +28,16 @@ REAL = 1e-6
 """Eigenvalues below this share of the largest are rounding."""
 
 
+def first(blocks: Blocks, S: int) -> Blocks:
+    """The first ``S`` rows of ``blocks``."""
+
+    def rows() -> Iterator[tuple[str, Tensor]]:
+        for name, theta_Xd in blocks():
+            yield name, theta_Xd[:S]
+
+    return rows
+
+
 @dataclass(frozen=True)
 class Standard:
     """What parameters are standardised by."""

@@ -123,15 +123,15 @@ def assemble(
 def cost(config: Config, seconds: dict[str, float], rivals: list[float]) -> dict[str, float | None]:
     """Seconds of work (summed over processes), and a member's share of all but the base over one training's."""
     per_model = sum(rivals) / len(rivals) if rivals else seconds["base"] or None
-    made = seconds["chain-"] + seconds["trial-"] + seconds["fit"] + seconds["block-"]
+    made = sum(seconds[part] for part in ("collect", "search", "fit", "sample"))
     return {
         "base_s": seconds["base"],
-        "collect_s": seconds["chain-"],
-        "search_s": seconds["trial-"] or None,
+        "collect_s": seconds["collect"],
+        "search_s": seconds["search"] or None,
         "fit_s": seconds["fit"],
-        "sample_s": seconds["block-"],
+        "sample_s": seconds["sample"],
         "evaluate_s": seconds["evaluate"],
-        "sample_s_per_member": seconds["block-"] / config.sample.members,
+        "sample_s_per_member": seconds["sample"] / config.sample.members,
         "training_s_per_model": per_model,
         "member_cost_ratio": made / config.sample.members / per_model if per_model else None,
     }

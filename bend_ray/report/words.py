@@ -63,7 +63,7 @@ def headline(metrics: dict[str, Any]) -> list[str]:
     if worse:
         lines.append(f"BEND does not beat these null models; their NLL is lower: {_list(worse)}.")
     if tied:
-        lines.append(f"No difference in NLL can be told (95 % interval) from: {_list(tied)}.")
+        lines.append(f"NLL indistinguishable (95 % interval) from: {_list(tied)}.")
     if beaten and not worse and not tied:
         lines.append("BEND's NLL is lower than every null model's that was asked for (95 % intervals).")
     if beaten and (worse or tied):

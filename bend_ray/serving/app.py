@@ -27,7 +27,7 @@ from bend_ray.config import Serve
 from bend_ray.data.datasets import Preprocess
 from bend_ray.ensemble.aggregate import Prediction, Strategy
 from bend_ray.errors import DataError
-from bend_ray.serving import answers, bodies, inputs, oip, schemas
+from bend_ray.serving import answers, bodies, inputs, oip, openapi, schemas
 from bend_ray.serving.guard import Guard
 from bend_ray.serving.oip import MODEL
 
@@ -58,7 +58,7 @@ class Served:
 
 def make_app(served: Served) -> FastAPI:
     """The application that answers for ``served``."""
-    app = FastAPI(title="bend_ray", version=__version__, description=schemas.DESCRIPTION, docs_url=None, redoc_url=None)
+    app = FastAPI(title="bend_ray", version=__version__, description=openapi.DESCRIPTION, docs_url=None, redoc_url=None)
     app.openapi_version = "3.0.3"  # what the bundled Swagger UI shows
     limits = served.limits
     app.add_middleware(
@@ -69,7 +69,7 @@ def make_app(served: Served) -> FastAPI:
     _add_predict(app, served)
     _add_protocol(app, served)
     whole = app.openapi
-    app.openapi = lambda: schemas.as_it_is(whole(), served.token_digest is not None)  # type: ignore[method-assign]
+    app.openapi = lambda: openapi.as_it_is(whole(), served.token_digest is not None)  # type: ignore[method-assign]
     return app
 
 
@@ -81,7 +81,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(DataError)
     async def bad_data(request: Request, error: DataError) -> Response:
-        return said(415 if isinstance(error, inputs.KindError) else 400, str(error))
+        return said(415 if isinstance(error, bodies.KindError) else 400, str(error))
 
     @app.exception_handler(RequestValidationError)
     async def bad_parameter(request: Request, error: RequestValidationError) -> Response:
@@ -119,7 +119,7 @@ def _add_pages(app: FastAPI, served: Served) -> None:
     app.mount("/page", StaticFiles(directory=PAGE))
     app.mount("/swagger", StaticFiles(directory=swagger_ui_bundle.swagger_ui_path))
 
-    @app.get("/ensemble", tags=["ensemble"], responses=schemas.responses(schemas.Ensemble), summary="What is served")
+    @app.get("/ensemble", tags=["ensemble"], responses=openapi.responses(schemas.Ensemble), summary="What is served")
     async def ensemble() -> Response:
         """Members, accuracy on test, the run it is from and the hashes of what made it, the limits of a request."""
         return JSONResponse(served.facts)
@@ -130,8 +130,8 @@ def _add_predict(app: FastAPI, served: Served) -> None:
         "/predict",
         tags=["ensemble"],
         summary="Images in, answers and doubt out",
-        openapi_extra={"requestBody": schemas.predict_body(served.fit)},
-        responses=schemas.responses(schemas.Answer, 400, 413, 415),
+        openapi_extra={"requestBody": openapi.predict_body(served.fit)},
+        responses=openapi.responses(schemas.Answer, 400, 413, 415),
     )
     async def predict(request: Request, strategy: Strategy | None = None, members: bool = False) -> Response:
         """An image (PNG, JPEG; also as a form's file), JSON, .npy or Arrow IPC. Images of another size are fitted;
@@ -163,28 +163,28 @@ def _add_protocol(app: FastAPI, served: Served) -> None:
         if (model, version) != (MODEL, served.version):
             raise HTTPException(404, f"model {model} of version {version} is not here; {MODEL} {served.version} is")
 
-    @app.get("/v2", tags=tags, responses=schemas.responses(schemas.Server), summary="The server")
+    @app.get("/v2", tags=tags, responses=openapi.responses(schemas.Server), summary="The server")
     async def server() -> Response:
         return JSONResponse({"name": "bend_ray", "version": __version__, "extensions": ["binary_tensor_data"]})
 
-    @app.get("/v2/health/live", tags=tags, responses=schemas.responses(schemas.Live), summary="The server is there")
+    @app.get("/v2/health/live", tags=tags, responses=openapi.responses(schemas.Live), summary="The server is there")
     async def live() -> Response:
         return JSONResponse({"live": True})
 
-    @app.get("/v2/health/ready", tags=tags, responses=schemas.responses(schemas.Ready), summary="The server can answer")
+    @app.get("/v2/health/ready", tags=tags, responses=openapi.responses(schemas.Ready), summary="The server can answer")
     async def ready() -> Response:
         return JSONResponse({"ready": True})
 
     @app.get(of_version, include_in_schema=False)
     @app.get(
-        one, tags=tags, responses=schemas.responses(schemas.Metadata, 404), summary="What the model takes and gives"
+        one, tags=tags, responses=openapi.responses(schemas.Metadata, 404), summary="What the model takes and gives"
     )
     async def metadata(request: Request, model: str) -> Response:
         known(request)
         return JSONResponse(oip.metadata(MODEL, served.version, served.fit, len(served.class_names)))
 
     @app.get(f"{of_version}/ready", include_in_schema=False)
-    @app.get(f"{one}/ready", tags=tags, responses=schemas.responses(schemas.Ready, 404), summary="The model can answer")
+    @app.get(f"{one}/ready", tags=tags, responses=openapi.responses(schemas.Ready, 404), summary="The model can answer")
     async def model_ready(request: Request, model: str) -> Response:
         known(request)
         return JSONResponse({"name": MODEL, "ready": True})
@@ -194,8 +194,8 @@ def _add_protocol(app: FastAPI, served: Served) -> None:
         f"{one}/infer",
         tags=tags,
         summary="Tensors in, tensors out",
-        openapi_extra={"requestBody": schemas.infer_body(served.fit), "parameters": [schemas.LENGTH]},
-        responses=schemas.responses(schemas.Inferred, 400, 404, 413, binary=True),
+        openapi_extra={"requestBody": openapi.infer_body(served.fit), "parameters": [openapi.LENGTH]},
+        responses=openapi.responses(schemas.Inferred, 400, 404, 413, binary=True),
     )
     async def infer(request: Request, model: str) -> Response:
         """The Open Inference Protocol v2; with its binary tensor extension the tensor's bytes stand behind the

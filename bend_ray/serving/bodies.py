@@ -1,4 +1,4 @@
-"""The body of a request: all of it, if it is not too long, and the images in it."""
+"""The body of a request: all of it, if it is not too long, of which kind it is, and the images in it."""
 
 import asyncio
 import re
@@ -14,11 +14,22 @@ from bend_ray.config import Serve
 from bend_ray.data.datasets import Preprocess
 from bend_ray.errors import DataError
 from bend_ray.progress import counted
-from bend_ray.serving import inputs
+from bend_ray.serving import arrow, inputs
 
 DIGITS = re.compile("[0-9]{1,20}")
 INLINE = 4096
 """Bytes of JSON or numbers up to which a body is read at once; larger ones, and images, in a thread."""
+KINDS = {
+    "application/json": "json",
+    "application/x-npy": "npy",
+    "application/vnd.apache.arrow.stream": "arrow",
+    "application/vnd.apache.arrow.file": "arrow",
+}
+MAGIC = {b"\x93NUMPY": "npy", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow", b"{": "json"}
+
+
+class KindError(DataError):
+    """The body is of no kind that can be read."""
 
 
 async def whole(request: Request, limits: Serve) -> bytes:
@@ -43,9 +54,35 @@ async def images(request: Request, fit: Preprocess, limits: Serve) -> tuple[Tens
     content_type = request.headers.get("content-type", "")
     if content_type.split(";")[0].strip().lower() == "multipart/form-data":
         return await _of_form(request, body, fit, limits.max_rows), {}
-    kind = inputs.kind_of(content_type, body)
-    found, said = await reader(body, slow=kind == "image")(inputs.read, kind, body, fit, limits.max_rows)
+    kind = kind_of(content_type, body)
+    found, said = await reader(body, slow=kind == "image")(read, kind, body, fit, limits.max_rows)
     return found, said
+
+
+def kind_of(content_type: str, body: bytes) -> str:
+    """json, npy, arrow or image: as the type says, or as the body begins where the type says nothing of use."""
+    plain = content_type.split(";")[0].strip().lower()
+    if plain in KINDS:
+        return KINDS[plain]
+    if plain.startswith("image/"):
+        return "image"
+    if plain not in ("", "application/octet-stream", "application/x-www-form-urlencoded"):
+        raise KindError(f"Content-Type: {plain[:60]} is not read; send image/png, image/jpeg, {', '.join(KINDS)}")
+    head = body[:64].lstrip() if body[:1].isspace() else body
+    return next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), "image")
+
+
+def read(kind: str, body: bytes, fit: Preprocess, max_rows: int) -> tuple[Tensor, dict[str, Any]]:
+    """Images, uint8 (B, C, H, W), and what else a JSON body said. Raises DataError, which says what is wrong."""
+    if not body:
+        raise DataError("body: is empty; send an image, JSON, .npy or Arrow IPC")
+    if kind == "json":
+        return inputs.from_json(body, fit)
+    if kind == "npy":
+        return inputs.numbers(inputs.from_npy(body), "body", fit), {}
+    if kind == "arrow":
+        return arrow.from_arrow(body, fit, max_rows), {}
+    return inputs.images([("body", body)], fit), {}
 
 
 def reader(body: bytes, slow: bool = False) -> Callable[..., Awaitable[Any]]:

@@ -18,9 +18,11 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 TOKEN = "BEND_SERVE_TOKEN"  # noqa: S105 (the name of the variable)
+LOOPBACK = ("127.0.0.1", "localhost")
+"""Hosts that only this machine reaches."""
 HEALTH = ("/v2/health/live", "/v2/health/ready")
 RETRY_AFTER = 1
-"""Seconds that clients are asked to wait before they come again."""
+"""Seconds that clients are asked to wait before they try again."""
 
 
 def digest(token: str) -> str:
@@ -90,7 +92,7 @@ class Guard:
                 send, 401, "a token is needed: Authorization: Bearer TOKEN (or, in a browser, as password)", challenge
             )
         elif self.ongoing >= self.queue:
-            await refuse_for_now(send, f"the queue is full ({counted(self.queue, 'requests')}); come again")
+            await refuse_for_now(send, f"the queue is full ({counted(self.queue, 'requests')}); try again later")
         else:
             self.ongoing += 1
             try:
@@ -98,7 +100,7 @@ class Guard:
                     await self.app(scope, receive, send)
             except TimeoutError:
                 if not status():
-                    await refuse_for_now(send, f"not answered within {self.timeout:g} s; come again")
+                    await refuse_for_now(send, f"not answered within {self.timeout:g} s; try again later")
             finally:
                 self.ongoing -= 1
 
@@ -120,7 +122,7 @@ class Guard:
 
 
 class Unanswered:
-    """Around Ray Serve's own server: a request whose replica died, for which it would say 500, is told to come again.
+    """Around Ray Serve's own server: a request whose replica died is answered 503 instead of 500.
 
     Ray is also asked not to watch for clients that leave, which costs two tasks a request: an answer takes less long.
     """
@@ -140,4 +142,4 @@ class Unanswered:
             scope["headers"] = [*scope["headers"], (b"x-request-disconnect-disabled", b"?1")]
         await self.app(scope, receive, noting)
         if scope["type"] == "http" and not started:
-            await refuse_for_now(send, "the replica that had this request is gone; come again")
+            await refuse_for_now(send, "the replica that had this request is gone; try again later")

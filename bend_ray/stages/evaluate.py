@@ -5,6 +5,7 @@ trainings (`rivals.py`) are scored by them too.
 """
 
 import json
+import math
 import time
 from functools import cached_property
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bend_ray import artifacts, cluster, rivals
+from bend_ray import artifacts, cluster, lineage, rivals
 from bend_ray.artifacts import Manifest
 from bend_ray.config import Config
 from bend_ray.data import base as bases
@@ -50,7 +51,7 @@ def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
 
 def found(config: Config, run: Folder, dataset: Dataset) -> Manifest | None:
     """The report, if it is there whole."""
-    return artifacts.there(run, "report", config, _inputs(run, dataset))
+    return lineage.there(run, "report", config, _inputs(run, dataset))
 
 
 def _inputs(run: Folder, dataset: Dataset) -> dict[str, str]:
@@ -61,8 +62,8 @@ def _inputs(run: Folder, dataset: Dataset) -> dict[str, str]:
 def _make(config: Config, run: Folder, dataset: Dataset, inputs: dict[str, str]) -> Manifest:
     from bend_ray.report import figures  # matplotlib: workers need not load it
 
+    rivals.train(config, run, len(dataset.train), artifacts.recipe("base", config, {"data": inputs["data"]}))
     start = time.monotonic()
-    rivals.train(config, run, artifacts.recipe("base", config, {"data": inputs["data"]}))
     whole = {kind: of_kind for kind, of_kind in rivals.asked(config).items() if of_kind}
     names = [*numbers.SNAPSHOTS, "generated", *config.evaluate.baselines, *whole]
     scored, novelty, points = _score_all(config, run, names)
@@ -72,15 +73,27 @@ def _make(config: Config, run: Folder, dataset: Dataset, inputs: dict[str, str])
     metrics["dropped"] = artifacts.load(run / "snapshots", "snapshots").facts["dropped"]
     chosen = artifacts.load(run / "ensemble", "ensemble").facts
     metrics["chosen"] = {key: chosen[key] for key in ("keep", "candidates", "rejected", "spread")}
-    seconds = {unit: noted_seconds(run, unit) for unit in ("base", "chain-", "trial-", "fit", "block-")}
+    seconds = {part: noted_seconds(run, units) for part, units in _units(config).items()}
     seconds["evaluate"] = time.monotonic() - start
-    noted = [rival.seconds(run) for of_kind in whole.values() for rival in of_kind]
+    noted = [noted_seconds(run, [rival.unit]) for of_kind in whole.values() for rival in of_kind]
     trained = [spent for spent in noted if spent]  # one that was brought here took none here
     metrics["cost"] = numbers.cost(config, seconds, trained)
     folder = run / "report"
     folder.write("metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
     files = figures.draw(folder, metrics, scored, dataset.test.labels, points)
     return artifacts.publish(run, "report", config, inputs, {}, ["metrics.json", *files], words.readme(metrics, files))
+
+
+def _units(config: Config) -> dict[str, list[str]]:
+    """Names under which the seconds of a run's units are noted: of others that were deleted notes may be left."""
+    sample, blocks = config.sample, math.ceil(config.sample.made / config.sample.block)
+    return {
+        "base": ["base"],
+        "collect": [f"chain-{i:05d}" for i in range(config.collect.chains)] + ["chain-align"] * config.collect.aligned,
+        "search": [f"trial-{i:05d}" for i in range(config.search.trials)],
+        "fit": ["fit"],
+        "sample": [f"block-{i:05d}" for i in range(blocks)] + ["block-spread"] * (sample.spread == "matched"),
+    }
 
 
 def _score_all(
@@ -129,7 +142,7 @@ class _Evaluator:
         start = time.monotonic()
         test, val, away = self.dataset.test, self.dataset.val, None
         if name in RIVALS:
-            seconds = sum(rival.seconds(self.run) for rival in self.rivals[name])
+            seconds = noted_seconds(self.run, [rival.unit for rival in self.rivals[name]])
             test_MBK, val_MBK = self._rival_logits(name, test.images), self._rival_logits(name, val.images)
         else:
             theta_MD = self._theta(name)

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from bend_ray import artifacts, cluster
+from bend_ray import artifacts, cluster, lineage
 from bend_ray.artifacts import Manifest
 from bend_ray.board import reporting, watched
 from bend_ray.config import Config
@@ -30,7 +30,7 @@ def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
     """Make the generator of ``config`` in ``run``, or find it there whole. Returns its manifest."""
     if (whole := found(config, run, dataset)) is not None:
         return whole
-    snapshots = artifacts.load(run / "snapshots", "snapshots")
+    snapshots = artifacts.described(run / "snapshots", "snapshots")
     total = config.autoencoder.iterations + config.diffusion.iterations
     with Progress("fit", "iterations", total) as show:
         # One core: at these sizes more threads only wait for each other.
@@ -47,9 +47,7 @@ def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
 
 def found(config: Config, run: Folder, dataset: Dataset) -> Manifest | None:
     """The generator, if it is there whole."""
-    return artifacts.there(
-        run, "generator", config, {"snapshots": artifacts.load(run / "snapshots", "snapshots").digest}
-    )
+    return lineage.there(run, "generator", config, {"snapshots": artifacts.load(run / "snapshots", "snapshots").digest})
 
 
 @ray.remote
@@ -58,18 +56,18 @@ def _fit(config_json: dict[str, Any], where: str, said: Any) -> dict[str, Any]:
         config, run = Config.model_validate(config_json), Folder(where)
         cluster.threads(1)
         start = time.monotonic()
-        with parts.Parts.open(run / "snapshots", config.collect.chains) as snapshots:
-            generator = Generator.fit(
-                snapshots.subset,
-                _told(snapshots, desk.progress("")),
-                snapshots.facts,
-                len(snapshots.facts) - seen_of(snapshots.facts, config.collect.seen_chains),
-                config.autoencoder,
-                config.diffusion,
-                config.seed,
-                cluster.device(config.diffusion.gpus),
-                desk.progress("fit"),
-            )
+        snapshots = parts.Parts.open(run / "snapshots", config.collect.chains)
+        generator = Generator.fit(
+            snapshots.subset,
+            _told(snapshots, desk.progress("")),
+            snapshots.facts,
+            len(snapshots.facts) - seen_of(snapshots.facts, config.collect.seen_chains),
+            config.autoencoder,
+            config.diffusion,
+            config.seed,
+            cluster.device(config.diffusion.gpus),
+            desk.progress("fit"),
+        )
         note_seconds(run, "fit", time.monotonic() - start)
         write_tensors(run / "generator", FILE, generator.state())
         return generator.facts

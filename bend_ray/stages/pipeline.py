@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from torch import nn
 
-from bend_ray import artifacts, cluster, lease, preflight, resources
+from bend_ray import artifacts, cluster, lease, lineage, preflight, resources
 from bend_ray.config import Config, dump
 from bend_ray.data import augment, classifiers
 from bend_ray.data.base import Description
@@ -30,7 +30,7 @@ def run(config: Config, run: Folder, stages: tuple[str, ...] = (), verbose: bool
     stages = stages or _every(config)
     if "search" in stages and not config.search.trials:
         raise ConfigError("search.trials: is 0, so there is nothing to search; give 2 or more (20 is a start)")
-    artifacts.check_run(run, config)
+    lineage.check_run(run, config)
     dataset = load_dataset(config.data, config.seed)
     model = _classifier(config, dataset) if "collect" in stages else None
     todo = tuple(stage for stage in stages if not _is_there(stage, config, run, dataset))
@@ -80,7 +80,7 @@ def _stage(name: str) -> Any:
 
 def _config_for(stage: str, config: Config, run: Folder) -> Config:
     """What follows a search uses what it found."""
-    return config if stage == "search" else artifacts.tuned(run, config)
+    return config if stage == "search" else lineage.tuned(run, config)
 
 
 def _is_there(stage: str, config: Config, run: Folder, dataset: Dataset) -> bool:
@@ -108,7 +108,7 @@ def dry_run(config: Config, run: Folder, stages: tuple[str, ...], verbose: bool 
     for key, resource, processes, each in dict.fromkeys(resources.wants(config, stages)):
         print(f"asks for:  {processes} x {each:g} {resource} ({key}); the cluster has {has.get(resource, 0.0):g}")
     print(f"run:       {run}")
-    artifacts.check_run(run, config)
+    lineage.check_run(run, config)
     if not config.cluster.allow_autoscale:
         resources.check(resources.wants(config, stages))
 

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from bend_ray import artifacts
+from bend_ray import lineage
 from bend_ray.config import Inference
 from bend_ray.data.datasets import Preprocess
 from bend_ray.ensemble.aggregate import Strategy
@@ -16,7 +16,7 @@ CHUNK = 256
 
 def run(where: str, inputs: list[str], strategy: Strategy, as_json: bool, overrides: dict[str, str]) -> None:
     """Print what the ensemble at ``where`` (a run or an ensemble) says of the images in ``inputs``."""
-    ensemble = Ensemble.load(where, settings=artifacts.inference(Inference, Folder(where), overrides).ensemble)
+    ensemble = Ensemble.load(where, settings=lineage.inference(Inference, Folder(where), overrides).ensemble)
     names = ensemble.description.class_names
     preprocess: Preprocess = ensemble.description.preprocess
     for path in inputs:

@@ -15,7 +15,7 @@ import ray
 import torch
 from torch import Tensor
 
-from bend_ray import artifacts, cluster
+from bend_ray import artifacts, cluster, lineage
 from bend_ray.artifacts import Manifest
 from bend_ray.board import reporting, watched
 from bend_ray.config import Config, Sample
@@ -30,7 +30,7 @@ from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
 from bend_ray.pool import pool
 from bend_ray.progress import Progress
-from bend_ray.tensors import read_tensors, write_rows, write_tensors
+from bend_ray.tensors import read_note, read_tensors, write_rows, write_tensors
 from bend_ray.timings import note_seconds
 from bend_ray.weights import parts
 from bend_ray.weights.subset import Subset
@@ -43,9 +43,9 @@ FIRST = 64
 
 def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
     """Make the ensemble of ``config`` in ``run``, or find it there whole. Returns its manifest."""
-    if (whole := found(config, run, dataset)) is not None:
-        return whole
     inputs, asked = _inputs(config, run, dataset), config
+    if (whole := lineage.there(run, "ensemble", config, inputs)) is not None:
+        return whole
     recipe = artifacts.recipe("ensemble", config, inputs)
     blocks = range(math.ceil(config.sample.made / config.sample.block))
     done = set(_done(run / "ensemble", recipe))
@@ -61,7 +61,7 @@ def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
 
 def found(config: Config, run: Folder, dataset: Dataset) -> Manifest | None:
     """The ensemble, if it is there whole."""
-    return artifacts.there(run, "ensemble", config, _inputs(config, run, dataset))
+    return lineage.there(run, "ensemble", config, _inputs(config, run, dataset))
 
 
 def _inputs(config: Config, run: Folder, dataset: Dataset) -> dict[str, str]:
@@ -96,8 +96,8 @@ def _match_spread(config_json: dict[str, Any], where: str, said: Any) -> float:
         config, validation, seen = sampler.config, sampler.validation, sampler.generator.facts["snapshots"]
         assert validation is not None
         rows = torch.linspace(0, seen - 1, min(seen, FIRST)).long()  # of all chains alike
-        with parts.Parts.open(sampler.run / "snapshots", config.collect.chains) as snapshots:
-            theta_SD = torch.cat([theta_Sd[rows] for _, theta_Sd in snapshots()], dim=1).to(sampler.device)
+        snapshots = parts.Parts.open(sampler.run / "snapshots", config.collect.chains)
+        theta_SD = torch.cat([theta_Sd[rows] for _, theta_Sd in snapshots()], dim=1).to(sampler.device)
         if sampler.recalibration is not None:
             theta_SD = sampler.recalibration.as_trained(theta_SD)
 
@@ -182,17 +182,20 @@ def _block_name(block: int) -> str:
 
 def _done(folder: Folder, recipe: str) -> list[int]:
     """Blocks that are there. Raises ArtifactError where one is of another recipe."""
-    names = [name for name in folder.list() if name.startswith(artifacts.UNITS["ensemble"])]
-    made_by = folder.each(lambda name: read_tensors(folder, name)[1], names)
+    names = [name for name in folder.list() if name.startswith(lineage.UNITS["ensemble"])]
+    made_by = folder.each(lambda name: read_note(folder, name), names)
     for name, note in zip(names, made_by, strict=True):
-        artifacts.check_recipe(folder, name, note, recipe)
+        lineage.check_recipe(folder, name, note, recipe)
     return [int(name.split("-")[1].split(".")[0]) for name in names]
 
 
 def _publish(
     config: Config, spread: float | str, run: Folder, dataset: Dataset, inputs: dict[str, str], blocks: int
 ) -> Manifest:
-    base, generator = artifacts.load(run / "base", "base"), artifacts.load(run / "generator", "generator")
+    base, generator = artifacts.load(run / "base", "base"), artifacts.described(run / "generator", "generator")
+    subset = Subset.from_json(generator.facts["subset"])
+    if config.sample.recalibrate:
+        subset = of_base(config, run, dataset, subset).subset
     folder = run / "ensemble"
     names = [_block_name(block) for block in range(blocks)]
     sample = config.sample
@@ -203,23 +206,19 @@ def _publish(
     rows_of: dict[int, list[int]] = {block: [] for block in range(blocks)}
     for i in kept:
         rows_of[i // sample.block].append(i % sample.block)
-    D = read_tensors(folder, names[0])[0]["theta_MD"].shape[1]
 
     def members(block: int) -> Tensor:
         """Those of one block that are kept."""
         theta_MD: Tensor = read_tensors(folder, names[block])[0]["theta_MD"]
         return theta_MD if rows_of[block] == list(range(len(theta_MD))) else theta_MD[rows_of[block]]
 
-    shape = (sample.members, D)
+    shape = (sample.members, subset.D)
     write_rows(folder, MEMBERS, "theta_MD", shape, folder.each(members, rows_of))  # never all of them at once
     folder.write(bases.FILE, (run / "base").read(bases.FILE))
     facts = {key: base.facts[key] for key in ("classifier", "class_names", "preprocess", "dataset")}
-    facts |= {"subset": generator.facts["subset"], "members": sample.members}
+    facts |= {"subset": subset.to_json(), "members": sample.members}
     rejected = sample.made - len(set(kept))
     facts |= {"keep": sample.keep, "candidates": sample.made, "rejected": rejected, "spread": spread}
-    if config.sample.recalibrate:
-        wide = of_base(config, run, dataset, Subset.from_json(facts["subset"]))
-        facts["subset"] = wide.subset.to_json()
     readme = (
         f"# The ensemble\n\n{sample.members} classifiers for {base.facts['dataset']}: one frozen base"
         " (`model.safetensors`) and as many sets of the subset's parameters (`members.safetensors`, theta_MD).\n\n"

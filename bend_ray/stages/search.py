@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from bend_ray import artifacts, cluster, tuning
+from bend_ray import artifacts, cluster, lineage, tuning
 from bend_ray.artifacts import Manifest
 from bend_ray.config import Config, dump
 from bend_ray.data import base as bases
@@ -26,7 +26,8 @@ from bend_ray.ensemble.recalibrate import Recalibration
 from bend_ray.ensemble.trunk import SharedTrunk
 from bend_ray.errors import BendError, ConfigError, ResourceError, TrainingError
 from bend_ray.folders import Folder
-from bend_ray.generator.generator import Generator, condition
+from bend_ray.generator.denoiser import condition
+from bend_ray.generator.generator import Generator
 from bend_ray.progress import Progress, counted
 from bend_ray.report import trials as pictures
 from bend_ray.search import objective, study
@@ -39,9 +40,9 @@ from bend_ray.weights.subset import Subset
 
 def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
     """Make the search of ``config`` in ``run``, or find it there whole. Returns its manifest."""
-    if (whole := found(config, run, dataset)) is not None:
-        return whole
     inputs = _inputs(run, dataset)
+    if (whole := lineage.there(run, "search", config, inputs)) is not None:
+        return whole
     table = tuning.Table(config, run, artifacts.recipe("search", config, inputs))
     with Progress("search", "trials", config.search.trials, len(table.known)) as show:
         if table.known:
@@ -54,7 +55,7 @@ def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
 
 def found(config: Config, run: Folder, dataset: Dataset) -> Manifest | None:
     """The search, if it is there whole."""
-    return artifacts.there(run, "search", config, _inputs(run, dataset))
+    return lineage.there(run, "search", config, _inputs(run, dataset))
 
 
 def _inputs(run: Folder, dataset: Dataset) -> dict[str, str]:
@@ -215,6 +216,6 @@ def _publish(config: Config, run: Folder, inputs: dict[str, str], known: list[Tr
     readme = pictures.readme(config, known, best, front, importances, files)
     manifest = artifacts.publish(run, "search", config, inputs, facts, files, readme)
     for name in folder.list():
-        if name.startswith(artifacts.UNITS["search"]):
+        if name.startswith(lineage.UNITS["search"]):
             folder.delete(name)
     return manifest

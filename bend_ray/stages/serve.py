@@ -8,13 +8,14 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
-from bend_ray import artifacts
+from bend_ray import lineage
 from bend_ray.config import Serve, Serving
 from bend_ray.errors import ResourceError
 from bend_ray.folders import Folder
@@ -23,12 +24,14 @@ from bend_ray.serving import front, guard
 
 START_SECONDS = 120.0
 """How long the endpoint may take to answer once its replicas are there."""
+JOIN_SECONDS = 2.0
+"""How long a cluster that is there already may take to answer."""
 
 
 def run(where: str, overrides: dict[str, str], verbose: bool = False) -> None:
     """Serve the ensemble at ``where`` until stopped; on a cluster that is there already, deploy it and return."""
     folder = Folder(where)
-    settings = artifacts.inference(Serving, folder, overrides)
+    settings = lineage.inference(Serving, folder, overrides)
     limits = settings.serve
     with contextlib.ExitStack() as ending:
         scratch = Path(tempfile.mkdtemp(prefix="bend-", dir="/tmp"))  # short, for sockets' paths
@@ -59,12 +62,14 @@ def run(where: str, overrides: dict[str, str], verbose: bool = False) -> None:
 
 
 def _join(limits: Serve) -> None:
-    """Let Ray find the cluster of a `bend-ray serve` at this port, if there is one."""
+    """Let Ray find the cluster of a `bend-ray serve` at this port, if one listens where its note says."""
     if "RAY_ADDRESS" in os.environ:
         return
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads(_note_file(limits).read_text())
-        os.kill(found["pid"], 0)
+        os.kill(found["pid"], 0)  # which may be another process by now, so:
+        host, _, port = found["address"].rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), JOIN_SECONDS).close()
         os.environ["RAY_ADDRESS"] = found["address"]
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # what a cluster that Ray starts by itself asks for
 
@@ -83,7 +88,7 @@ def _note_file(limits: Serve) -> Path:
 
 
 def _url(limits: Serve) -> str:
-    host = "127.0.0.1" if limits.host in ("0.0.0.0", "::") else limits.host  # noqa: S104 (compared, not bound)
+    host = "127.0.0.1" if limits.host == "0.0.0.0" else limits.host  # noqa: S104 (compared, not bound)
     return f"http://{host}:{limits.port}"
 
 
@@ -106,7 +111,7 @@ def _words(members: int, where: str, limits: Serve, metrics: str, own: bool) -> 
         f"predict:   curl -F image=@digit.png {url}/predict",
         f"metrics:   {metrics}",
     ]
-    if limits.host not in ("127.0.0.1", "localhost") and not os.environ.get(guard.TOKEN):
+    if limits.host not in guard.LOOPBACK and not os.environ.get(guard.TOKEN):
         lines.append(f"warning:   anybody who reaches {limits.host} may ask; set {guard.TOKEN} to ask for a token")
     lines.append("new one:   bend-ray serve OTHER_RUN, while this goes on" + ("; stop: Control-C" if own else ""))
     return "\n".join(lines)

@@ -3,7 +3,7 @@
 import json
 from typing import TYPE_CHECKING, get_args
 
-from bend_ray import artifacts
+from bend_ray import artifacts, lineage
 from bend_ray.artifacts import DEPENDS, Kind, Manifest
 from bend_ray.config import Inference
 from bend_ray.errors import ArtifactError, BendError
@@ -33,7 +33,7 @@ def run(where: str, overrides: dict[str, str]) -> None:
     run = Folder(where)
     where = str(run)
     manifests = {kind: artifacts.read_manifest(run / kind, kind) for kind in get_args(Kind)}
-    if manifests["search"] is None and not artifacts.finished_units(run, "search"):
+    if manifests["search"] is None and not lineage.finished_units(run, "search"):
         del manifests["search"]  # few runs have one
     if not any(manifests.values()) and not run.exists("config.yaml"):
         raise ArtifactError(f"{where}: is no run; give the folder that bend-ray run wrote (its --run-dir)")
@@ -67,7 +67,7 @@ def _plan(run: Folder, overrides: dict[str, str]) -> str:
     from bend_ray.ensemble.ensemble import Ensemble
 
     try:
-        ensemble = Ensemble.load(run, settings=artifacts.inference(Inference, run, overrides).ensemble)
+        ensemble = Ensemble.load(run, settings=lineage.inference(Inference, run, overrides).ensemble)
     except BendError as error:
         return f"  {'plan':<10} none, the ensemble cannot be used: {error}"
     fit = ensemble.description.preprocess
@@ -88,13 +88,13 @@ def _way(cut: "SharedTrunk", rows: int) -> str:
 
 
 def _half_done(run: Folder, kind: Kind) -> str:
-    names = artifacts.finished_units(run, kind)
+    names = lineage.finished_units(run, kind)
     if kind == "base" and names:  # one file, of the last epoch
         from bend_ray.data.checkpoint import Checkpoint  # and torch, a second
 
         return f", {counted(Checkpoint(run / kind, '').epochs(), 'epochs')} done"
     found = {name.split("-")[1] for name in names}  # a chain may be there raw, too
-    return f", {counted(len(found), artifacts.UNITS[kind][0].replace('-', 's'))} done" if found else ""
+    return f", {counted(len(found), lineage.UNITS[kind][0].replace('-', 's'))} done" if found else ""
 
 
 def _facts(kind: Kind, manifest: Manifest) -> str:

@@ -19,7 +19,8 @@ from bend_ray.data.augment import augment
 from bend_ray.data.datasets import Dataset
 from bend_ray.data.images import Split
 from bend_ray.data.training import Progress
-from bend_ray.ensemble.trunk import MAX_MEMORY, SharedTrunk, split, whole
+from bend_ray.ensemble.cutting import split, whole
+from bend_ray.ensemble.trunk import MAX_MEMORY, SharedTrunk
 from bend_ray.errors import ResourceError
 from bend_ray.weights.subset import Subset
 

@@ -5,25 +5,26 @@
 tensor of more than 262,144 values has several, ``theta.<parameter>[0:262144]`` and so on.
 """
 
-import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bend_ray import artifacts
+from bend_ray import lineage
 from bend_ray.errors import ArtifactError
-from bend_ray.folders import Folder
+from bend_ray.folders import Folder, broken
 from bend_ray.weights import snapshots
 from bend_ray.weights.snapshots import Fact, Held, Snapshots
 from bend_ray.weights.subset import Subset
 
 STEM, RAW = "chain", "raw"
 """What names of parts begin with: those of the artifact, and those that wait to be aligned."""
+WHAT = "part of snapshots"
+"""In the words of an error."""
 IN_MEMORY = 1 << 30
 """Bytes of snapshots that `held` keeps; more are read anew each time."""
 
@@ -63,14 +64,13 @@ def part_is_done(folder: Folder, chain: int, recipe: str, stem: str = STEM) -> b
     name = part_name(chain, stem)
     if not folder.exists(name):
         return False
-    artifacts.check_recipe(folder, name, _checked_part(folder, name).recipe, recipe)
+    lineage.check_recipe(folder, name, _checked_part(folder, name).recipe, recipe)
     return True
 
 
 def read_part(folder: Folder, chain: int, stem: str = STEM) -> Snapshots:
     """One chain's snapshots. Raises ArtifactError as `read` does."""
-    with _opened(folder, [part_name(chain, stem)]) as parts:
-        return parts.whole()
+    return _opened(folder, [part_name(chain, stem)]).whole()
 
 
 def read(folder: Folder, chains: int) -> Snapshots:
@@ -78,8 +78,7 @@ def read(folder: Folder, chains: int) -> Snapshots:
 
     Raises ArtifactError where a part is missing, broken, of another subset, or holds a number that is not finite.
     """
-    with Parts.open(folder, chains) as parts:
-        return parts.whole()
+    return Parts.open(folder, chains).whole()
 
 
 def read_facts(folder: Folder, chains: int) -> tuple[Subset, list[Fact]]:
@@ -95,18 +94,16 @@ def held(folder: Folder, chains: int) -> "Held | Parts":
     parts = Parts.open(folder, chains)
     if 4 * len(parts.facts) * parts.subset.D > IN_MEMORY:
         return parts
-    with parts:
-        return parts.whole().blocks
+    return parts.whole().blocks
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Parts of several chains, open: their columns as a stream, one piece of all snapshots in memory at a time."""
+    """Parts of several chains, mapped: their columns as a stream, one piece of all snapshots in memory at a time."""
 
     subset: Subset
     facts: tuple[Fact, ...]
     _parts: tuple["_Part", ...]
-    _open: contextlib.ExitStack
 
     @staticmethod
     def open(folder: Folder, chains: int) -> "Parts":
@@ -139,7 +136,7 @@ class Parts:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._open.close()
+        """Nothing is left to close: the maps go with the last who reads them."""
 
 
 @dataclass(frozen=True)
@@ -151,21 +148,26 @@ class _Part:
     recipe: str
 
     @staticmethod
-    def open(where: str, path: Any) -> "_Part":
+    def open(folder: Folder, name: str) -> "_Part":
+        """Of a map, which holds no descriptor and stays when its file, or a remote one's copy, is gone."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        try:
-            file = pq.ParquetFile(path, page_checksum_verification=True, memory_map=True)
-            note = json.loads(file.schema_arrow.metadata[b"bend_ray"])
-            subset = Subset.from_json(note["subset"])
-            missing = {column for _, column, _ in _columns(subset)} - set(file.schema_arrow.names)
-            if missing:
-                raise KeyError(min(missing))
-            facts = tuple(Fact(**row) for row in file.read(list(Fact.__dataclass_fields__)).to_pylist())
-            return _Part(where, file, subset, facts, str(note["recipe"]))
-        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-            raise _broken(where, error) from None
+        where = f"{folder}/{name}"
+        with folder.local(name) as path:
+            try:
+                with pa.memory_map(str(path)) as mapped:
+                    file = pq.ParquetFile(pa.BufferReader(mapped.read_buffer()), page_checksum_verification=True)
+                note = json.loads(file.schema_arrow.metadata[b"bend_ray"])
+                subset = Subset.from_json(note["subset"])
+                missing = {column for _, column, _ in _columns(subset)} - set(file.schema_arrow.names)
+                if missing:
+                    raise KeyError(min(missing))
+                facts = tuple(Fact(**row) for row in file.read(list(Fact.__dataclass_fields__)).to_pylist())
+                return _Part(where, file, subset, facts, str(note["recipe"]))
+            except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+                raise broken(where, WHAT, error) from None
+        raise AssertionError  # nothing above is suppressed
 
     def read(self, column: str, width: int) -> np.ndarray:
         """(snapshots, width), float32."""
@@ -175,7 +177,7 @@ class _Part:
             values = self.file.read([column], use_threads=False).column(0).combine_chunks().flatten()
             return values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False).reshape(-1, width)
         except (pa.ArrowException, OSError, TypeError, ValueError) as error:
-            raise _broken(self.where, error) from None
+            raise broken(self.where, WHAT, error) from None
 
     def check(self, name: str, column: str, width: int) -> None:
         """Raises ArtifactError where a value is not finite."""
@@ -188,25 +190,17 @@ class _Part:
 
 
 def _opened(folder: Folder, names: list[str]) -> Parts:
-    with contextlib.ExitStack() as stack:
-        # Copies of remote parts, several at once, there until all of it is closed.
-        local = list(folder.each(lambda name: stack.enter_context(folder.local(name)), names))
-        parts = tuple(_Part.open(f"{folder}/{name}", path) for name, path in zip(names, local, strict=True))
-        for part in parts:
-            stack.callback(part.file.close)
-        _check_subsets(parts)
-        return Parts(parts[0].subset, tuple(fact for part in parts for fact in part.facts), parts, stack.pop_all())
-    raise AssertionError  # nothing above is suppressed
+    parts = tuple(folder.each(lambda name: _Part.open(folder, name), names))
+    _check_subsets(parts)
+    return Parts(parts[0].subset, tuple(fact for part in parts for fact in part.facts), parts)
 
 
 def _checked_part(folder: Folder, name: str) -> _Part:
-    """A part, every value of which was read, without its file."""
-    with folder.local(name) as path:
-        part = _Part.open(f"{folder}/{name}", path)
-        with contextlib.closing(part.file):
-            for parameter, column, width in _columns(part.subset):
-                part.check(parameter, column, width)
-    return part
+    """A part, every value of which was read, without its map."""
+    part = _Part.open(folder, name)
+    for parameter, column, width in _columns(part.subset):
+        part.check(parameter, column, width)
+    return replace(part, file=None)
 
 
 def _columns(subset: Subset) -> Iterator[tuple[str, str, int]]:
@@ -221,10 +215,3 @@ def _check_subsets(parts: Sequence[_Part]) -> None:
     for part in parts:
         if part.subset != parts[0].subset:
             raise ArtifactError(f"{part.where}: holds another subset than {parts[0].where}")
-
-
-def _broken(where: str, error: Exception) -> ArtifactError:
-    return ArtifactError(
-        f"{where}: is not a whole part of snapshots ({' '.join(str(error).split())});"
-        " delete this file and run the same command again"
-    )

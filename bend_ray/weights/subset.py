@@ -39,7 +39,10 @@ class Subset:
         return sum(self.sizes)
 
     def take(self, module: nn.Module) -> Tensor:
-        """``theta_D``: the chosen parameters of ``module``, flattened and joined, float32, a copy on the CPU."""
+        """``theta_D``: the chosen parameters of ``module``, flattened and joined, float32, a copy on the CPU.
+
+        Raises ModelError where ``module`` has no parameter of such a name.
+        """
         values = _values(module)
         missing = [name for name in self.names if name not in values]
         if missing:
@@ -48,7 +51,8 @@ class Subset:
         return torch.cat(flat)
 
     def put(self, module: nn.Module, theta_D: Tensor) -> None:
-        """Write ``theta_D`` into ``module`` in place. Raises ModelError if its length is not D."""
+        """Write ``theta_D`` into ``module`` in place. Raises ModelError where its length is not D, or ``module`` has no
+        parameter of such a name and shape."""
         values = _values(module)
         with torch.no_grad():
             for name, value in self.split(theta_D).items():
@@ -57,7 +61,10 @@ class Subset:
                 values[name].copy_(value)
 
     def split(self, theta: Tensor) -> dict[str, Tensor]:
-        """Named views of ``theta``: (..., D) becomes one (..., *shape) for each parameter."""
+        """Named views of ``theta``: (..., D) becomes one (..., *shape) for each parameter.
+
+        Raises ModelError where its last axis is not of length D.
+        """
         if theta.shape[-1] != self.D:
             raise ModelError(f"parameters of length {theta.shape[-1]} given where this subset has D = {self.D}")
         lead = theta.shape[:-1]
