@@ -34,11 +34,11 @@ def scale(S: int = 200, rounds: int = 2) -> dict[str, Any]:
         readings, raws, passes, rests = [], [], [], []
         for _ in range(rounds):
             raws.append(timed(lambda folder=folder: read_files(folder))[1])
-            with parts.Parts.open(folder, (S + 2) // 2) as stream:
-                readings.append(timed(lambda stream=stream: sum(1 for _ in stream()))[1])
-                gram, seconds = timed(lambda stream=stream: spans.gram(stream, S))
-                passes.append(seconds)
-                rests.append(timed(lambda stream=stream, gram=gram: after_pass(stream, gram))[1])
+            stream = parts.Parts.open(folder, (S + 2) // 2)
+            readings.append(timed(lambda stream=stream: sum(1 for _ in stream()))[1])
+            gram, seconds = timed(lambda stream=stream: spans.gram(stream, S))
+            passes.append(seconds)
+            rests.append(timed(lambda stream=stream, gram=gram: after_pass(stream, gram))[1])
         row = {"D": D, "bytes": 4 * D * (S + 2)}
         seconds = {"files_s": raws, "read_s": readings, "pass_s": passes, "rest_s": rests}
         rows.append(row | {name: min(found) for name, found in seconds.items()})
@@ -68,8 +68,8 @@ def after_pass(stream: parts.Parts, gram: spans.Gram) -> Generator:
 
 def peak(S: int, D: int) -> dict[str, float]:
     """GiB that a fit takes at most, in a process that does nothing else."""
-    with parts.Parts.open(Folder(RUNS / f"D{D}"), S // 2) as stream:
-        seconds = timed(lambda: Generator.fit(subset_of(D), stream, stream.facts, 4, Autoencoder(), Diffusion(), 0))[1]
+    stream = parts.Parts.open(Folder(RUNS / f"D{D}"), S // 2)
+    seconds = timed(lambda: Generator.fit(subset_of(D), stream, stream.facts, 4, Autoencoder(), Diffusion(), 0))[1]
     found = {"S": S, "D": D, "fit_s": seconds, "snapshots_gib": 4 * S * D / 2**30}
     return found | {"peak_gib": status_mib("VmHWM") / 1024, "left_gib": status_mib("RssAnon") / 1024}
 

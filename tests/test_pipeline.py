@@ -190,7 +190,7 @@ def test_recalibrated_members_have_statistics_of_their_own(reference: Path, tmp_
     with pytest.raises(ArtifactError, match=r"sample\.recalibrate: 2 there, 0 here"):
         pipeline.run(changed(), run)
     scored, before = (
-        evaluate._Evaluator(one.model_dump(mode="json"), where.address, {})
+        evaluate._Evaluator(one.model_dump(mode="json"), where.address)
         for one, where in ((config, run), (changed(), Folder(reference)))
     )
     assert torch.equal(scored._theta("generated"), own.theta_MD)

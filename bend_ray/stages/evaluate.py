@@ -44,7 +44,8 @@ FIXED = ("base_model", "weight_average", *numbers.SNAPSHOTS)
 
 def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
     """Make the report of ``config`` in ``run``, or find it there whole. Prints its table. Returns its manifest."""
-    manifest = found(config, run, dataset) or _make(config, run, dataset, _inputs(run, dataset))
+    inputs = _inputs(run, dataset)
+    manifest = lineage.there(run, "report", config, inputs) or _make(config, run, dataset, inputs)
     print(words.table(json.loads((run / "report").read("metrics.json"))))
     return manifest
 
@@ -67,11 +68,11 @@ def _make(config: Config, run: Folder, dataset: Dataset, inputs: dict[str, str])
     whole = {kind: of_kind for kind, of_kind in rivals.asked(config).items() if of_kind}
     names = [*numbers.SNAPSHOTS, "generated", *config.evaluate.baselines, *whole]
     scored, novelty, points = _score_all(config, run, names)
-    fitted = artifacts.load(run / "generator", "generator").facts
+    fitted = artifacts.described(run / "generator", "generator").facts
     D, seen = Subset.from_json(fitted["subset"]).D, int(fitted["snapshots"])
     metrics = numbers.assemble(config, dataset.name, dataset.test.labels, scored, novelty, D, seen)
-    metrics["dropped"] = artifacts.load(run / "snapshots", "snapshots").facts["dropped"]
-    chosen = artifacts.load(run / "ensemble", "ensemble").facts
+    metrics["dropped"] = artifacts.described(run / "snapshots", "snapshots").facts["dropped"]
+    chosen = artifacts.described(run / "ensemble", "ensemble").facts
     metrics["chosen"] = {key: chosen[key] for key in ("keep", "candidates", "rejected", "spread")}
     seconds = {part: noted_seconds(run, units) for part, units in _units(config).items()}
     seconds["evaluate"] = time.monotonic() - start

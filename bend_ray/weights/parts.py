@@ -132,12 +132,6 @@ class Parts:
                     part.check(name, column, width)
             yield name, theta_Sd
 
-    def __enter__(self) -> "Parts":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing is left to close: the maps go with the last who reads them."""
-
 
 @dataclass(frozen=True)
 class _Part:
