@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test coverage faults check bench docs clean
+.PHONY: run test test-slow coverage faults check bench docs clean
 
 run: $(VENV)/.installed ## install, then the whole pipeline on the digits data
 	$(BIN)/bend-ray run jobs/digits.yaml
 
-test: $(VENV)/.installed-dev ## all tests
-	$(BIN)/pytest
+test: $(VENV)/.installed-dev ## all tests but the slow ones
+	$(BIN)/pytest -m "not slow"
+
+test-slow: $(VENV)/.installed-dev ## those: kills, clusters, the tutorial, the page (half an hour)
+	$(BIN)/pytest -m slow
 
 faults: $(VENV)/.installed-dev ## 44 kills at random moments (a quarter of an hour)
 	$(BIN)/pytest tests/faults/test_kills.py --kills 44

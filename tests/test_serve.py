@@ -21,7 +21,7 @@ from bend_ray.tensors import read_tensors, write_tensors
 from conftest import ROOT
 from endpoint import Endpoint, served
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROWS = torch.arange(40 * 64).remainder(251).to(torch.uint8).reshape(40, 1, 8, 8)
 
 

@@ -1,6 +1,6 @@
 """Kills at random moments (seeded) over all stages; however often, the end is that of an undisturbed run.
 
-`make test` takes a few of them, `make faults` all: ``pytest tests/faults --kills 44``.
+`make test-slow` takes a few of them, `make faults` all: ``pytest tests/faults --kills 44``.
 """
 
 import contextlib
