@@ -59,9 +59,9 @@ def test_real_data_from_end_to_end(ray_cluster: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_own_model_and_arrays(ray_cluster: str, tmp_path: Path) -> None:
     script = ROOT / "examples" / "own_model.py"
-    words = [sys.executable, str(script), str(tmp_path / "run")]
+    words = [sys.executable, str(script)]
     ran = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     labels, answers = (ast.literal_eval(line[len("answers ") :]) for line in ran.stdout.splitlines()[-2:])
     assert sum(a == b for a, b in zip(labels, answers, strict=True)) >= 7
-    assert read_manifest(Folder(tmp_path / "run" / "report"), "report") is not None
+    assert read_manifest(Folder(tmp_path / "runs" / "own_model" / "report"), "report") is not None

@@ -25,11 +25,7 @@ def load(path: str | Path, overrides: dict[str, str] | None = None) -> Config:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not a text file; give the path of a YAML file") from None
-    config = loads(text, str(path), overrides)
-    # Other processes have other working directories.
-    data = config.data.model_copy(update={"path": _absolute(config.data.path)})
-    classifier = config.classifier.model_copy(update={"weights": _absolute(config.classifier.weights)})
-    return config.model_copy(update={"data": data, "classifier": classifier})
+    return loads(text, str(path), overrides)
 
 
 def loads(text: str, where: str, overrides: dict[str, str] | None = None) -> Config:
@@ -39,7 +35,11 @@ def loads(text: str, where: str, overrides: dict[str, str] | None = None) -> Con
         raise ConfigError(f"{where}: holds no configuration; expected sections such as data: and classifier:")
     for key, value in (overrides or {}).items():
         put(raw, key, _yaml(value, f"--{key}"))
-    return parse(Config, raw, where)
+    config = parse(Config, raw, where)
+    # Other processes have other working directories.
+    data = config.data.model_copy(update={"path": _absolute(config.data.path)})
+    classifier = config.classifier.model_copy(update={"weights": _absolute(config.classifier.weights)})
+    return config.model_copy(update={"data": data, "classifier": classifier})
 
 
 def inference(model: type[Settings], overrides: dict[str, str], text: str = "", where: str = "") -> Settings:
