@@ -182,7 +182,7 @@ BETA2, EPS = 0.999, 1e-8
 def rates_of(module: nn.Module, base: Base, rows: int) -> Tensor:
     """(steps, 4): `Training.rates_S4`."""
     optimizer = torch.optim.AdamW(module.parameters(), lr=base.lr, weight_decay=base.weight_decay)
-    steps = base.epochs * (rows // min(base.batch_size, rows))
+    steps = training.steps_of(base, rows)
     schedule, found = optimizing.schedule(optimizer, base, steps), []
     for i in range(1, steps + 1):
         (group,) = optimizer.param_groups

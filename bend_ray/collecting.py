@@ -19,7 +19,7 @@ from bend_ray.data.checkpoint import Checkpoint
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.folders import Folder
 from bend_ray.progress import Progress
-from bend_ray.timings import note_seconds
+from bend_ray.timings import note_seconds, numbered
 from bend_ray.weights import chains as chain_training
 from bend_ray.weights import gate, parts
 from bend_ray.weights import subset as subsets
@@ -175,6 +175,6 @@ def _run_chains(config: Config, run: Folder, dataset: Dataset, inputs: dict[str,
         seconds = (time.monotonic() - start) / len(chains)
         for chain, (theta_SD, facts) in zip(chains, trained, strict=True):
             if chain in todo:
-                note_seconds(run, f"chain-{chain:05d}", seconds)
+                note_seconds(run, numbered("chain", chain), seconds)
                 kept = gate.passing(collect, facts, manifest.facts["val_accuracy"])
                 parts.write_part(folder, chain, subset, theta_SD[kept], [facts[i] for i in kept], recipe, stem)

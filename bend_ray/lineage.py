@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from bend_ray import config as configs
 from bend_ray.artifacts import DEPENDS, RIVALS_FOLDER, Kind, Manifest, read_manifest, verify
-from bend_ray.config import Config, Settings, loads
+from bend_ray.config import Config, Settings, complaint, loads
 from bend_ray.errors import ArtifactError
 from bend_ray.folders import Folder
 
@@ -103,12 +103,9 @@ def tuned(run: Folder, config: Config) -> Config:
     try:
         return config.with_keys(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = "".join(f"{part}." for part in first["loc"]).removesuffix(".")
-        why = (where + ": " if where else "") + first["msg"].removeprefix("Value error, ")
         listed = ", ".join(f"{key} {value}" for key, value in values.items())
         raise ArtifactError(
-            f"{run / 'search'}: found values ({listed}) that do not go with this configuration ({why});"
+            f"{run / 'search'}: found values ({listed}) that do not go with this configuration ({complaint(error)});"
             f" use another --run-dir, or delete {_following(run, 'search')} to search anew"
         ) from None
 

@@ -7,6 +7,11 @@ from bend_ray.errors import ArtifactError
 from bend_ray.folders import Folder
 
 
+def numbered(kind: str, number: int) -> str:
+    """The name of one unit of many: chain-00012, block-00003, trial-00000."""
+    return f"{kind}-{number:05d}"
+
+
 def note_seconds(run: Folder, unit: str, seconds: float) -> None:
     """Keep how long a unit of work took, apart from the artifacts, whose bits must not depend on it."""
     (run / "timings").write(f"{unit}.json", json.dumps({"seconds": seconds}).encode())
@@ -16,7 +21,7 @@ def noted_seconds(run: Folder, units: Iterable[str]) -> float:
     """The sum over those of ``units`` that were noted. Raises ArtifactError for a broken note."""
     folder, total = run / "timings", 0.0
     there = set(folder.list())
-    for name in there & {f"{unit}.json" for unit in units}:
+    for name in [name for unit in units if (name := f"{unit}.json") in there]:
         try:
             total += float(json.loads(folder.read(name))["seconds"])
         except (KeyError, TypeError, ValueError):

@@ -21,7 +21,7 @@ from bend_ray.progress import Progress
 from bend_ray.report import trials as pictures
 from bend_ray.search import objective, study
 from bend_ray.search.study import LOOKS, Trial
-from bend_ray.timings import note_seconds
+from bend_ray.timings import note_seconds, numbered
 
 FAILED = "failed"
 """What a trial reports in the place of metrics when it fails."""
@@ -144,7 +144,7 @@ class Table(Callback):
         seconds = self.seconds.get(trial.trial_id, 0.0)
         number, looks = values.pop("number"), self.looks.get(trial.trial_id, [])
         ended = Trial(number, values, status, looks, seconds, reason)
-        unit = f"trial-{number:05d}"
+        unit = numbered("trial", number)
         text = json.dumps({"recipe": self.recipe} | asdict(ended), indent=1)
         try:
             note_seconds(self.run, unit, seconds)

@@ -10,7 +10,7 @@ from bend_ray.config.collect import Collect
 from bend_ray.config.data import Augment, Base, Classifier, Data
 from bend_ray.config.generator import Autoencoder, Diffusion, Sample
 from bend_ray.config.members import BASELINES, Ensemble, Evaluate, Serve
-from bend_ray.config.reading import Parsed, Settings, dump, inference, load, loads, parse
+from bend_ray.config.reading import Parsed, Settings, complaint, dump, inference, load, loads, parse
 from bend_ray.config.search import SEARCHED, SPACE, Domain, Objective, Search
 from bend_ray.config.section import Gpus, Section, placement_keys
 from bend_ray.config.whole import Config, Inference, Serving, keys, meaning, nearest
@@ -41,6 +41,7 @@ __all__ = [
     "Serve",
     "Serving",
     "Settings",
+    "complaint",
     "dump",
     "inference",
     "keys",

@@ -63,9 +63,15 @@ def parse(model: type[Parsed], raw: dict[str, Any], where: str) -> Parsed:
             near = nearest(key, [*keys(model), *model.model_fields])
             hint = f"; did you mean {near}?" if near else f"; known: {', '.join(_siblings(key))}"
             raise ConfigError(f"{where}: unknown key {key}{hint}") from None
-        message = first["msg"].removeprefix("Value error, ")
         got = "" if first["type"] in ("missing", "value_error") else f" (got {first['input']!r})"
-        raise ConfigError(f"{where}: {key + ': ' if key else ''}{message}{got}") from None
+        raise ConfigError(f"{where}: {complaint(error)}{got}") from None
+
+
+def complaint(error: ValidationError) -> str:
+    """The first key that is wrong, and why."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    return f"{key + ': ' if key else ''}{first['msg'].removeprefix('Value error, ')}"
 
 
 def dump(config: Config) -> str:

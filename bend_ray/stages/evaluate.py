@@ -30,7 +30,7 @@ from bend_ray.pool import pool
 from bend_ray.progress import Progress
 from bend_ray.report import numbers, words
 from bend_ray.report.numbers import RIVALS, Scored
-from bend_ray.timings import noted_seconds
+from bend_ray.timings import noted_seconds, numbered
 from bend_ray.weights import parts
 from bend_ray.weights.subset import Subset
 
@@ -87,13 +87,13 @@ def _make(config: Config, run: Folder, dataset: Dataset, inputs: dict[str, str])
 
 def _units(config: Config) -> dict[str, list[str]]:
     """Names under which the seconds of a run's units are noted: of others that were deleted notes may be left."""
-    sample, blocks = config.sample, math.ceil(config.sample.made / config.sample.block)
+    collect, sample, blocks = config.collect, config.sample, math.ceil(config.sample.made / config.sample.block)
     return {
         "base": ["base"],
-        "collect": [f"chain-{i:05d}" for i in range(config.collect.chains)] + ["chain-align"] * config.collect.aligned,
-        "search": [f"trial-{i:05d}" for i in range(config.search.trials)],
+        "collect": [numbered("chain", i) for i in range(collect.chains)] + ["chain-align"] * collect.aligned,
+        "search": [numbered("trial", i) for i in range(config.search.trials)],
         "fit": ["fit"],
-        "sample": [f"block-{i:05d}" for i in range(blocks)] + ["block-spread"] * (sample.spread == "matched"),
+        "sample": [numbered("block", i) for i in range(blocks)] + ["block-spread"] * (sample.spread == "matched"),
     }
 
 

@@ -31,7 +31,7 @@ from bend_ray.generator.generator import Generator
 from bend_ray.pool import pool
 from bend_ray.progress import Progress
 from bend_ray.tensors import read_note, read_tensors, write_rows, write_tensors
-from bend_ray.timings import note_seconds
+from bend_ray.timings import note_seconds, numbered
 from bend_ray.weights import parts
 from bend_ray.weights.subset import Subset
 
@@ -157,7 +157,7 @@ class _Sampler:
         tensors = {"theta_MD": theta_MD, "spread": spread}
         if self.validation is not None and self.config.sample.keep != "all":
             tensors["p_MB"] = self.validation.true_probability(theta_MD.to(self.device))
-        note_seconds(self.run, f"block-{block:05d}", time.monotonic() - start)
+        note_seconds(self.run, numbered("block", block), time.monotonic() - start)
         write_tensors(self.run / "ensemble", _block_name(block), tensors, self.recipe)
 
     def members(self, ids: range, sample: Sample) -> Tensor:
