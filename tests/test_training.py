@@ -4,14 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+import ranks
 from bend_ray.data import training
 from bend_ray.data.base import Description
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.errors import ConfigError, TrainingError
-from bend_ray.serving.front import free_port
 from conftest import changed
 
 CONFIG = changed(base={"shards": 4})
@@ -32,17 +31,14 @@ def trained(dataset: Dataset) -> nn.Module:
     return module
 
 
-def _rank(rank: int, world: int, port: int, where: str) -> None:
-    address = f"tcp://127.0.0.1:{port}"
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
-    torch.save(state(trained(data())), f"{where}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+def _rank(rank: int, where: Path) -> None:
+    torch.save(state(trained(data())), where / f"{rank}.pt")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3])
 def test_base_has_the_same_bits_on_any_number_of_workers(tmp_path: Path, world: int) -> None:
-    mp.spawn(_rank, (world, free_port(), str(tmp_path)), nprocs=world)
+    ranks.spawn(_rank, world, tmp_path)
     alone = state(trained(data()))
     for rank in range(world):
         assert torch.equal(torch.load(tmp_path / f"{rank}.pt"), alone)

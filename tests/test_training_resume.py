@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+import ranks
 from bend_ray import lineage
 from bend_ray.config import Base, Config, dump
 from bend_ray.data import optimizing, training
@@ -20,7 +20,6 @@ from bend_ray.data.checkpoint import Checkpoint
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.errors import ArtifactError, ConfigError
 from bend_ray.folders import Folder
-from bend_ray.serving.front import free_port
 from bend_ray.stages import show
 from bend_ray.tensors import read_tensors, write_tensors
 from conftest import TOY, changed
@@ -120,16 +119,13 @@ def test_seconds_go_on_too(tmp_path: Path) -> None:
     assert training.train(*args, checkpoint=checkpoint) > 1000
 
 
-def _rank(rank: int, world: int, port: int, where: str) -> None:
-    address = f"tcp://127.0.0.1:{port}"
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
+def _rank(rank: int, where: Path) -> None:
     torch.set_num_threads(1)
     # Only the first knows the folder: what others would read there is no matter.
-    checkpoint = Checkpoint(Folder(f"{where}/checkpoint" if rank == 0 else f"{where}/nothing"), "recipe")
+    checkpoint = Checkpoint(Folder(where / ("nothing" if rank else "checkpoint")), "recipe")
     seen: list[int] = []
     found = trained(changed(**EVERYTHING), checkpoint, lambda done, total: seen.append(done))
-    torch.save((found, seen), f"{where}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    torch.save((found, seen), where / f"{rank}.pt")
 
 
 @pytest.mark.slow
@@ -137,7 +133,7 @@ def test_all_workers_go_on_from_what_the_first_has_read(tmp_path: Path) -> None:
     config = changed(**EVERYTHING)
     with pytest.raises(KilledError):
         trained(config, Checkpoint(Folder(tmp_path / "checkpoint"), "recipe"), killed_at(2 * per_epoch(config) + 1))
-    mp.spawn(_rank, (3, free_port(), str(tmp_path)), nprocs=3)
+    ranks.spawn(_rank, 3, tmp_path)
     alone = trained(config)
     for rank in range(3):
         found, seen = torch.load(tmp_path / f"{rank}.pt")
