@@ -12,8 +12,8 @@ from common import status_mib, timed
 
 from bend_ray.config import Autoencoder, Diffusion
 from bend_ray.folders import Folder
-from bend_ray.generator import span as spans
 from bend_ray.generator.generator import Generator
+from bend_ray.generator.gram import Gram
 from bend_ray.weights import parts
 from bend_ray.weights.snapshots import Fact
 from bend_ray.weights.subset import Subset
@@ -36,7 +36,7 @@ def scale(S: int = 200, rounds: int = 2) -> dict[str, Any]:
             raws.append(timed(lambda folder=folder: read_files(folder))[1])
             stream = parts.Parts.open(folder, (S + 2) // 2)
             readings.append(timed(lambda stream=stream: sum(1 for _ in stream()))[1])
-            gram, seconds = timed(lambda stream=stream: spans.gram(stream, S))
+            gram, seconds = timed(lambda stream=stream: Gram.of(stream, S))
             passes.append(seconds)
             rests.append(timed(lambda stream=stream, gram=gram: after_pass(stream, gram))[1])
         row = {"D": D, "bytes": 4 * D * (S + 2)}
@@ -58,7 +58,7 @@ def scale(S: int = 200, rounds: int = 2) -> dict[str, Any]:
     }
 
 
-def after_pass(stream: parts.Parts, gram: spans.Gram) -> Generator:
+def after_pass(stream: parts.Parts, gram: Gram) -> Generator:
     """All of the fit but the pass."""
     space, c_XR = gram.span(stream, Autoencoder().explained)
     fitted = Generator.fit_in(stream.subset, space, c_XR[: gram.S], Autoencoder(), Diffusion(), 0)

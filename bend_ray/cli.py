@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from bend_ray import __version__
-from bend_ray.errors import BendError, ConfigError
+from bend_ray.errors import BendError, ConfigError, shown
 
 STAGES = ("collect", "search", "fit", "sample", "evaluate")
 FREE = ("--classifier.kwargs.", "--data.kwargs.")
@@ -155,7 +155,7 @@ def _run_stages(arguments: argparse.Namespace, free: dict[str, str]) -> None:
     config = load(arguments.config, _overrides(arguments) | free)
     where = arguments.run_dir or f"runs/{Path(arguments.config).stem}"
 
-    from bend_ray.folders import Folder, shown
+    from bend_ray.folders import Folder
     from bend_ray.stages import pipeline
 
     stages = () if arguments.command == "run" else (arguments.command,)

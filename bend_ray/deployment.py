@@ -17,8 +17,8 @@ from ray.serve.context import _get_global_client
 from bend_ray import cluster, resources
 from bend_ray.config import Serve
 from bend_ray.ensemble.ensemble import Ensemble
-from bend_ray.errors import ConfigError, EndpointError
-from bend_ray.folders import Folder, shown
+from bend_ray.errors import ConfigError, EndpointError, shown
+from bend_ray.folders import Folder
 from bend_ray.progress import counted
 from bend_ray.replica import Arguments, Replica
 from bend_ray.serving import guard

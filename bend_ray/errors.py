@@ -4,6 +4,17 @@ Every class takes exactly one string, so that it survives pickling between Ray p
 library's nearest type, so that callers who know nothing of us can still catch it.
 """
 
+import errno
+import re
+
+NOT_ITS_FAULT = {
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "raise the machine's limit on open files (sysctl fs.file-max)",
+    errno.ENOMEM: "free memory",
+    errno.EIO: "check the disk",
+}
+"""Errors that say nothing of a file's content, and what mends each."""
+
 
 class BendError(Exception):
     """Anything a user can cause and mend; the command line prints it as one line and exits with 2."""
@@ -39,3 +50,25 @@ class EndpointError(BendError, ConnectionError):
 
 class ResourceError(BendError, RuntimeError):
     """The cluster lacks what the configuration asks for."""
+
+
+def broken(where: str, what: str, error: Exception) -> ArtifactError:
+    """That the file ``where`` is not a whole ``what``; or that it cannot be read now, no reason to delete it."""
+    if isinstance(error, OSError) and (mend := NOT_ITS_FAULT.get(error.errno or 0)):
+        return ArtifactError(f"{where}: cannot be read ({why(error)}); {mend} and run the same command again")
+    return ArtifactError(f"{where}: is not a whole {what} ({why(error)}); delete it and run the same command again")
+
+
+def why(error: Exception) -> str:
+    """What an error says, in one line and without passwords."""
+    return _unlocked(" ".join(str(error).split()))[:300]
+
+
+def shown(where: str) -> str:
+    """A path or URI for people, without passwords and options."""
+    return _unlocked(where.partition("?")[0]) if "://" in where else where
+
+
+def _unlocked(text: str) -> str:
+    """The text without what stands for passwords in URIs."""
+    return re.sub(r"://([^@]*:[^@]*|[^/@]*)@", "://", text)

@@ -1,7 +1,6 @@
 """Where a run is kept: a folder, local or at a URI, whose files appear whole or not at all."""
 
 import contextlib
-import errno
 import logging
 import os
 import re
@@ -14,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bend_ray.errors import ArtifactError, MissingError
+from bend_ray.errors import ArtifactError, MissingError, shown, why
 
 PATIENCE_S = 60.0
 """How long an object store that does not answer is asked again."""
@@ -24,14 +23,6 @@ HOPELESS = re.compile(
     r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|NO_SUCH|TOKEN|UNAUTHORIZED|FORBIDDEN|HTTP status 40[134]"
 )
 """What asking again does not mend."""
-
-NOT_ITS_FAULT = {
-    errno.EMFILE: "raise the limit on open files (ulimit -n)",
-    errno.ENFILE: "raise the machine's limit on open files (sysctl fs.file-max)",
-    errno.ENOMEM: "free memory",
-    errno.EIO: "check the disk",
-}
-"""Errors that say nothing of a file's content, and what mends each."""
 
 AT_ONCE = 16
 """Files asked of a store at once."""
@@ -205,16 +196,6 @@ def patiently(where: str, question: Callable[[], Found]) -> Found:
         pause *= 2
 
 
-def shown(where: str) -> str:
-    """A path or URI for people, without passwords and options."""
-    return _unlocked(where.partition("?")[0]) if "://" in where else where
-
-
-def _unlocked(text: str) -> str:
-    """The text without what stands for passwords in URIs."""
-    return re.sub(r"://([^@]*:[^@]*|[^/@]*)@", "://", text)
-
-
 @contextlib.contextmanager
 def local_file(path: str) -> Iterator[Path]:
     """The file at a path or URI as a local path. Raises MissingError where there is none at a URI."""
@@ -252,15 +233,3 @@ def _writing(final: Path) -> Iterator[None]:
         if isinstance(error, ArtifactError):
             raise
         raise ArtifactError(f"{final}: cannot be written ({error.strerror or error}); check path and disk") from None
-
-
-def broken(where: str, what: str, error: Exception) -> ArtifactError:
-    """That the file ``where`` is not a whole ``what``; or that it cannot be read now, no reason to delete it."""
-    if isinstance(error, OSError) and (mend := NOT_ITS_FAULT.get(error.errno or 0)):
-        return ArtifactError(f"{where}: cannot be read ({why(error)}); {mend} and run the same command again")
-    return ArtifactError(f"{where}: is not a whole {what} ({why(error)}); delete it and run the same command again")
-
-
-def why(error: Exception) -> str:
-    """What an error says, in one line and without passwords."""
-    return _unlocked(" ".join(str(error).split()))[:300]

@@ -5,7 +5,8 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from bend_ray.folders import Folder, broken
+from bend_ray.errors import broken
+from bend_ray.folders import Folder
 
 
 def write_tensors(folder: Folder, name: str, tensors: Mapping[str, Any], note: str = "") -> None:

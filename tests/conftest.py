@@ -35,6 +35,9 @@ TOY: dict[str, Any] = {
 }
 
 
+pytest.register_assert_rewrite("endpoint", "nodes", "processes", "serving_bodies", "serving_requests")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=5, help="how many random kills tests/faults/test_kills.py makes")
 

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from fastapi import FastAPI
-from PIL import Image
 from torch import Tensor
 
 from bend_ray.artifacts import FileFacts, Manifest
@@ -103,12 +102,6 @@ def pictures(rows: int, fit: Preprocess = GREY, seed: int = 0) -> np.ndarray:
     """uint8 (B, C, H, W)."""
     shape = (rows, fit.channels, fit.image_size, fit.image_size)
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def encoded(image: Image.Image | np.ndarray, form: str = "PNG", **options: Any) -> bytes:
-    stream = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(stream, form, **options)
-    return stream.getvalue()
 
 
 def npy(array: np.ndarray, version: tuple[int, int] | None = None) -> bytes:

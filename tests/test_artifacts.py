@@ -12,8 +12,8 @@ from bend_ray import artifacts, lineage
 from bend_ray.artifacts import Manifest
 from bend_ray.config import Config
 from bend_ray.data.datasets import load_dataset
-from bend_ray.errors import ArtifactError, MissingError
-from bend_ray.folders import Folder, broken
+from bend_ray.errors import ArtifactError, MissingError, broken
+from bend_ray.folders import Folder
 from bend_ray.tensors import read_note, read_tensors, write_rows, write_tensors
 from bend_ray.timings import note_seconds, noted_seconds
 from conftest import changed

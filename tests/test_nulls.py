@@ -8,7 +8,7 @@ from bend_ray.config import BASELINES
 from bend_ray.generator.generator import Generator
 from bend_ray.generator.nulls import Sampler, null_generators
 from conftest import changed
-from test_generator import SUBSET, fitted, snapshots
+from generator_helpers import SUBSET, fitted, snapshots
 
 THETA = snapshots()
 BASE = torch.arange(SUBSET.D, dtype=torch.float32)

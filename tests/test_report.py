@@ -13,7 +13,7 @@ from bend_ray.ensemble import aggregate
 from bend_ray.report import figures, numbers, words
 from bend_ray.weights.snapshots import Fact, Snapshots
 from conftest import changed
-from test_generator import SUBSET, snapshots, span_of
+from generator_helpers import SUBSET, snapshots, span_of
 
 BASELINE = {"members": 4, "accuracy": 0.9, "sbend_accuracy": 0.9, "nll": 0.3, "ece": 0.1, "brier": 0.2, "seconds": 1.0}
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from bend_ray import cli, folders
+from bend_ray import cli, errors, folders
 from bend_ray.artifacts import DEPENDS, read_manifest
 from bend_ray.data.classifiers import load_weights
 from bend_ray.data.datasets import load_dataset
@@ -60,7 +60,7 @@ def test_passwords_and_options_are_not_shown(store: Store) -> None:
     ],
 )
 def test_what_is_shown_of_a_place(where: str, shown: str) -> None:
-    assert folders.shown(where) == shown
+    assert errors.shown(where) == shown
 
 
 @pytest.mark.parametrize("uri", ["s3://key:wo rd@bucket/x", "s3://key:wo%zrd@bucket/x", "s3://key:word@bucket/x?a=b"])

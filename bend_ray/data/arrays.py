@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from bend_ray.data.images import PIECE, Pile, Split, Splits, as_images
-from bend_ray.errors import DataError
-from bend_ray.folders import Folder, local_file, shown
+from bend_ray.errors import DataError, shown
+from bend_ray.folders import Folder, local_file
 from bend_ray.progress import counted
 
 KEYS = {f"{kind}_{split}": split for split in ("train", "val", "test") for kind in "xy"}

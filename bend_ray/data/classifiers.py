@@ -14,8 +14,8 @@ from bend_ray import seeds
 from bend_ray.config import Classifier
 from bend_ray.data.resnet import resnet18, resnet34
 from bend_ray.data.vit import ViT
-from bend_ray.errors import BendError, ModelError
-from bend_ray.folders import local_file, shown
+from bend_ray.errors import BendError, ModelError, shown
+from bend_ray.folders import local_file
 
 
 class ConvBlock(nn.Module):

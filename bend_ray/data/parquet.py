@@ -12,8 +12,8 @@ import torch
 
 from bend_ray.config import Data
 from bend_ray.data.images import SPLITS, Pile, Split, Splits, decoded
-from bend_ray.errors import BendError, DataError
-from bend_ray.folders import patiently, shown
+from bend_ray.errors import BendError, DataError, shown
+from bend_ray.folders import patiently
 
 ROWS = 512
 """Rows that are decoded at once."""

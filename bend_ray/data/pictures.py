@@ -6,8 +6,8 @@ from pathlib import PurePosixPath
 import torch
 
 from bend_ray.data.images import SPLITS, Pile, Split, Splits, decoded
-from bend_ray.errors import DataError
-from bend_ray.folders import Folder, shown
+from bend_ray.errors import DataError, shown
+from bend_ray.folders import Folder
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 

@@ -8,8 +8,8 @@ import torch
 
 from bend_ray.config import Data
 from bend_ray.data.images import Split, Splits
-from bend_ray.errors import DataError
-from bend_ray.folders import patiently, shown, why
+from bend_ray.errors import DataError, shown, why
+from bend_ray.folders import patiently
 
 
 def load_source(data: Data, seed: int) -> tuple[str, str, Splits, tuple[str, ...]]:

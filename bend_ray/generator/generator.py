@@ -17,12 +17,12 @@ from bend_ray.folders import Folder
 from bend_ray.generator import autoencoder as autoencoders
 from bend_ray.generator import diffusion as diffusions
 from bend_ray.generator import samplers
-from bend_ray.generator import span as spans
 from bend_ray.generator.autoencoder import Autoencoder
 from bend_ray.generator.denoiser import Condition, condition
 from bend_ray.generator.diffusion import Diffusion
+from bend_ray.generator.gram import Gram
 from bend_ray.generator.samplers import Path
-from bend_ray.generator.span import Blocks, FullSpace, Span
+from bend_ray.generator.span import Blocks, FullSpace, Span, first
 from bend_ray.tensors import read_tensors
 from bend_ray.weights import parts
 from bend_ray.weights.snapshots import Fact, Held
@@ -60,13 +60,13 @@ class Generator:
         ``progress`` counts the iterations of both trainings. Raises TrainingError where they do not stay finite.
         """
         S = len(facts) - held_out
-        gram = spans.gram(blocks, S, autoencoder.scaling)
+        gram = Gram.of(blocks, S, autoencoder.scaling)
         space: Span | FullSpace
         if autoencoder.kind == "conv":
             space = FullSpace(gram.mean_D, gram.scale_D)
             c_XR = space.encode(torch.cat([theta_Xd for _, theta_Xd in blocks()], dim=1))
         else:
-            space, c_XR = gram.span(spans.first(blocks, S), autoencoder.explained)
+            space, c_XR = gram.span(first(blocks, S), autoencoder.explained)
         asked = condition(facts[:S])
         fitted = Generator.fit_in(subset, space, c_XR[:S], autoencoder, diffusion, seed, device, progress, asked=asked)
         lost_X = fitted.lost(c_XR, gram.length_X)

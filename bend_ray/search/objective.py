@@ -19,9 +19,9 @@ from bend_ray.ensemble import aggregate, metrics
 from bend_ray.ensemble.ensemble import ROWS
 from bend_ray.ensemble.recalibrate import Recalibration
 from bend_ray.ensemble.trunk import SharedTrunk
-from bend_ray.generator import span as spans
 from bend_ray.generator.generator import Generator
-from bend_ray.generator.span import Gram, Scaling, Span
+from bend_ray.generator.gram import Gram
+from bend_ray.generator.span import Scaling, Span
 from bend_ray.weights.snapshots import Fact, Held, Snapshots
 from bend_ray.weights.subset import Subset
 
@@ -59,7 +59,7 @@ class Prepared:
         cut: SharedTrunk, snapshots: Snapshots, S: int, dataset: Dataset, scalings: Iterable[Scaling] = ("tensor",)
     ) -> "Prepared":
         """Of ``snapshots``, the first ``S`` of which the generator may see."""
-        grams = {scaling: spans.gram(snapshots.blocks, S, scaling) for scaling in scalings}
+        grams = {scaling: Gram.of(snapshots.blocks, S, scaling) for scaling in scalings}
         with torch.no_grad():
             features = [
                 tuple(value.numpy() if isinstance(value, Tensor) else value for value in cut.trunk(x))

@@ -23,8 +23,8 @@ from bend_ray.ensemble import select
 from bend_ray.ensemble.ensemble import Ensemble
 from bend_ray.ensemble.recalibrate import Recalibration
 from bend_ray.folders import Folder
-from bend_ray.generator import span as spans
 from bend_ray.generator.generator import Generator
+from bend_ray.generator.gram import Gram
 from bend_ray.generator.nulls import null_generators
 from bend_ray.pool import pool
 from bend_ray.progress import Progress
@@ -168,7 +168,7 @@ class _Evaluator:
             ("noised_originals",), self.seen.theta_SD, members_MD[0], self.generator, self.config.evaluate
         )
         noised_MD = nulls["noised_originals"](range(len(members_MD)), seed)
-        gram = spans.gram(self.seen.blocks, len(self.seen.facts), self.config.autoencoder.scaling)
+        gram = Gram.of(self.seen.blocks, len(self.seen.facts), self.config.autoencoder.scaling)
         span, _ = gram.span(self.seen.blocks, 1.0)  # all of it, whatever the generator keeps
         facts = numbers.novelty(span, members_MD, noised_MD, self.seen, self.held_out)
         sets = {"originals": self.seen.theta_SD, "withheld": self.held_out.theta_SD, "generated": members_MD}

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from bend_ray import lineage
-from bend_ray.errors import ArtifactError
-from bend_ray.folders import Folder, broken
+from bend_ray.errors import ArtifactError, broken
+from bend_ray.folders import Folder
 from bend_ray.weights import snapshots
 from bend_ray.weights.snapshots import Fact, Held, Snapshots
 from bend_ray.weights.subset import Subset

@@ -1,0 +1,149 @@
+"""The user's own classifiers: called with what they take, checked, and refused with reasons."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bend_ray.data.classifiers import check, logits
+from bend_ray.errors import ModelError
+from classifier_helpers import make
+
+OWN = """
+import torch
+from torch import nn
+
+
+class Own(nn.Module):
+    def __init__(self, classes, image_size, width=4):
+        super().__init__()
+        self.given = classes, image_size, width
+        self.out = nn.Linear(image_size**2, classes)
+
+    def forward(self, x):
+        return self.out(x.flatten(1))
+
+
+def any_keyword(**options):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    net.options = options
+    return net
+
+
+def named_and_any(classes, **options):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+    net.options = options
+    return net
+
+
+def lazy(classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))
+
+
+def raising():
+    raise RuntimeError("no such luck")
+
+
+def no_module():
+    return [1, 2]
+
+
+def wrong_shape():
+    return nn.Flatten()
+
+
+def endless(classes):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+    nn.init.constant_(net[1].bias, float("inf"))
+    return net
+
+
+class Outer:
+    Inner = Own
+
+
+number = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of an importable module of the user's."""
+    (tmp_path / "own_nets.py").write_text(OWN)
+    (tmp_path / "broken_nets.py").write_text("raise KeyError('at import')")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "own_nets"
+    for name in ("own_nets", "broken_nets"):
+        sys.modules.pop(name, None)
+
+
+def test_target_is_given_what_its_signature_takes(own: str) -> None:
+    assert make(target=f"{own}:Own").given == (10, 8, 4)
+    assert make(target=f"{own}:Own", kwargs={"width": 9}).given == (10, 8, 9)
+    assert make(target=f"{own}:Outer.Inner").given == (10, 8, 4)
+    assert make(target=f"{own}:any_keyword").options == {}
+    assert make(target=f"{own}:any_keyword", kwargs={"a": 1}).options == {"a": 1}
+    assert make(target=f"{own}:named_and_any", kwargs={"channels": 2}).options == {"channels": 2}
+
+
+def test_kwargs_win_over_what_is_given(own: str) -> None:
+    with pytest.raises(ModelError, match=r"shape \(2, 11\) for 2 images; expected \(2, 10\)"):
+        make(target=f"{own}:Own", kwargs={"classes": 11})
+
+
+def test_lazy_layers_are_initialised_from_the_seed(own: str) -> None:
+    first, again, other = (make(target=f"{own}:lazy", seed=seed)[1].weight for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("own_nets", r'expected "package\.module:callable"'),
+        ("own_nets:", r'expected "package\.module:callable"'),
+        ("no_such_module:Net", r"cannot be imported .*no_such_module"),
+        (".relative:Net", r"cannot be imported"),
+        ("own_nets:Nope", r"cannot be imported .*Nope"),
+        ("broken_nets:Net", r"cannot be imported .*at import"),
+        ("own_nets:number", r"is a int, not a callable"),
+        ("own_nets:raising", r"cannot be made .*no such luck"),
+        ("own_nets:no_module", r"gave a list, not a torch\.nn\.Module"),
+    ],
+)
+def test_targets_that_cannot_be_used(own: str, target: str, said: str) -> None:
+    with pytest.raises(ModelError, match=rf"classifier\.target: .*{said}"):
+        make(target=target)
+
+
+def test_a_keyword_that_the_target_does_not_take(own: str) -> None:
+    with pytest.raises(ModelError, match=r"classifier\.kwargs: own_nets:Own .*'wdth'"):
+        make(target="own_nets:Own", kwargs={"wdth": 1})
+
+
+@pytest.mark.parametrize(("target", "said"), [("wrong_shape", r"\(2, 64\).*\(2, 10\)"), ("endless", "not finite")])
+def test_outputs_that_are_no_logits(own: str, target: str, said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        make(target=f"{own}:{target}")
+
+
+def test_logits_of_tensors_and_of_objects() -> None:
+    tensor = torch.zeros(2, 3)
+    assert logits(tensor) is tensor and logits(SimpleNamespace(logits=tensor)) is tensor
+    for output in ((tensor,), {"logits": tensor}, None, SimpleNamespace(logits=None)):
+        with pytest.raises(ModelError, match=r"expected a tensor or an object with \.logits"):
+            logits(output)
+
+
+def test_check_says_what_fails_and_leaves_modes_and_buffers_alone() -> None:
+    module = make(name="convnet")
+    module.block1.norm.eval()  # a user's frozen norm
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    check(module, 10, 1, 8)
+    assert module.training and module.block2.norm.training and not module.block1.norm.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+    with pytest.raises(ModelError, match=r"fails on images of shape \(2, 3, 8, 8\)"):
+        check(module, 10, 3, 8)
+    assert module.training and not module.block1.norm.training
