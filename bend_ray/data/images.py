@@ -8,7 +8,7 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from bend_ray.errors import DataError
@@ -138,6 +138,8 @@ def decoded(data: bytes, where: str) -> np.ndarray:
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
+    except UnidentifiedImageError:
+        raise DataError(f"{where} is a broken image (in no format that Pillow knows)") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{where} is a broken image ({error})") from None
     return drawn(image, where)
