@@ -109,6 +109,7 @@ def test_a_file_is_answered_as_the_ensemble_does_and_strategies_switch(page: web
     WebDriverWait(page, 10).until(lambda b: "of the votes" in find(b, "probability").text)
     assert names[int(tally.prediction("sbend").label_B)] in find(page, "answer").text
     assert "25.0 %" in find(page, "accuracy").text
+    assert find(page, "version").text == ensemble().manifest.digest[:12]  # as answers name it
 
 
 def test_what_cannot_be_read_is_said_in_place(page: webdriver.Chrome, tmp_path: Path) -> None:

@@ -34,13 +34,13 @@ async function meet(signal) {
   introduce(ensemble);
 }
 
-function introduce({ model, members, image, run, hash, subset_size }) {
+function introduce({ model, members, image, run, digest, subset_size }) {
   document.title = `${model} · bend_ray`;
   $("model").textContent = model;
   $("members").textContent = count(members, "member");
   $("members").title = `They differ in ${subset_size} parameters.`;
   $("run").textContent = run;
-  $("hash").textContent = hash.slice(0, 12);
+  $("version").textContent = digest.slice(0, 12); // as answers name it
   $("size").textContent = `${image.size} × ${image.size}`;
   if (image.channels === 3) {
     $("hint").textContent = "Best drop, paste or choose a PNG or JPEG: members know colour. You can draw as well.";
