@@ -7,9 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bend_ray.config import Data
 from bend_ray.data.datasets import Dataset, load_dataset
-from image_files import encoded
+from image_files import encoded, npz
 
 NAMES = ("cat", "dog")
 
@@ -36,19 +35,10 @@ def pictures(root: Path, x: np.ndarray, y: np.ndarray) -> None:
         path.write_bytes(encoded(image))
 
 
-def npz(root: Path, **arrays: np.ndarray) -> Data:
-    np.savez(root / "d.npz", **arrays)
-    return Data(path=str(root / "d.npz"))
-
-
-def lengths(dataset: Dataset) -> tuple[int, int, int]:
-    return len(dataset.train), len(dataset.val), len(dataset.test)
-
-
 THREE = {"train": rows(40, 0), "val": rows(6, 1), "test": rows(10, 2)}
 
 
 def whole(root: Path) -> Dataset:
     """The three splits by the plainest way in."""
     arrays = {f"{kind}_{split}": array for split, pair in THREE.items() for kind, array in zip("xy", pair, strict=True)}
-    return load_dataset(npz(root, **arrays), seed=0)
+    return load_dataset(npz(root / "d.npz", **arrays), seed=0)

@@ -12,8 +12,8 @@ import torch
 from bend_ray.config import Data
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.errors import DataError
-from image_files import encoded
-from source_helpers import NAMES, THREE, lengths, npz, parquet, pictures, rows, whole
+from image_files import encoded, lengths, npz
+from source_helpers import NAMES, THREE, parquet, pictures, rows, whole
 
 # --- folders of images
 
@@ -42,7 +42,7 @@ def test_folders_of_classes_alone_are_cut(tmp_path: Path) -> None:
     dataset = load_dataset(Data(path=str(tmp_path / "pets")), seed=0)
     x, y = np.concatenate([x[1:20], x[:1], x[20:]]), y  # "of mine" stands behind the digits
     assert lengths(dataset) == (25, 5, 10)
-    assert dataset.digest() == load_dataset(npz(tmp_path, x_train=x, y_train=y), seed=0).digest()
+    assert dataset.digest() == load_dataset(npz(tmp_path / "d.npz", x_train=x, y_train=y), seed=0).digest()
 
 
 @pytest.mark.parametrize(("in_memory", "divided"), [(2.0, True), (0.0, True), (2.0, False)])
@@ -125,7 +125,7 @@ def test_grey_and_coloured_images_together_are_all_coloured(tmp_path: Path) -> N
     expected = x[..., None].repeat(3, axis=3)
     expected[30] = coloured
     dataset = load_dataset(Data(path=str(tmp_path / "d")), seed=0)
-    assert dataset.digest() == load_dataset(npz(tmp_path, x_train=expected, y_train=y), seed=0).digest()
+    assert dataset.digest() == load_dataset(npz(tmp_path / "d.npz", x_train=expected, y_train=y), seed=0).digest()
 
 
 # --- .npy
@@ -164,13 +164,13 @@ def test_npy_files_that_cannot_be_used(tmp_path: Path, arrays: dict[str, np.ndar
 
 def test_long_arrays_are_read_in_pieces_and_name_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = rows(40, 0)
-    expected = load_dataset(npz(tmp_path, x_train=x / 255, y_train=y), seed=0)
+    expected = load_dataset(npz(tmp_path / "d.npz", x_train=x / 255, y_train=y), seed=0)
     monkeypatch.setattr("bend_ray.data.arrays.PIECE", 16)
-    assert load_dataset(npz(tmp_path, x_train=x / 255, y_train=y), seed=0).digest() == expected.digest()
+    assert load_dataset(npz(tmp_path / "d.npz", x_train=x / 255, y_train=y), seed=0).digest() == expected.digest()
     odd = x.astype(int)
     odd[20] = 256
     with pytest.raises(DataError, match=r"x_train, rows 16 to 31: pixels from \d+ to 256"):
-        load_dataset(npz(tmp_path, x_train=odd, y_train=y), seed=0)
+        load_dataset(npz(tmp_path / "d.npz", x_train=odd, y_train=y), seed=0)
 
 
 # --- Parquet, file by file

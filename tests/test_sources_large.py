@@ -11,8 +11,8 @@ from bend_ray.config import Data
 from bend_ray.data import datasets, images
 from bend_ray.data.datasets import load_dataset
 from bend_ray.errors import DataError
-from image_files import encoded
-from source_helpers import THREE, npz, parquet, pictures, rows
+from image_files import encoded, npz
+from source_helpers import THREE, parquet, pictures, rows
 
 
 def every_way(root: Path) -> dict[str, str]:
@@ -66,7 +66,9 @@ def test_a_disk_without_room_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Path("/dev/full").open("r+b", buffering=0))  # noqa: SIM115
     with pytest.raises(DataError, match=r"^data\.in_memory: .*No space left on device.*TMPDIR"):
         load_dataset(
-            npz(tmp_path, x_train=THREE["train"][0], y_train=THREE["train"][1]).model_copy(update={"in_memory": 0.0}),
+            npz(tmp_path / "d.npz", x_train=THREE["train"][0], y_train=THREE["train"][1]).model_copy(
+                update={"in_memory": 0.0}
+            ),
             seed=0,
         )
 
@@ -78,5 +80,5 @@ def test_statistics_and_cuts_copy_piece_by_piece(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(datasets, "PIECE", 8)
     count = torch.bincount
     monkeypatch.setattr(torch, "bincount", lambda x, **options: (sizes.append(x.numel()), count(x, **options))[1])
-    dataset = load_dataset(npz(tmp_path, x_train=THREE["train"][0], y_train=THREE["train"][1]), seed=0)
+    dataset = load_dataset(npz(tmp_path / "d.npz", x_train=THREE["train"][0], y_train=THREE["train"][1]), seed=0)
     assert max(sizes) == 8 * 36 and sum(sizes) == dataset.train.images.numel()

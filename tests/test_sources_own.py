@@ -11,7 +11,8 @@ from bend_ray.config import Data
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.errors import ConfigError, DataError
 from conftest import changed
-from source_helpers import NAMES, THREE, lengths, npz, whole
+from image_files import lengths, npz
+from source_helpers import NAMES, THREE, whole
 
 OWN = """
 import numpy as np, torch
@@ -99,7 +100,7 @@ def test_one_torch_dataset_is_cut(tmp_path: Path, own: Callable[..., Dataset]) -
     x, y = THREE["train"]
     dataset = own("train")
     assert dataset.digest() == own("pair").digest()
-    assert dataset.digest() == load_dataset(npz(tmp_path, x_train=x, y_train=y), seed=0).digest()
+    assert dataset.digest() == load_dataset(npz(tmp_path / "d.npz", x_train=x, y_train=y), seed=0).digest()
     assert dataset.class_names == ("0", "1")
 
 
