@@ -17,6 +17,7 @@ ARG RAY_VERSION=2.60.0
 COPY pyproject.toml README.md LICENSE ./
 RUN mkdir bend_ray \
  && touch bend_ray/__init__.py \
+ && echo '__version__ = "0"' > bend_ray/version.py \
  && pip install --no-cache-dir . "ray==${RAY_VERSION}" \
  && pip uninstall --yes bend-ray \
  && rm -rf bend_ray build ./*.egg-info

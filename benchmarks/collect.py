@@ -20,12 +20,13 @@ from common import SHARED, timed
 from torch import Tensor, nn
 
 from bend_ray.config import Config, loads
-from bend_ray.data import training
-from bend_ray.data.base import Description
 from bend_ray.data.datasets import Dataset, load_dataset
-from bend_ray.weights import chains
-from bend_ray.weights.features import Tails
-from bend_ray.weights.subset import Subset, choose
+from bend_ray.models.base import ModelSpec
+from bend_ray.models.subset import Subset, choose
+from bend_ray.run import Run
+from bend_ray.snapshots import chains
+from bend_ray.snapshots.features import Tails
+from bend_ray.training import loop
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from oracles import train_chain
@@ -47,14 +48,14 @@ def main() -> None:
     arguments.add_argument("--subsets", nargs="+", default=["head", "last_block"])
     arguments.add_argument("--rows", type=int, default=512)
     arguments.add_argument("--width", type=int, default=64, help="channels of the first stage; 64 is ResNet-18")
-    asked = arguments.parse_args()
+    args = arguments.parse_args()
     torch.set_num_threads(1)
-    config = loads(CONFIG.format(shared=SHARED, rows=asked.rows, width=asked.width, chains=CHAINS), "benchmark")
+    config = loads(CONFIG.format(shared=SHARED, rows=args.rows, width=args.width, chains=CHAINS), "benchmark")
     dataset = load_dataset(config.data, 0)
-    module = Description.of(config.classifier, dataset).build(0)
-    training.train(module, dataset.train, dataset.preprocess, config.base, 0)
-    result = {"rows": len(dataset.train), "width": asked.width, "chains": CHAINS}
-    for spec in asked.subsets:
+    module = ModelSpec.of(config.classifier, dataset).build(0)
+    loop.train(module, Run(config, loaded=dataset))
+    result = {"rows": len(dataset.train), "width": args.width, "chains": CHAINS}
+    for spec in args.subsets:
         result[spec] = measured(module, choose(module, spec), dataset, config)
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
         print(spec, sentence(result[spec]), flush=True)
@@ -62,27 +63,27 @@ def main() -> None:
 
 def measured(module: nn.Module, subset: Subset, dataset: Dataset, config: Config) -> dict[str, Any]:
     """Seconds of both sides, and the greatest distance between their snapshots."""
-    collect = config.collect
+    collect, run = config.collect, Run(config, loaded=dataset)
 
     def ours() -> tuple[Tails, list[Tensor], float]:
-        tails, seconds = timed(lambda: Tails.of(module, subset, dataset, collect))
+        tails, seconds = timed(lambda: Tails.of(module, subset, run))
         return tails, trained(tails, tails.at_once), seconds
 
     def trained(tails: Tails, at_once: int) -> list[Tensor]:
-        found: list[Tensor] = []
+        snapshots: list[Tensor] = []
         for first in range(0, CHAINS, at_once):
             numbers = range(first, min(first + at_once, CHAINS))
             start_CD = subset.take(module).expand(len(numbers), -1)
-            group = chains.run_chains(tails, start_CD, dataset, collect, config.seed, numbers)
-            found += [theta_SD for theta_SD, _ in group]
-        return found
+            group = chains.run_chains(tails, start_CD, run, numbers)
+            snapshots += [theta_SD for theta_SD, _ in group]
+        return snapshots
 
     def loop() -> list[Tensor]:
-        found = []
+        snapshots = []
         for chain in range(CHAINS):
-            found.append(train_chain(module, subset, dataset, collect, config.seed, chain)[0])
+            snapshots.append(train_chain(module, subset, dataset, collect, config.seed, chain)[0])
             print(f"  the loop: {chain + 1} of {CHAINS} chains", flush=True)
-        return found
+        return snapshots
 
     (tails, theirs_too, features), before = timed(ours)
     wanted, loop_s = timed(loop)
@@ -91,7 +92,7 @@ def measured(module: nn.Module, subset: Subset, dataset: Dataset, config: Config
     ours_s = statistics.fmean([before, after])
     return {
         "D": subset.D,
-        "plan": tails.cut.plan,
+        "plan": tails.trunk.plan,
         "at_once": tails.at_once,
         "steps_per_chain": chains.steps_of(collect, len(dataset.train)),
         "ours_s": [before, after],
@@ -103,13 +104,13 @@ def measured(module: nn.Module, subset: Subset, dataset: Dataset, config: Config
     }
 
 
-def sentence(found: dict[str, Any]) -> str:
+def sentence(row: dict[str, Any]) -> str:
     return (
-        f"(D = {found['D']:,}, {found['plan']}, {found['at_once']} at once): {CHAINS} chains of"
-        f" {found['steps_per_chain']} steps in {statistics.fmean(found['ours_s']):.1f} s (features"
-        f" {found['features_s']:.1f} s) against {found['loop_s']:.1f} s: ratio {found['ratio']:.1f}; snapshots at most"
-        f" {found['apart']:.1e} apart; without features, by chains at once: "
-        + ", ".join(f"{at_once}: {seconds:.2f} s" for at_once, seconds in found["at_once_s"].items())
+        f"(D = {row['D']:,}, {row['plan']}, {row['at_once']} at once): {CHAINS} chains of"
+        f" {row['steps_per_chain']} steps in {statistics.fmean(row['ours_s']):.1f} s (features"
+        f" {row['features_s']:.1f} s) against {row['loop_s']:.1f} s: ratio {row['ratio']:.1f}; snapshots at most"
+        f" {row['apart']:.1e} apart; without features, by chains at once: "
+        + ", ".join(f"{at_once}: {seconds:.2f} s" for at_once, seconds in row["at_once_s"].items())
     )
 
 

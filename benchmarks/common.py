@@ -9,24 +9,30 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bend_ray.config import Base, Classifier, Data, load
-from bend_ray.data.classifiers import build
-from bend_ray.data.datasets import Dataset, Preprocess, Split, load_dataset
-from bend_ray.data.training import train
+from bend_ray.config import Classifier, Data, load, loads
+from bend_ray.data.datasets import Dataset, Preprocess, load_dataset
+from bend_ray.data.images import Split
 from bend_ray.ensemble import aggregate, metrics
-from bend_ray.ensemble.cutting import split
-from bend_ray.ensemble.trunk import SharedTrunk
-from bend_ray.weights.subset import Subset, choose
+from bend_ray.models.classifiers import build
+from bend_ray.models.partition import partition
+from bend_ray.models.subset import Subset, choose
+from bend_ray.models.trunk import SharedTrunk
+from bend_ray.models.trunks import Trunk
+from bend_ray.run import Run
+from bend_ray.training.loop import train
 
 BEND_RAY = Path(sys.executable).with_name("bend-ray")
 SHARED = Path(os.environ.get("BEND_RAY_DATA", "../shared/data"))
 """Where fashion_mnist/ and cifar10/ lie, in the Hugging Face Hub's layout (image or img, label)."""
+DEFAULTS = Run(loads("data: {name: digits}\nclassifier: {name: convnet}\n", "defaults"))
+"""A run with the default keys, in no folder."""
 SHAPE = (3, 32, 32)
 """Of `rows`."""
 NOISE = 0.2
@@ -44,8 +50,8 @@ def report_of(config: str | Path, run: Path, seed: int, *more: object) -> dict[s
     """`metrics.json` of one run, which is made unless it is there; ``more``: further words of the command."""
     words = [BEND_RAY, "run", config, "--run-dir", run, "--seed", seed, *more]
     subprocess.run(list(map(str, words)), check=True)
-    found: dict[str, Any] = json.loads((run / "report" / "metrics.json").read_text())
-    return found
+    metrics: dict[str, Any] = json.loads((run / "report" / "metrics.json").read_text())
+    return metrics
 
 
 def merged(before: list[dict[str, Any]], runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -95,10 +101,10 @@ def status_mib(key: str) -> float:
 
 
 @torch.no_grad()
-def worth(cut: SharedTrunk, dataset: Dataset, theta_MD: Tensor) -> dict[str, float]:
+def worth(trunk: Trunk, dataset: Dataset, theta_MD: Tensor) -> dict[str, float]:
     """Members and their ensemble on the test rows."""
     label_B = dataset.test.labels
-    logits_MBK = cut.logits(theta_MD.nan_to_num(), dataset.preprocess(dataset.test.images))
+    logits_MBK = trunk.logits(theta_MD.nan_to_num(), dataset.preprocess(dataset.test.images))
     accuracy_M, nll_M = metrics.member_scores(logits_MBK, label_B)
     return {
         "member_accuracy": accuracy_M.mean().item(),
@@ -126,21 +132,22 @@ def classifier(trained: bool = True) -> tuple[nn.Module, Tensor]:
     preprocess = colours(digits)
     module = build(Classifier(name="resnet18"), 10, SHAPE[0], SHAPE[1], 0)
     if trained:
+        once = loads("data: {name: digits}\nclassifier: {name: resnet18}\nbase: {epochs: 1, shards: 1}\n", "once")
         with torch.enable_grad():
-            train(module, rows(digits.train), preprocess, Base(epochs=1, shards=1), 0)
+            train(module, Run(once, loaded=replace(digits, train=rows(digits.train), preprocess=preprocess)))
     return module.eval().requires_grad_(False), preprocess(rows(digits.test).images)
 
 
 def make(
     spec: str, M: int, trained: bool = True, device: torch.device = CPU
 ) -> tuple[nn.Module, Subset, SharedTrunk, Tensor, float]:
-    """A classifier, its cut, M members near its own parameters, and the seconds that cutting took."""
+    """A classifier, its shared trunk, M members near its own parameters, and the seconds that partitioning took."""
     module = classifier(trained)[0].to(device)
     subset = choose(module, spec)
     start = time.perf_counter()
-    cut = split(module, subset, torch.zeros(2, *SHAPE, device=device))
+    trunk = partition(module, subset, torch.zeros(2, *SHAPE, device=device))
     seconds = time.perf_counter() - start
     base_D, stream = subset.take(module).cpu(), torch.Generator().manual_seed(0)
     spread_D = torch.cat([part.std(correction=0).expand(len(part)) for part in base_D.split(subset.sizes)])
     theta_MD = torch.stack([base_D + NOISE * spread_D * torch.randn(subset.D, generator=stream) for _ in range(M)])
-    return module, subset, cut, theta_MD.to(device), seconds
+    return module, subset, trunk, theta_MD.to(device), seconds

@@ -1,9 +1,9 @@
-"""Five seeds of the digits pipeline: is the ensemble above the mean and median of its members, and what of the nulls?
+"""Five seeds of the digits pipeline: is the ensemble above its members' mean and median, and above the baselines?
 
 Runs `bend-ray run` once a seed (finished runs are kept under runs/seeds and not done again), then prints mean and
 spread, paired by seed, and writes benchmarks/digits.json.
 
-    python benchmarks/digits.py [--seeds N] [--config jobs/digits.yaml]
+    python benchmarks/digits.py [--seeds N] [--config jobs/digits_base.yaml]
 """
 
 import argparse
@@ -20,13 +20,13 @@ MEMBERS = ("originals", "generated")
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--seeds", type=int, default=5)
-    arguments.add_argument("--config", default="jobs/digits.yaml")
-    asked = arguments.parse_args()
+    arguments.add_argument("--config", default="jobs/digits_base.yaml")
+    args = arguments.parse_args()
     runs = []
-    for seed in range(asked.seeds):
-        run = Path("runs/seeds") / f"{Path(asked.config).stem}-{seed}"
+    for seed in range(args.seeds):
+        run = Path("runs/seeds") / f"{Path(args.config).stem}-{seed}"
         start, done = time.monotonic(), (run / "report" / "config.json").exists()
-        metrics = report_of(asked.config, run, seed)
+        metrics = report_of(args.config, run, seed)
         runs.append(metrics | {"wall_s": None if done else time.monotonic() - start})
     result = summary(runs)
     Path("benchmarks/digits.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and standard deviation over seeds of what the claim and the null models need."""
+    """Mean and standard deviation over seeds of what the claim and the baselines need."""
     rows: dict[str, dict[str, Any]] = {}
     for name in ("abend", "sbend"):
         rows[name] = {key: mean_and_sd([run[name][key] for run in runs]) for key in ("accuracy", "nll", "ece")}
@@ -42,14 +42,14 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         for which in ("mean", "median"):
             rows[f"{kind}_{which}"] = {"accuracy": mean_and_sd([run[kind]["accuracy"][which] for run in runs])}
         rows[f"{kind}_mean"]["nll"] = mean_and_sd([run[kind]["nll"]["mean"] for run in runs])
-    nulls = {}
+    baselines = {}
     for name in runs[0]["baselines"]:
         if all(run["baselines"][name] is not None for run in runs):
             rows[name] = {
                 key: mean_and_sd([run["baselines"][name][key] for run in runs]) for key in ("accuracy", "nll", "ece")
             }
             gains = [run["versus"][name] for run in runs]
-            nulls[name] = {
+            baselines[name] = {
                 "nll_gain": mean_and_sd([gain["nll_gain"] for gain in gains]),
                 "seeds_better": sum(gain["low"] > 0 for gain in gains),
                 "seeds_worse": sum(gain["high"] < 0 for gain in gains),
@@ -73,7 +73,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "seeds": [run["seed"] for run in runs],
         "rows": rows,
         "above_mean_and_median_of_members": claim,
-        "against_nulls": nulls,
+        "against_baselines": baselines,
         "diversity": diversity,
         "novelty": novelty | {"verdicts": [run["novelty"]["verdict"] for run in runs]},
         "member_cost_ratio": mean_and_sd([run["cost"]["member_cost_ratio"] for run in runs]),
@@ -88,11 +88,11 @@ def table(result: dict[str, Any]) -> str:
     for name, row in result["rows"].items():
         accuracy = f"{100 * row['accuracy']['mean']:.2f} +- {100 * row['accuracy']['sd']:.2f}"
         nll = f"{row['nll']['mean']:.4f} +- {row['nll']['sd']:.4f}" if "nll" in row else ""
-        null = result["against_nulls"].get(name)
+        baseline = result["against_baselines"].get(name)
         gain = ""
-        if null:
-            mean, sd = null["nll_gain"]["mean"], null["nll_gain"]["sd"]
-            gain = f"{mean:+.4f} +- {sd:.4f} ({null['seeds_better']}/{null['seeds_worse']})"
+        if baseline:
+            mean, sd = baseline["nll_gain"]["mean"], baseline["nll_gain"]["sd"]
+            gain = f"{mean:+.4f} +- {sd:.4f} ({baseline['seeds_better']}/{baseline['seeds_worse']})"
         lines.append(f"{name:<20} {accuracy:>16} {nll:>18}   {gain}")
     for name, held in result["above_mean_and_median_of_members"].items():
         lines.append(f"{name} above mean and median of originals and generated: {sum(held)} of {seeds} seeds")

@@ -4,32 +4,42 @@ ResNet-18 (CIFAR stem), trained for one pass over the digits at 32x32 pixels; me
 0.2 of each tensor's spread. All sides are timed in this one process on one batch of test rows, in small pieces in turn,
 and ratios are medians of several such rounds. The limit is that of the graph: FLOPs of the trunk once and of the tail M
 times, over those of one whole forward. Early stopping is exact for votes and errs on at most 1 % of rows for means.
-Peak memory is of a process of its own for each number of members. On a GPU (float32; early stopping and memory left
-out) it writes benchmarks/ensemble_cuda.json, else benchmarks/ensemble.json.
+Peak memory is of a process of its own for each number of members. Whole answers (`Ensemble.predict`: head, temperature,
+distance; noise on heads costs nothing more) stand beside one forward pass of the same network in inference mode; ours
+alone preprocess. On a GPU (float32; answers, early stopping and memory left out) it writes
+benchmarks/ensemble_cuda.json, else benchmarks/ensemble.json.
 
     python benchmarks/ensemble.py [--members 64] [--batch 128] [--turns 5] [--subsets head last_block norm+head]
-                                  [--device cuda]
+                                  [--device cuda] [--only-answers]
 """
 
 import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import CPU, classifier, done, make, seconds
+from common import CPU, SHAPE, classifier, colours, done, make, seconds
 from ensemble_load import load, load_apart, peak_apart, peak_mib
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bend_ray.ensemble import early
+from bend_ray.config import Classifier, Data
+from bend_ray.config import Ensemble as Settings
+from bend_ray.data.datasets import load_dataset
+from bend_ray.ensemble import distance, early, temperature
 from bend_ray.ensemble.aggregate import Prediction, aggregate
-from bend_ray.ensemble.trunk import SharedTrunk
+from bend_ray.ensemble.ensemble import Ensemble
+from bend_ray.models.base import ModelSpec
+from bend_ray.models.trunk import SharedTrunk
+from bend_ray.store.artifacts import Manifest
 
+FEATURES = 512
+"""What enters the head of a ResNet-18."""
 LOOPED = 8
 """Members, at least, that the plain loop is timed for: its time is theirs times M over them."""
 
@@ -41,25 +51,30 @@ def main() -> None:
     arguments.add_argument("--turns", type=int, default=5)
     arguments.add_argument("--subsets", nargs="+", default=["head", "last_block", "norm+head"])
     arguments.add_argument("--device", default="cpu")
+    arguments.add_argument("--only-answers", action="store_true", help="print these alone, and write nothing")
     arguments.add_argument("--load", nargs=2, metavar=("SIDE", "FOLDER"), help=argparse.SUPPRESS)
     arguments.add_argument("--peak", nargs=2, metavar=("SUBSET", "MEMBERS"), help=argparse.SUPPRESS)
-    asked = arguments.parse_args()
-    if asked.peak:
-        print(peak_mib(asked.peak[0], int(asked.peak[1]), asked.batch))
+    args = arguments.parse_args()
+    if args.peak:
+        print(peak_mib(args.peak[0], int(args.peak[1]), args.batch))
         return
-    if asked.load:
-        print(json.dumps(load(*asked.load)))
+    if args.load:
+        print(json.dumps(load(*args.load)))
         return
-    result: dict[str, Any] = {"members": asked.members, "batch": asked.batch, "threads": torch.get_num_threads()}
-    known = (asked.members, asked.batch, asked.turns)
-    result["subsets"] = {spec: measure(spec, *known, torch.device(asked.device)) for spec in asked.subsets}
-    if asked.device != "cpu":
-        result["device"] = torch.cuda.get_device_name(asked.device)
+    if args.only_answers:
+        print("\n".join(answer_lines(measure_answers(args.members, args.turns))))
+        return
+    result: dict[str, Any] = {"members": args.members, "batch": args.batch, "threads": torch.get_num_threads()}
+    size = (args.members, args.batch, args.turns)
+    result["subsets"] = {spec: measure(spec, *size, torch.device(args.device)) for spec in args.subsets}
+    if args.device != "cpu":
+        result["device"] = torch.cuda.get_device_name(args.device)
         Path("benchmarks/ensemble_cuda.json").write_text(json.dumps(result, indent=1) + "\n")
         print(table(result))
         return
-    result["early_stop_last_block"] = measure_early("last_block", *known)
-    result["head_peak_mib"] = {str(M): peak_apart(M, asked.batch) for M in (10, 1000)}
+    result["answers"] = measure_answers(args.members, args.turns)
+    result["early_stop_last_block"] = measure_early("last_block", *size)
+    result["head_peak_mib"] = {str(M): peak_apart(M, args.batch) for M in (10, 1000)}
     result["load"] = {spec: load_apart(spec, 1000) for spec in ("head", "norm+head")}
     Path("benchmarks/ensemble.json").write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
@@ -68,31 +83,31 @@ def main() -> None:
 @torch.no_grad()
 def measure(spec: str, M: int, batch: int, turns: int, device: torch.device) -> dict[str, Any]:
     """Ratios of one subset."""
-    module, subset, cut, theta_MD, split_s = make(spec, M, device=device)
+    module, subset, trunk, theta_MD, split_s = make(spec, M, device=device)
     x = classifier()[1][:batch].to(device)
     base_D = subset.take(module)
 
     def whole(theta_MD: Tensor) -> Tensor:
-        found = []
+        outputs = []
         for theta_D in theta_MD:
             subset.put(module, theta_D)
-            found.append(module(x))
-        return torch.stack(found)
+            outputs.append(module(x))
+        return torch.stack(outputs)
 
-    close = {"atol": 1e-3, "rtol": 1e-3} if device == CPU else {"atol": 0.1, "rtol": 0.05}  # TF32 there
+    atol, rtol = (1e-3, 1e-3) if device == CPU else (0.1, 0.05)  # TF32 there
     with FlopCounterMode(display=False) as counter:
-        logits_MBK = cut.logits(theta_MD, x)
+        logits_MBK = trunk.logits(theta_MD, x)
     flops_ours = counter.get_total_flops()
-    torch.testing.assert_close(logits_MBK[:LOOPED], whole(theta_MD[:LOOPED]), **close)
+    torch.testing.assert_close(logits_MBK[:LOOPED], whole(theta_MD[:LOOPED]), atol=atol, rtol=rtol)
     with FlopCounterMode(display=False) as counter:
         module(x)
     limit = flops_ours / counter.get_total_flops()
-    turn = [interleaved(cut, theta_MD, x, whole) for _ in range(turns)]
+    turn = [interleaved(trunk, theta_MD, x, whole) for _ in range(turns)]
     subset.put(module, base_D)
     over_one = statistics.median(ours / loop * M for ours, loop in turn)
     return {
         "D": subset.D,
-        "plan": cut.describe(),
+        "plan": trunk.describe(),
         "split_s": split_s,
         "one_forward_s": statistics.median(loop for _, loop in turn) / M,
         "over_one_forward": over_one,
@@ -104,12 +119,13 @@ def measure(spec: str, M: int, batch: int, turns: int, device: torch.device) -> 
 
 
 def interleaved(
-    cut: SharedTrunk, theta_MD: Tensor, x: Tensor, whole: Callable[[Tensor], Tensor]
+    trunk: SharedTrunk, theta_MD: Tensor, x: Tensor, whole: Callable[[Tensor], Tensor]
 ) -> tuple[float, float]:
     """Seconds of all members by the shared trunk and by the loop, in small pieces in turn: the machine's mood changes
     within seconds."""
-    small = replace(cut, chunk=4) if cut.plan == "loop" else cut  # a loop does the same work in any pieces
-    chunks, ours, loop, looped = small.chunks(theta_MD, x), 0.0, 0.0, 0
+    small = replace(trunk, chunk=4) if trunk.plan == "loop" else trunk  # a loop does the same work in any pieces
+    chunks: Iterator[Tensor] | None = small.chunks(theta_MD, x)
+    ours, loop, looped = 0.0, 0.0, 0
     while looped < LOOPED or chunks is not None:
         if chunks is not None:
             start = time.perf_counter()
@@ -125,23 +141,61 @@ def interleaved(
 @torch.no_grad()
 def measure_early(spec: str, M: int, batch: int, turns: int) -> dict[str, float]:
     """All members against stopping early, exactly by votes or with 1 % error by means."""
-    _, _, cut, theta_MD, _ = make(spec, M)
+    _, _, trunk, theta_MD, _ = make(spec, M)
     x = classifier()[1][:batch]
     sides: dict[str, Callable[[], Prediction]] = {
-        "all": lambda: aggregate(cut.logits(theta_MD, x), "sbend"),
-        "votes": lambda: early.predict(cut, theta_MD, x, "sbend"),
-        "means": lambda: early.predict(cut, theta_MD, x, "abend", error=0.01),
+        "all": lambda: aggregate(trunk.logits(theta_MD, x), "sbend"),
+        "votes": lambda: early.predict(trunk, theta_MD, x, "sbend"),
+        "means": lambda: early.predict(trunk, theta_MD, x, "abend", error=0.01),
     }
-    found = {name: side() for name, side in sides.items()}
-    assert torch.equal(found["votes"].label_B, found["all"].label_B)
+    predictions = {name: side() for name, side in sides.items()}
+    assert torch.equal(predictions["votes"].label_B, predictions["all"].label_B)
     turn = [{name: seconds(side) for name, side in sides.items()} for _ in range(turns)]
     return {
-        "votes_for_the_winner": 1 - found["all"].disagreement_B.mean().item(),
-        "members_asked_by_votes": found["votes"].members_B.double().mean().item(),
-        "members_asked_by_means": found["means"].members_B.double().mean().item(),
+        "votes_for_the_winner": 1 - predictions["all"].disagreement_B.mean().item(),
+        "members_asked_by_votes": predictions["votes"].members_B.double().mean().item(),
+        "members_asked_by_means": predictions["means"].members_B.double().mean().item(),
         "all_over_votes": statistics.median(times["all"] / times["votes"] for times in turn),
         "all_over_means": statistics.median(times["all"] / times["means"] for times in turn),
     }
+
+
+def measure_answers(M: int, turns: int) -> dict[str, float]:
+    """Seconds of an answer over those of one forward pass, by what it says of distance and by batch."""
+    module, subset, trunk, theta_MD, _ = make("head", M)
+    spec = ModelSpec(Classifier(name="resnet18"), tuple("0123456789"), colours(load_dataset(Data(name="digits"), 0)))
+    manifest = Manifest(format=1, kind="ensemble", made_by="", hash="", config={}, inputs={}, files={}, facts={})
+    plain = Ensemble(spec, subset, theta_MD, trunk, manifest, Settings(), temperature.fixed(1.1))
+    stream = torch.Generator().manual_seed(0)
+    ratios = {}
+    for measure, rows in (("none", 0), *((name, one.rows) for name, one in distance.MEASURES.items())):
+        ensemble = plain
+        if rows:
+            feature_NF, label_N = torch.rand(rows, FEATURES, generator=stream), torch.arange(rows) % 10
+            kept = distance.MEASURES[measure].fit(feature_NF, label_N)
+            index = distance.Distance(measure, kept, torch.zeros(distance.QUANTILES), rows, False)
+            ensemble = replace(plain, distance=index.to("cpu"))
+        for batch in (1, 128):
+            images = torch.randint(256, (batch, *SHAPE), dtype=torch.uint8, generator=stream)
+            ratios[f"{measure}_{batch}"] = answer_over_forward(ensemble, module, images, turns)
+    return ratios
+
+
+@torch.inference_mode()
+def answer_over_forward(ensemble: Ensemble, module: nn.Module, images: Tensor, turns: int) -> float:
+    """Median over rounds of the two's seconds, in small pieces in turn."""
+    x, times = ensemble.spec.preprocess(images), 2 + 20 // len(images)
+    rounds = []
+    for _ in range(1 + turns):
+        pairs = [(seconds(lambda: ensemble.predict(images)), seconds(lambda: module(x))) for _ in range(times)]
+        rounds.append(sum(ours for ours, _ in pairs) / sum(one for _, one in pairs))
+    return statistics.median(rounds[1:])  # the first warms up
+
+
+def answer_lines(ratios: dict[str, float]) -> list[str]:
+    """For people."""
+    words = [f"{key.replace('_', ', batch ')}: {ratio:.3f}" for key, ratio in ratios.items()]
+    return ["a whole answer over one forward pass, by distance and batch:", f"  {'; '.join(words)}"]
 
 
 def table(result: dict[str, Any]) -> str:
@@ -159,8 +213,9 @@ def table(result: dict[str, Any]) -> str:
     stop = result["early_stop_last_block"]
     lines += ["", f"early stopping, last block, {stop['votes_for_the_winner']:.1%} of votes for the winner:"]
     for kind, words in (("votes", "exact, by votes"), ("means", "1 % error, by means")):
-        asked, ratio = stop[f"members_asked_by_{kind}"], stop[f"all_over_{kind}"]
-        lines.append(f"  {words:<20} {asked:.1f} members asked a row; all / early {ratio:.2f}")
+        count, ratio = stop[f"members_asked_by_{kind}"], stop[f"all_over_{kind}"]
+        lines.append(f"  {words:<20} {count:.1f} members asked a row; all / early {ratio:.2f}")
+    lines += ["", *answer_lines(result["answers"])]
     peaks = ", ".join(f"{M} members {mib:.0f} MiB" for M, mib in result["head_peak_mib"].items())
     lines += ["", f"peak memory, head subset: {peaks}", ""]
     for spec, one in result["load"].items():

@@ -11,16 +11,16 @@ from pathlib import Path
 import torch
 from common import SHAPE, classifier, colours, make, seconds, status_mib
 
-from bend_ray import artifacts
 from bend_ray.config import Classifier, Config, Data
-from bend_ray.data import base as bases
-from bend_ray.data.base import Description
 from bend_ray.data.datasets import load_dataset
-from bend_ray.ensemble.cutting import split
 from bend_ray.ensemble.ensemble import MEMBERS, Ensemble
-from bend_ray.folders import Folder
-from bend_ray.tensors import write_tensors
-from bend_ray.weights.subset import Subset
+from bend_ray.models import base as bases
+from bend_ray.models.base import ModelSpec
+from bend_ray.models.partition import partition
+from bend_ray.models.subset import Subset
+from bend_ray.store import artifacts
+from bend_ray.store.folders import Folder
+from bend_ray.store.tensors import write_tensors
 
 SCRIPT = str(Path(__file__).with_name("ensemble.py"))
 """Takes `--peak` and `--load` for processes that are started here."""
@@ -29,8 +29,8 @@ SCRIPT = str(Path(__file__).with_name("ensemble.py"))
 @torch.no_grad()
 def peak_mib(spec: str, M: int, batch: int) -> float:
     """Peak resident memory of this process after one batch, MiB."""
-    _, _, cut, theta_MD, _ = make(spec, M, trained=False)  # training would be the peak
-    cut.logits(theta_MD, classifier(trained=False)[1][:batch])
+    _, _, trunk, theta_MD, _ = make(spec, M, trained=False)  # training would be the peak
+    trunk.logits(theta_MD, classifier(trained=False)[1][:batch])
     return status_mib("VmHWM")
 
 
@@ -47,10 +47,10 @@ def load(side: str, where: str) -> dict[str, float]:
     if side == "base":
         start = time.perf_counter()
         facts = artifacts.load(run / "base", "base").facts  # checksums and all, as for an ensemble
-        module = bases.load(run / "base", Description.from_json(facts, where))
+        module = bases.load(run / "base", ModelSpec.from_json(facts, where))
         base_s = time.perf_counter() - start
         subset = Subset.from_json(facts["subset"])
-        return {"base_s": base_s, "split_s": seconds(lambda: split(module, subset, torch.zeros(2, *SHAPE)))}
+        return {"base_s": base_s, "split_s": seconds(lambda: partition(module, subset, torch.zeros(2, *SHAPE)))}
     images, start = torch.zeros(1, *SHAPE, dtype=torch.uint8), time.perf_counter()
     ensemble = Ensemble.load(run)
     load_s = time.perf_counter() - start
@@ -67,7 +67,7 @@ def load_apart(spec: str, M: int) -> dict[str, float]:
         for kind in ("base", "ensemble"):
             bases.save(run / kind, module)
         write_tensors(run / "ensemble", MEMBERS, {"theta_MD": theta_MD})
-        facts = Description(resnet, digits.class_names, colours(digits)).to_json() | {"subset": subset.to_json()}
+        facts = ModelSpec(resnet, digits.class_names, colours(digits)).to_json() | {"subset": subset.to_json()}
         config = Config(data=Data(name="digits"), classifier=resnet)
         artifacts.publish(run, "base", config, {}, facts, [bases.FILE], "")
         artifacts.publish(run, "ensemble", config, {}, facts, [MEMBERS, bases.FILE], "")
@@ -78,6 +78,6 @@ def load_apart(spec: str, M: int) -> dict[str, float]:
                 subprocess.run([*words, side, where], check=True, capture_output=True) for side in ("ours", "base")
             ]
             runs.append(json.loads(sides[0].stdout) | json.loads(sides[1].stdout))
-    found = {key: statistics.median(one[key] for one in runs) for key in runs[0]}
+    medians = {key: statistics.median(one[key] for one in runs) for key in runs[0]}
     ratio = [(one["load_s"] + one["first_answer_s"]) / (2 * one["base_s"] + one["split_s"]) for one in runs]
-    return found | {"over_twice_base_and_split": statistics.median(ratio), "members_mib": theta_MD.nbytes / 2**20}
+    return medians | {"over_twice_base_and_split": statistics.median(ratio), "members_mib": theta_MD.nbytes / 2**20}

@@ -20,28 +20,30 @@ import itertools
 import json
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import reference
 import torch
-from common import merged, timed, worth
+from common import DEFAULTS, merged, timed, worth
 from generator_scale import RUNS, peak, scale
 from generator_tables import table
 from torch import Tensor
 
-from bend_ray.config import Autoencoder, Diffusion, Sample, loads
-from bend_ray.data import training
-from bend_ray.data.base import Description
+from bend_ray.config import Sample, loads
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.ensemble.ensemble import make_trunk
-from bend_ray.ensemble.trunk import SharedTrunk
-from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
-from bend_ray.weights import chains, parts
-from bend_ray.weights.features import Tails
-from bend_ray.weights.snapshots import Fact, Held, Snapshots
-from bend_ray.weights.subset import Subset, choose
+from bend_ray.models.base import ModelSpec
+from bend_ray.models.subset import Subset, choose
+from bend_ray.models.trunk import SharedTrunk
+from bend_ray.run import Run
+from bend_ray.snapshots import chains, parquet
+from bend_ray.snapshots.features import Tails
+from bend_ray.snapshots.snapshots import Fact, InMemorySnapshots, Snapshots
+from bend_ray.store.folders import Folder
+from bend_ray.training import loop
 
 RESULT = Path("benchmarks/generator.json")
 DIGITS = """
@@ -61,20 +63,20 @@ def main() -> None:
     arguments.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of literature")
     arguments.add_argument("--iterations-scale", type=float, default=1.0, help="share of the reference's iterations")
     arguments.add_argument("--memory", nargs=2, type=int, metavar=("S", "D"), help=argparse.SUPPRESS)
-    asked = arguments.parse_args()
+    args = arguments.parse_args()
     torch.set_num_threads(1)
-    if asked.memory:
-        print(json.dumps(peak(*asked.memory)))
+    if args.memory:
+        print(json.dumps(peak(*args.memory)))
         return
-    if "literature" in asked.parts:
-        for seed in asked.seeds:
-            found = literature(seed, asked.iterations_scale)
-            keep("literature", merged(results().get("literature", []), [found]))
-    if "members" in asked.parts:
+    if "literature" in args.parts:
+        for seed in args.seeds:
+            row = literature(seed, args.iterations_scale)
+            keep("literature", merged(results().get("literature", []), [row]))
+    if "members" in args.parts:
         keep("literature", [one | beside(one) for one in results().get("literature", ())])
-    if "sampling" in asked.parts:
+    if "sampling" in args.parts:
         keep("sampling", sampling())
-    if "scale" in asked.parts:
+    if "scale" in args.parts:
         keep("scale", scale())
     print(table(results()))
 
@@ -83,8 +85,8 @@ def results() -> dict[str, Any]:
     return json.loads(RESULT.read_text()) if RESULT.exists() else {}
 
 
-def keep(part: str, found: Any) -> None:
-    RESULT.write_text(json.dumps(results() | {part: found}, indent=1) + "\n")
+def keep(section: str, value: Any) -> None:
+    RESULT.write_text(json.dumps(results() | {section: value}, indent=1) + "\n")
 
 
 # --- beside the literature's generator
@@ -92,14 +94,14 @@ def keep(part: str, found: Any) -> None:
 
 def literature(seed: int, share: float) -> dict[str, Any]:
     """Both generators on one set of snapshots; ours is fitted before and after the other."""
-    dataset, snapshots, cut = collected(seed)
+    dataset, snapshots, trunk = collected(seed)
     seen, held_out = divided(snapshots)
     _, first = timed(lambda: fitted(snapshots, seed))
     iterations = {"autoencoder_iterations": round(500 * share), "diffusion_iterations": round(1000 * share)}
     theirs, their_seconds = timed(lambda: reference.fit(seen, seed, **iterations, progress=dots))
     _, second = timed(lambda: fitted(snapshots, seed))
     members_MD, member_seconds = timed(lambda: reference.sample(theirs, MEMBERS, seed, at_once=MEMBERS))
-    found = {
+    row = {
         "seed": seed,
         "D": snapshots.subset.D,
         "share_of_iterations": share,
@@ -107,30 +109,30 @@ def literature(seed: int, share: float) -> dict[str, Any]:
         "ours_fit_s": [first, second],
         "reference_fit_s": their_seconds,
         "reference_sample_s_64_at_once": member_seconds,
-        "originals": worth(cut, dataset, seen),
+        "originals": worth(trunk, dataset, seen),
         "reference": {
             "lost": lost(seen, lambda theta: reference.reconstruct(theirs, theta), held_out),
-            **worth(cut, dataset, members_MD),
+            **worth(trunk, dataset, members_MD),
         },
     }
-    return found | beside(found)
+    return row | beside(row)
 
 
-def beside(found: dict[str, Any]) -> dict[str, Any]:
+def beside(row: dict[str, Any]) -> dict[str, Any]:
     """Our members on a curve of spreads, and what they are worth where their errors overlap as the reference's do."""
-    dataset, snapshots, cut = collected(found["seed"])
+    dataset, snapshots, trunk = collected(row["seed"])
     seen, held_out = divided(snapshots)
-    generator, settings = fitted(snapshots, found["seed"]), loads(DIGITS, "digits").sample
+    generator, settings = fitted(snapshots, row["seed"]), loads(DIGITS, "digits").sample
     curve = []
     for spread in SPREADS:
         sample = settings.model_copy(update={"spread": spread})
-        theta_MD = generator.sample(range(MEMBERS), found["seed"], sample)
-        curve.append({"spread": spread, **worth(cut, dataset, theta_MD)})
+        theta_MD = generator.sample(range(MEMBERS), row["seed"], sample)
+        curve.append({"spread": spread, **worth(trunk, dataset, theta_MD)})
     return {
         "ours": {
             "lost": lost(seen, lambda theta: generator.decode(generator.encode(theta)), held_out),
             "curve": curve,
-            "at_the_same_overlap": between(curve, found["reference"]["error_iou"]),
+            "at_the_same_overlap": between(curve, row["reference"]["error_iou"]),
         }
     }
 
@@ -147,8 +149,8 @@ def between(curve: list[dict[str, float]], overlap: float) -> dict[str, float] |
 def fitted(snapshots: Snapshots, seed: int) -> Generator:
     """Ours, on the snapshots of all chains that are not withheld."""
     config, withheld = loads(DIGITS, "digits"), len(divided(snapshots)[1])
-    asked = (config.autoencoder, config.diffusion, seed)
-    return Generator.fit(snapshots.subset, snapshots.blocks, snapshots.facts, withheld, *asked)
+    run = Run(config.model_copy(update={"seed": seed}))
+    return Generator.fit(snapshots.subset, snapshots.stream, snapshots.facts, withheld, run)
 
 
 def divided(snapshots: Snapshots) -> tuple[Tensor, Tensor]:
@@ -160,18 +162,19 @@ def collected(seed: int) -> tuple[Dataset, Snapshots, SharedTrunk]:
     """A base and its chains, made here once and kept under runs/."""
     config = loads(DIGITS, "digits", {"seed": str(seed)})
     dataset = load_dataset(config.data, seed)
-    description, folder = Description.of(config.classifier, dataset), Folder(RUNS / f"digits-{seed}")
+    description, folder = ModelSpec.of(config.classifier, dataset), Folder(RUNS / f"digits-{seed}")
     module = description.build(seed)
-    training.train(module, dataset.train, dataset.preprocess, config.base, seed)
+    run = Run(config, loaded=dataset)
+    loop.train(module, run)
     subset = choose(module, config.collect.subset)
-    base_theta_D, tails = subset.take(module), Tails.of(module, subset, dataset, config.collect)
+    base_theta_D, tails = subset.take(module), Tails.of(module, subset, run)
     for chain in range(config.collect.chains):
-        if not parts.part_is_done(folder, chain, "benchmark"):
+        if not parquet.shard_is_done(folder, chain, "benchmark"):
             alone = range(chain, chain + 1)
-            ((theta_SD, facts),) = chains.run_chains(tails, base_theta_D[None], dataset, config.collect, seed, alone)
-            parts.write_part(folder, chain, subset, theta_SD, facts, "benchmark")
-    cut = make_trunk(module.requires_grad_(False), subset, description)
-    return dataset, parts.read(folder, config.collect.chains), cut
+            ((theta_SD, facts),) = chains.run_chains(tails, base_theta_D[None], run, alone)
+            parquet.write_shard(folder, chain, subset, theta_SD, facts, "benchmark")
+    trunk = make_trunk(module.requires_grad_(False), subset, description)
+    return dataset, parquet.read(folder, config.collect.chains), trunk
 
 
 def lost(seen: Tensor, again: Callable[[Tensor], Tensor], held_out: Tensor) -> dict[str, float]:
@@ -192,12 +195,12 @@ def sampling(members: int = 1000, D: int = 5000, rounds: int = 3) -> dict[str, f
     """Seconds a member: ours, all at once, and the reference's way, in turn."""
     theta_SD = reference.snapshots(200, D)
     subset, facts = Subset(("theta",), ((D,),), ("float32",)), [Fact(i, 0, 0, 0.0, 0.0) for i in range(200)]
-    generator = Generator.fit(subset, Held(subset, theta_SD), facts, 1, Autoencoder(), Diffusion(), 0)
+    generator = Generator.fit(subset, InMemorySnapshots(subset, theta_SD), facts, 1, DEFAULTS)
     theirs = reference.fit(theta_SD, 0, autoencoder_iterations=1, diffusion_iterations=1)  # as slow as a trained one
     ours_s, theirs_s = [], []
     for i in range(rounds):
         ours_s.append(timed(lambda: generator.sample(range(members), 0, Sample()))[1] / members)
-        theirs_s.append(timed(lambda i=i: reference.sample(theirs, [i], 0))[1])
+        theirs_s.append(timed(partial(reference.sample, theirs, [i], 0))[1])
     ours, others = statistics.median(ours_s), statistics.median(theirs_s)
     return {"members": members, "D": D, "ours_s": ours, "reference_s": others, "ratio": others / ours}
 

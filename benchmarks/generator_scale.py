@@ -4,19 +4,21 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import status_mib, timed
+from common import DEFAULTS, status_mib, timed
 
-from bend_ray.config import Autoencoder, Diffusion
-from bend_ray.folders import Folder
+from bend_ray.config import Autoencoder
 from bend_ray.generator.generator import Generator
 from bend_ray.generator.gram import Gram
-from bend_ray.weights import parts
-from bend_ray.weights.snapshots import Fact
-from bend_ray.weights.subset import Subset
+from bend_ray.generator.span import SnapshotStream
+from bend_ray.models.subset import Subset
+from bend_ray.snapshots import parquet
+from bend_ray.snapshots.snapshots import Fact
+from bend_ray.store.folders import Folder
 
 SCRIPT = str(Path(__file__).with_name("generator.py"))
 """Takes `--memory` for a process that is started here."""
@@ -26,6 +28,11 @@ LARGEST_TENSOR = 2_359_296
 """Of ResNet-18: 512 x 512 x 3 x 3."""
 
 
+def blocks_of(stream: SnapshotStream) -> int:
+    """How many there are, read one by one."""
+    return sum(1 for _ in stream())
+
+
 def scale(S: int = 200, rounds: int = 2) -> dict[str, Any]:
     """For each D: seconds of reading the snapshots, of the pass that makes their Gram matrix, and of what follows."""
     rows = []
@@ -33,15 +40,15 @@ def scale(S: int = 200, rounds: int = 2) -> dict[str, Any]:
         folder = written(S + 2, D)
         readings, raws, passes, rests = [], [], [], []
         for _ in range(rounds):
-            raws.append(timed(lambda folder=folder: read_files(folder))[1])
-            stream = parts.Parts.open(folder, (S + 2) // 2)
-            readings.append(timed(lambda stream=stream: sum(1 for _ in stream()))[1])
-            gram, seconds = timed(lambda stream=stream: Gram.of(stream, S))
+            raws.append(timed(partial(read_files, folder))[1])
+            stream = parquet.ShardedSnapshots.open(folder, (S + 2) // 2)
+            readings.append(timed(partial(blocks_of, stream))[1])
+            gram, seconds = timed(partial(Gram.of, stream, S))
             passes.append(seconds)
-            rests.append(timed(lambda stream=stream, gram=gram: after_pass(stream, gram))[1])
+            rests.append(timed(partial(after_pass, stream, gram))[1])
         row = {"D": D, "bytes": 4 * D * (S + 2)}
-        seconds = {"files_s": raws, "read_s": readings, "pass_s": passes, "rest_s": rests}
-        rows.append(row | {name: min(found) for name, found in seconds.items()})
+        sides = {"files_s": raws, "read_s": readings, "pass_s": passes, "rest_s": rests}
+        rows.append(row | {name: min(times) for name, times in sides.items()})
         print(json.dumps(rows[-1]), flush=True)
         shutil.rmtree(folder.path)
     smallest = rows[0]["rest_s"]
@@ -58,20 +65,20 @@ def scale(S: int = 200, rounds: int = 2) -> dict[str, Any]:
     }
 
 
-def after_pass(stream: parts.Parts, gram: Gram) -> Generator:
+def after_pass(stream: parquet.ShardedSnapshots, gram: Gram) -> Generator:
     """All of the fit but the pass."""
     space, c_XR = gram.span(stream, Autoencoder().explained)
-    fitted = Generator.fit_in(stream.subset, space, c_XR[: gram.S], Autoencoder(), Diffusion(), 0)
-    fitted.lost(c_XR, gram.length_X)
+    fitted = Generator.fit_in(stream.subset, space, c_XR[: gram.S], DEFAULTS)
+    fitted.reconstruction_errors(c_XR, gram.length_X)
     return fitted
 
 
 def peak(S: int, D: int) -> dict[str, float]:
     """GiB that a fit takes at most, in a process that does nothing else."""
-    stream = parts.Parts.open(Folder(RUNS / f"D{D}"), S // 2)
-    seconds = timed(lambda: Generator.fit(subset_of(D), stream, stream.facts, 4, Autoencoder(), Diffusion(), 0))[1]
-    found = {"S": S, "D": D, "fit_s": seconds, "snapshots_gib": 4 * S * D / 2**30}
-    return found | {"peak_gib": status_mib("VmHWM") / 1024, "left_gib": status_mib("RssAnon") / 1024}
+    stream = parquet.ShardedSnapshots.open(Folder(RUNS / f"D{D}"), S // 2)
+    seconds = timed(lambda: Generator.fit(subset_of(D), stream, stream.facts, 4, DEFAULTS))[1]
+    row = {"S": S, "D": D, "fit_s": seconds, "snapshots_gib": 4 * S * D / 2**30}
+    return row | {"peak_gib": status_mib("VmHWM") / 1024, "left_gib": status_mib("RssAnon") / 1024}
 
 
 def subset_of(D: int) -> Subset:
@@ -91,7 +98,7 @@ def written(S: int, D: int, rank: int = 50) -> Folder:
         theta_SD = torch.randn(2, rank, generator=stream) @ shared_rD
         theta_SD += 2 * torch.randn(2, D, generator=stream)
         facts = [Fact(chain, step, 0, 1.0 + chain, 0.5) for step in range(2)]
-        parts.write_part(folder, chain, subset_of(D), theta_SD, facts, "benchmark")
+        parquet.write_shard(folder, chain, subset_of(D), theta_SD, facts, "benchmark")
     return folder
 
 

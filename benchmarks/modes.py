@@ -1,4 +1,4 @@
-"""Members and null models on three data sets, with one mode and with many: three seeds of the whole pipeline.
+"""Members and baselines on three data sets, with one mode and with many: three seeds of the whole pipeline.
 
 one   chains from the base, norms and head (warm start): all end in one mode
 many  the last block initialised anew in each chain, aligned: each ends in a mode of its own
@@ -34,10 +34,10 @@ DATA: dict[str, dict[str, Any]] = {
         "base": {"epochs": 12},
     },
 }
-NULLS = ("gaussian", "random_originals", "swag", "weight_average", "base_model")
+BASELINES = ("gaussian", "random_originals", "swag", "weight_average", "base_model")
 COMMON: dict[str, Any] = {
     "sample": {"members": 32},
-    "evaluate": {"baselines": list(NULLS)},
+    "evaluate": {"baselines": list(BASELINES)},
 }
 MODES: dict[str, dict[str, Any]] = {
     "one": {
@@ -62,13 +62,13 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--seeds", type=int, default=3)
     arguments.add_argument("--only", nargs="+", default=[f"{data}-{mode}" for data in DATA for mode in MODES])
-    asked = arguments.parse_args()
+    args = arguments.parse_args()
     result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    for name in asked.only:
+    for name in args.only:
         if not SHARED.is_dir() and not name.startswith("digits"):
             print(f"{name}: {SHARED} is not there; left out")
             continue
-        result[name] = merged(result.get(name, []), [measured(name, seed) for seed in range(asked.seeds)])
+        result[name] = merged(result.get(name, []), [measured(name, seed) for seed in range(args.seeds)])
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
 
@@ -92,7 +92,7 @@ def measured(name: str, seed: int) -> dict[str, Any]:
         "accuracy_kept": generated["accuracy"]["mean"] >= originals["accuracy"]["mean"] - 0.003,
         "diversity_kept": overlap["generated"] <= overlap["originals"] + 0.03,
         "abend": report["abend"],
-        "nulls": {null: report["baselines"][null] | report["versus"][null] for null in NULLS},
+        "baselines": {baseline: report["baselines"][baseline] | report["versus"][baseline] for baseline in BASELINES},
         "spread": report["chosen"]["spread"],
         "novelty": {key: report["novelty"][key] for key in ("verdict", "copies", "replica_rate", "variance_ratio")},
         "autoencoder": report["autoencoder"],
@@ -114,7 +114,7 @@ def table(result: dict[str, list[dict[str, Any]]]) -> str:
             *(spread([run["error_iou"][kind] for run in runs], digits=3) for kind in ("generated", "originals")),
             ", ".join(kept),
             spread([run["abend"]["nll"] for run in runs], digits=4),
-            *(spread([run["nulls"][n]["nll"] for run in runs], digits=4) for n in ("gaussian", "random_originals")),
+            *(spread([run["baselines"][n]["nll"] for run in runs], digits=4) for n in ("gaussian", "random_originals")),
             ", ".join(sorted({run["novelty"]["verdict"] for run in runs})),
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")

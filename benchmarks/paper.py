@@ -1,6 +1,6 @@
 """The paper's claims, setting by setting: digits, Fashion-MNIST and CIFAR-10 with an MLP, a ConvNet and a ResNet.
 
-For every setting and seed `bend-ray run` makes the base, snapshots, the generator, 200 members, all null models, ten
+For every setting and seed `bend-ray run` makes the base, snapshots, the generator, 200 members, all baselines, ten
 bagged classifiers and a deep ensemble of ten (finished runs are kept under runs/paper and not done again: stop it and
 start it as you like). From what those runs leave, this measures ensembles of the first 1 to 200 members, images that
 are noisy, blurred or pale, images of the other data sets (AUROC of the mutual information, of the entropy where a
@@ -22,7 +22,7 @@ from paper_beyond import beyond, flops
 from paper_tables import accuracies, claims, costs, doubts, draw, likelihoods
 
 from bend_ray.config import Data, load
-from bend_ray.folders import Folder
+from bend_ray.store.folders import Folder
 
 RUNS, RESULT, FIGURE = Path("runs/paper"), Path("benchmarks/paper.json"), Path("docs/paper.png")
 DATA: dict[str, dict[str, Any]] = {
@@ -66,14 +66,14 @@ def main() -> None:
     arguments.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     arguments.add_argument("--gpus", type=float, default=0.0, help="share of one that each process takes")
     arguments.add_argument("--tables", action="store_true", help="only print what is in benchmarks/paper.json")
-    asked = arguments.parse_args()
+    args = arguments.parse_args()
     result: dict[str, dict[str, Any]] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    for seed in [] if asked.tables else asked.seeds:
-        for name in asked.settings:
+    for seed in [] if args.tables else args.seeds:
+        for name in args.settings:
             if not SHARED.is_dir() and not name.startswith("digits"):
                 print(f"{name}: {SHARED} is not there; left out")
             elif str(seed) not in result.get(name, {}):
-                result[name] = result.get(name, {}) | {str(seed): measured(name, seed, asked.gpus)}
+                result[name] = result.get(name, {}) | {str(seed): measured(name, seed, args.gpus)}
                 RESULT.write_text(json.dumps(result, indent=1) + "\n")
     ordered = {name: list(result[name].values()) for name in SETTINGS if name in result}
     print("\n\n".join(make(ordered) for make in TABLES))

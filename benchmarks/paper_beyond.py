@@ -12,20 +12,22 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from bend_ray import rivals, seeds
+from bend_ray import seeds
 from bend_ray.config import Config, Data
-from bend_ray.data import base as bases
-from bend_ray.data.base import Description
-from bend_ray.data.classifiers import logits
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.ensemble import aggregate, metrics
 from bend_ray.ensemble.ensemble import Ensemble
-from bend_ray.folders import Folder
+from bend_ray.generator.baselines import baselines
 from bend_ray.generator.generator import Generator
-from bend_ray.generator.nulls import null_generators
-from bend_ray.weights import parts
-from bend_ray.weights.features import Tails
-from bend_ray.weights.subset import choose
+from bend_ray.models import base as bases
+from bend_ray.models.base import ModelSpec
+from bend_ray.models.classifiers import logits
+from bend_ray.models.subset import choose
+from bend_ray.run import Run
+from bend_ray.snapshots import parquet
+from bend_ray.snapshots.features import Tails
+from bend_ray.store.folders import Folder
+from bend_ray.training import rivals
 
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200)
 OTHERS = 1000
@@ -62,15 +64,15 @@ def beyond(config: Config, run: Folder, others: dict[str, Data]) -> dict[str, An
 
 def sides_of(config: Config, run: Folder, ensemble: Ensemble) -> dict[str, Callable[[Tensor], Tensor]]:
     """``logits_MBK`` of images: of ours, the base, as many random snapshots and the whole trainings."""
-    description, trunk = ensemble.description, ensemble.trunk
+    description, trunk = ensemble.spec, ensemble.trunk
     base = bases.load(run / "base", description)
-    seen = parts.read(run / "snapshots", config.collect.chains).divide(config.collect.seen_chains)[0]
-    null = ("random_originals",)
+    seen = parquet.read(run / "snapshots", config.collect.chains).divide(config.collect.seen_chains)[0]
+    name = "random_originals"
     base_theta_D = ensemble.subset.take(base)
-    nulls = null_generators(null, seen.theta_SD, base_theta_D, Generator.load(run, seen.blocks), config.evaluate)
-    drawn_MD = nulls[null[0]](range(ensemble.members), config.seed)
+    made = baselines((name,), seen.theta_SD, base_theta_D, Generator.load(run, seen.stream), config.evaluate)
+    drawn_MD = made[name](range(ensemble.members), config.seed)
     trained = {
-        kind: [rival.load(run, description) for rival in of_kind] for kind, of_kind in rivals.asked(config).items()
+        kind: [rival.load(run, description) for rival in of_kind] for kind, of_kind in rivals.requested(config).items()
     }
 
     def whole(modules: list[torch.nn.Module]) -> Callable[[Tensor], Tensor]:
@@ -136,7 +138,7 @@ def work(config: Config, dataset: Dataset, generator: Generator) -> dict[str, fl
     """FLOPs of one whole training, and of all chains and the generator's fit, which make any number of members."""
     few = slice(min(64, len(dataset.train)))
     small = replace(dataset, train=dataset.train.take(few), val=dataset.val.take(few))
-    description = Description.of(config.classifier, dataset)
+    description = ModelSpec.of(config.classifier, dataset)
     module, rows, B = description.build(0), len(dataset.train), len(small.train)
     x, y = dataset.preprocess(small.train.images), small.train.labels
 
@@ -147,15 +149,15 @@ def work(config: Config, dataset: Dataset, generator: Generator) -> dict[str, fl
 
     training = counted(lambda: F.cross_entropy(logits(module(x)), y).backward()) / B * rows * config.base.epochs
     subset = choose(module, config.collect.subset)
-    _, own = dataset.rows_of_each(config.collect.unseen, config.seed)
-    tails = Tails.of(module, subset, small, config.collect, config.changes_for_chains)
+    _, rows_of_a_chain = dataset.rows_of_each(config.collect.unseen, config.seed)
+    tails = Tails.of(module, subset, Run(config, loaded=small))
     theta = {name: value.requires_grad_() for name, value in subset.split(subset.take(module)[None].clone()).items()}
     shared = tails.train(torch.arange(B)[None], None)
-    step = counted(lambda: F.cross_entropy(tails.logits(theta, shared, own=True)[0], y).backward())
-    if tails.cut.plan == "whole model":
+    step = counted(lambda: F.cross_entropy(tails.logits(theta, shared, by_chain=True)[0], y).backward())
+    if tails.trunk.plan == "whole model":
         features = 0.0
     else:
-        of_each = counted(lambda: tails.cut.trunk(x)) / B * (own + len(dataset.val))
+        of_each = counted(lambda: tails.trunk.trunk(x)) / B * (rows_of_a_chain + len(dataset.val))
         features = of_each * config.collect.fewest  # each worker computes them
     sizes = {"autoencoder": generator.autoencoder, "diffusion": generator.diffusion.denoiser}
     fit = sum(
@@ -165,5 +167,5 @@ def work(config: Config, dataset: Dataset, generator: Generator) -> dict[str, fl
         * getattr(config, name).iterations
         for name, network in sizes.items()
     )
-    chains = step / B * own * config.collect.epochs * config.collect.chains
+    chains = step / B * rows_of_a_chain * config.collect.epochs * config.collect.chains
     return {"training": training, "chains": chains + features, "fit": float(fit)}

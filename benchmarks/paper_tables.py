@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from common import spread
 
-from bend_ray.report.numbers import RIVALS
-from bend_ray.report.words import LABELS
+from bend_ray.report.table import LABELS
+from bend_ray.training.rivals import RIVALS
 
 Result = dict[str, list[dict[str, Any]]]
 """What was measured of each setting, seed by seed."""
@@ -27,7 +27,7 @@ def named(result: Result) -> list[tuple[str, list[dict[str, Any]]]]:
 
 
 def claims(result: Result) -> str:
-    """In how many seeds each part of the paper's claim holds, and whether the base and all null models are beaten."""
+    """In how many seeds each part of the paper's claim holds, and whether the base and all baselines are beaten."""
     lines = header(
         "setting (seeds)",
         "aBEND above mean and median of both",
@@ -37,7 +37,7 @@ def claims(result: Result) -> str:
         "than the deep ensemble",
         "cheaper than training",
         "aBEND above the base",
-        "NLL below all null models",
+        "NLL below all baselines",
     )
     for name, runs in named(result):
         counts = [sum(held) for held in zip(*map(holds, runs), strict=True)]
@@ -49,7 +49,7 @@ def holds(run: dict[str, Any]) -> tuple[bool, ...]:
     single = [run[kind]["accuracy"] for kind in ("originals", "generated")]
     both = [scores[key] for scores in single for key in ("mean", "median")]
     diverse = {kind: run["diversity"][kind]["disagreement"] for kind in ("originals", "generated", "deep_ensemble")}
-    nulls = [one for name, one in run["baselines"].items() if one and name not in RIVALS]
+    baselines = [one for name, one in run["baselines"].items() if one and name not in RIVALS]
     return (
         run["abend"]["accuracy"] > max(both),
         run["sbend"]["accuracy"] > max(both),
@@ -58,7 +58,7 @@ def holds(run: dict[str, Any]) -> tuple[bool, ...]:
         diverse["generated"] > diverse["deep_ensemble"],
         run["cost"]["member_cost_ratio"] < 1,
         run["abend"]["accuracy"] > run["baselines"]["base_model"]["accuracy"],
-        run["abend"]["nll"] < min(one["nll"] for one in nulls),
+        run["abend"]["nll"] < min(one["nll"] for one in baselines),
     )
 
 
@@ -71,7 +71,7 @@ def accuracies(result: Result) -> str:
     for name, runs in named(result):
         cells = [spread([run[kind]["accuracy"]["mean"] for run in runs], 100) for kind in ("originals", "generated")]
         cells += [spread([run[kind]["accuracy"] for run in runs], 100) for kind in ("sbend", "abend")]
-        cells += [spread([run["baselines"][null]["accuracy"] for run in runs], 100) for null in SHOWN]
+        cells += [spread([run["baselines"][baseline]["accuracy"] for run in runs], 100) for baseline in SHOWN]
         lines.append(row(name, *cells))
     return "\n".join(lines)
 
@@ -83,7 +83,7 @@ def likelihoods(result: Result) -> str:
         lines = header(key.upper() if key != "brier" else "Brier", "sBEND", "aBEND", *(LABELS[name] for name in SHOWN))
         for name, runs in named(result):
             cells = [spread([run[kind][key] for run in runs], digits=3) for kind in ("sbend", "abend")]
-            cells += [spread([run["baselines"][null][key] for run in runs], digits=3) for null in SHOWN]
+            cells += [spread([run["baselines"][baseline][key] for run in runs], digits=3) for baseline in SHOWN]
             lines.append(row(name, *cells))
         tables.append("\n".join(lines))
     return "\n\n".join(tables)
@@ -171,9 +171,9 @@ def draw(result: Result, file: Path) -> None:
                 label = {"abend": "aBEND", "sbend": "sBEND", "nll": "aBEND"}[kind]
                 (line,) = axis.plot(sizes, mean_M, marker="o", markersize=3, label=label)
                 axis.fill_between(sizes, mean_M - sd_M, mean_M + sd_M, alpha=0.2, color=line.get_color(), linewidth=0)
-            for null, style in (("base_model", ":"), ("random_originals", "-."), ("deep_ensemble", "--")):
-                level = scale * sum(run["baselines"][null][key] for run in runs) / len(runs)
-                axis.axhline(level, linestyle=style, color="0.4", linewidth=1, label=LABELS[null].split(" (")[0])
+            for baseline, style in (("base_model", ":"), ("random_originals", "-."), ("deep_ensemble", "--")):
+                level = scale * sum(run["baselines"][baseline][key] for run in runs) / len(runs)
+                axis.axhline(level, linestyle=style, color="0.4", linewidth=1, label=LABELS[baseline].split(" (")[0])
             axis.set_xscale("log")
             axis.set_xticks(sizes, [str(size) if size in (1, 5, 20, 200) else "" for size in sizes])
             axis.minorticks_off()

@@ -59,7 +59,7 @@ IDEAS: dict[str, dict[str, Any]] = {
     "members: spread 1.4": {"sample.spread": 1.4},
     "members: the best of 256": {"sample.keep": "best"},
     "members: greedy of 256": {"sample.keep": "greedy"},
-    "members: recalibrated": {"sample.recalibrate": 4},
+    "members: batch norms re-estimated": {"sample.reestimate_batch_norm": 4},
 }
 EVERY = [*RIVALS, *IDEAS]
 OWN = ("bases", "averages")

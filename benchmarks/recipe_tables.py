@@ -11,7 +11,7 @@ Result = dict[str, list[dict[str, Any]]]
 MARKERS = (("o", 7), ("s", 6.5), ("^", 7.5), ("v", 7.5), ("D", 6), ("P", 8), ("X", 8), ("*", 13))
 """Of the groups, for who cannot tell their colours; with sizes that look alike, but for the last, which is plain."""
 NAMED = {
-    "base: twice as long, label smoothing 0.05": ("jobs/fashion_mnist.yaml", "left"),
+    "base: twice as long, label smoothing 0.05": ("jobs/fashion_mnist_base.yaml", "left"),
     "base long and smoothed, chains: head": ("head", "right"),
     "bases: 2, long and smoothed, chains: head": ("2 bases, head", "right"),
     "bases: 4, long and smoothed, chains: head": ("4 bases, head", "right"),
@@ -19,13 +19,13 @@ NAMED = {
 """What stands beside a recipe's point, and which end of it is there."""
 
 
-def table(found: Result) -> str:
+def table(results: Result) -> str:
     """In Markdown."""
     lines = header(
         "", "members %", "their NLL", "disagreement", "aBEND %", "NLL", "calibrated", "snapshots %", "their NLL",
         "validation NLL", "cost",
     )  # fmt: skip
-    for name, runs in found.items():
+    for name, runs in results.items():
         ours, theirs = [run["ensemble"] for run in runs], [run["snapshots"] for run in runs if "snapshots" in run]
         lines.append(
             row(
@@ -43,17 +43,17 @@ def table(found: Result) -> str:
     return "\n".join(lines)
 
 
-def draw(found: Result, file: Path) -> None:
+def draw(results: Result, file: Path) -> None:
     """NLL and accuracy against cost: deep ensembles of one classifier to all as lines, recipes as points."""
     import matplotlib as mpl
 
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    groups = sorted({_group(name) for name, runs in found.items() if "sizes" not in runs[0]})
+    groups = sorted({_group(name) for name, runs in results.items() if "sizes" not in runs[0]})
     figure, axes = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
     for axis, key, scale in zip(axes, ("nll", "accuracy"), (1, 100), strict=True):
-        for name, runs in found.items():
+        for name, runs in results.items():
             cost = statistics.fmean(run["cost"] for run in runs)
             if "sizes" in runs[0]:
                 curves = zip(*(run["sizes"] for run in runs), strict=True)

@@ -22,6 +22,7 @@ import time
 import timeit
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,8 +102,8 @@ def fit(
     std_D[std_D <= 1e-7 * mean_D.abs()] = 0
     with seeds.seeded(seed, "reference"):
         autoencoder, denoiser = ConvAutoencoder(D, LATENT, FIRST), UNet(LATENT)
-    found = Reference(autoencoder, denoiser, mean_D.float(), std_D.float())
-    x_SD, draws = found.standardise(theta_SD), seeds.generator_for(seed, "reference", "batches")
+    fitted = Reference(autoencoder, denoiser, mean_D.float(), std_D.float())
+    x_SD, draws = fitted.standardise(theta_SD), seeds.generator_for(seed, "reference", "batches")
     variance, done, total = x_SD.square().mean(), itertools.count(1), autoencoder_iterations + diffusion_iterations
     tick = (lambda: progress(next(done), total)) if progress is not None else lambda: None
 
@@ -118,17 +119,19 @@ def fit(
         abar_B1, noise_BZ = ABAR_T[t_B, None].float(), torch.randn(z_BZ.shape, generator=draws)
         return F.mse_loss(denoiser(abar_B1.sqrt() * z_BZ + (1 - abar_B1).sqrt() * noise_BZ, t_B), noise_BZ)
 
-    found.autoencoder_losses, found.autoencoder_s = _train(autoencoder, LR, autoencoder_iterations, unexplained, tick)
+    fitted.autoencoder_losses, fitted.autoencoder_s = _train(autoencoder, LR, autoencoder_iterations, unexplained, tick)
     with torch.no_grad():
         raw_SZ = autoencoder._raw(x_SD)
         autoencoder.mean_Z.copy_(raw_SZ.mean(0))
         autoencoder.std_Z.copy_(raw_SZ.std(0, correction=0).clamp_min(1e-6))
         z_SZ = autoencoder.encode(x_SD)
-    found.diffusion_losses, found.diffusion_s = _train(denoiser, DIFFUSION_LR, diffusion_iterations, mistaken, tick)
-    return found
+    fitted.diffusion_losses, fitted.diffusion_s = _train(denoiser, DIFFUSION_LR, diffusion_iterations, mistaken, tick)
+    return fitted
 
 
-def _train(model: nn.Module, lr: float, iterations: int, error: Callable, tick: Callable) -> tuple[list[float], float]:
+def _train(
+    model: nn.Module, lr: float, iterations: int, error: Callable[..., Any], tick: Callable[..., Any]
+) -> tuple[list[float], float]:
     """Each iteration's loss, and the seconds of all."""
     losses, start = [], time.perf_counter()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
@@ -192,17 +195,17 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--iterations-scale", type=float, default=1.0, help="share of all iterations and steps")
     arguments.add_argument("--threads", type=int, default=2)
-    asked = arguments.parse_args()
-    torch.set_num_threads(asked.threads)
-    first, second = (max(5, round(asked.iterations_scale * n)) for n in (500, 1000))
-    steps = min(STEPS, max(20, round(asked.iterations_scale * STEPS)))
+    args = arguments.parse_args()
+    torch.set_num_threads(args.threads)
+    first, second = (max(5, round(args.iterations_scale * n)) for n in (500, 1000))
+    steps = min(STEPS, max(20, round(args.iterations_scale * STEPS)))
     theta_SD, ticks = snapshots(), [time.perf_counter()]
-    found = fit(theta_SD, 0, first, second, progress=lambda *_: ticks.append(time.perf_counter()))
+    fitted = fit(theta_SD, 0, first, second, progress=lambda *_: ticks.append(time.perf_counter()))
     ms = [1e3 * (after - before) for before, after in itertools.pairwise(ticks)]
-    print(f"S = {SNAPSHOTS}, D = {SIZE}, batch 50, {asked.threads} threads")
-    print(line("autoencoder", found.autoencoder, found.autoencoder_losses, ms[:first], found.autoencoder_s))
-    print(line("denoiser", found.denoiser, found.diffusion_losses, ms[first:], found.diffusion_s))
-    seconds = [s * STEPS / steps for s in timeit.repeat(lambda: sample(found, 1, 0, steps), number=1, repeat=3)]
+    print(f"S = {SNAPSHOTS}, D = {SIZE}, batch 50, {args.threads} threads")
+    print(line("autoencoder", fitted.autoencoder, fitted.autoencoder_losses, ms[:first], fitted.autoencoder_s))
+    print(line("denoiser", fitted.denoiser, fitted.diffusion_losses, ms[first:], fitted.diffusion_s))
+    seconds = [s * STEPS / steps for s in timeit.repeat(lambda: sample(fitted, 1, 0, steps), number=1, repeat=3)]
     how = "" if steps == STEPS else f", extrapolated from {steps}"
     print(f"one member, {STEPS:,} steps{how}: {statistics.median(seconds):.2f} s (fastest of 3: {min(seconds):.2f} s)")
 

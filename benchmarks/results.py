@@ -1,10 +1,10 @@
-"""The configurations in jobs/ for real data, three seeds each, beside a deep ensemble of five.
+"""The configurations in jobs/ with chains on the base, three seeds each, beside a deep ensemble of five.
 
 Runs `bend-ray run` once for each (finished runs are kept under runs/results and not done again), then prints, as mean
 and standard deviation over seeds, what single classifiers and ensembles are worth on the test rows and what a member of
 each costs. Writes benchmarks/results.json.
 
-    python benchmarks/results.py [--configs fashion_mnist cifar10] [--seeds 0 1 2]
+    python benchmarks/results.py [--configs fashion_mnist_base cifar10_base] [--seeds 0 1 2]
 """
 
 import argparse
@@ -14,22 +14,22 @@ from typing import Any
 
 from common import data_path, merged, report_of, spread
 
-from bend_ray.report.words import LABELS
+from bend_ray.report.table import LABELS
 
 RUNS, RESULT = Path("runs/results"), Path("benchmarks/results.json")
 COUNT = 5
 """Classifiers of the deep ensemble."""
-NULLS = ("base_model", "random_originals", "weight_average", "gaussian", "swag")
+BASELINES = ("base_model", "random_originals", "weight_average", "gaussian", "swag")
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--configs", nargs="+", default=["fashion_mnist", "cifar10"])
+    arguments.add_argument("--configs", nargs="+", default=["fashion_mnist_base", "cifar10_base"])
     arguments.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    asked = arguments.parse_args()
+    args = arguments.parse_args()
     result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    for name in asked.configs:
-        result[name] = merged(result.get(name, []), [measured(name, seed) for seed in asked.seeds])
+    for name in args.configs:
+        result[name] = merged(result.get(name, []), [measured(name, seed) for seed in args.seeds])
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
     for name, runs in result.items():
         print(f"\n{name}\n\n{table(runs)}")
@@ -38,7 +38,8 @@ def main() -> None:
 def measured(name: str, seed: int) -> dict[str, Any]:
     """The report of one run."""
     config = f"jobs/{name}.yaml"
-    given = {"evaluate.baselines": f"[{', '.join(NULLS)}]", "evaluate.deep_ensemble_members": COUNT} | data_path(config)
+    given = {"evaluate.baselines": f"[{', '.join(BASELINES)}]", "evaluate.deep_ensemble_members": COUNT}
+    given |= data_path(config)
     words = [word for key, value in given.items() for word in (f"--{key}", value)]
     return report_of(config, RUNS / f"{name}-{seed}", seed, *words)
 
@@ -66,9 +67,9 @@ def table(runs: list[dict[str, Any]]) -> str:
     row("one generated member", 1, mean("generated"), drawn, "generated")
     row("sBEND", count, [run["sbend"] for run in runs], made)
     row("aBEND", count, [run["abend"] for run in runs], made)
-    for null in NULLS:
-        scores = [run["baselines"][null] for run in runs]
-        row(LABELS[null], scores[0]["members"], scores, [])
+    for baseline in BASELINES:
+        scores = [run["baselines"][baseline] for run in runs]
+        row(LABELS[baseline], scores[0]["members"], scores, [])
     scores = [run["baselines"]["deep_ensemble"] for run in runs]
     timed = [one["seconds"] / COUNT for one in scores if one["seconds"]]  # not those that `rivals.py` made
     row(LABELS["deep_ensemble"], COUNT, scores, timed, "deep_ensemble")

@@ -21,17 +21,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bend_ray import seeds
-from bend_ray.artifacts import recipe
 from bend_ray.config import Base, Config, load
-from bend_ray.data import optimizing, training
-from bend_ray.data.augment import augment
-from bend_ray.data.base import Description
-from bend_ray.data.classifiers import logits
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.data.images import Split
-from bend_ray.folders import Folder
-from bend_ray.rivals import Rival
-from bend_ray.rivals import asked as rivals_asked
+from bend_ray.models.base import ModelSpec
+from bend_ray.models.classifiers import logits
+from bend_ray.store.artifacts import recipe
+from bend_ray.store.folders import Folder
+from bend_ray.training import loop
+from bend_ray.training import optimizer as optimizers
+from bend_ray.training.augment import augment
+from bend_ray.training.rivals import Rival
+from bend_ray.training.rivals import requested as rivals_asked
 
 WARM = 3
 """Steps before one is captured, on a copy of the start."""
@@ -43,21 +44,21 @@ def main() -> None:
     arguments.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments.add_argument("--epochs", type=int, help="fewer than the setting's, for trying it; nothing is written")
-    asked = arguments.parse_args()
+    args = arguments.parse_args()
     torch.backends.cudnn.allow_tf32 = False
-    for name in asked.settings:
-        for seed in asked.seeds:
-            given = {"seed": str(seed)} | ({"base.epochs": str(asked.epochs)} if asked.epochs else {})
+    for name in args.settings:
+        for seed in args.seeds:
+            given = {"seed": str(seed)} | ({"base.epochs": str(args.epochs)} if args.epochs else {})
             config = load(configuration(name), given)
             dataset = load_dataset(config.data, seed)
             for of_kind in rivals_asked(config).values():
-                make(name, of_kind, config, dataset, torch.device(asked.device), keep=not asked.epochs)
+                make(name, of_kind, config, dataset, torch.device(args.device), keep=not args.epochs)
 
 
 def make(name: str, rivals: list[Rival], config: Config, dataset: Dataset, device: torch.device, keep: bool) -> None:
     """One run's whole trainings of a kind, those that are not there."""
     run_folder, made_by = Folder(RUNS / f"{name}-{config.seed}"), recipe("base", config, {"data": dataset.digest()})
-    todo = [rival for rival in rivals if not (keep and rival.there(run_folder, made_by))]
+    todo = [rival for rival in rivals if not (keep and rival.is_kept(run_folder, made_by))]
     if not todo:
         return
     start = time.monotonic()
@@ -68,7 +69,7 @@ def make(name: str, rivals: list[Rival], config: Config, dataset: Dataset, devic
     losses, right = [], []
     for rival, one in zip(todo, trainings, strict=True):
         one.module.eval()
-        loss, accuracy = training.validate(one.module, dataset.val, dataset.preprocess)
+        loss, accuracy = loop.validate(one.module, dataset.val, dataset.preprocess)
         losses.append(loss)
         right.append(accuracy)
         if keep:
@@ -103,7 +104,7 @@ def run(steps: list[Callable[[], None]], count: int, device: torch.device) -> No
 
 @dataclass(frozen=True)
 class Training:
-    """`bend_ray.data.training.train` with all that changes from step to step in tensors on the device: so a step can
+    """`bend_ray.training.loop.train` with all that changes from step to step in tensors on the device: so a step can
     be captured. AdamW as torch has it, on all parameters end to end; no moving average, for no setting has one."""
 
     module: nn.Module
@@ -119,7 +120,7 @@ class Training:
 
     @staticmethod
     def begin(config: Config, dataset: Dataset, rival: Rival, device: torch.device) -> "Training":
-        module = Description.of(config.classifier, dataset).build(rival.seed(config)).train()
+        module = ModelSpec.of(config.classifier, dataset).build(rival.seed(config)).train()
         rates = rates_of(module, config.base, len(dataset.train))
         seen_SBCHW, y_SB = fed(config, dataset.train, rival, len(rates))
         module = module.to(device)
@@ -182,22 +183,22 @@ BETA2, EPS = 0.999, 1e-8
 def rates_of(module: nn.Module, base: Base, rows: int) -> Tensor:
     """(steps, 4): `Training.rates_S4`."""
     optimizer = torch.optim.AdamW(module.parameters(), lr=base.lr, weight_decay=base.weight_decay)
-    steps = training.steps_of(base, rows)
-    schedule, found = optimizing.schedule(optimizer, base, steps), []
+    steps = loop.steps_of(base, rows)
+    schedule, factors = optimizers.schedule(optimizer, base, steps), []
     for i in range(1, steps + 1):
         (group,) = optimizer.param_groups
         beta1, beta2 = group["betas"]
-        found.append((group["lr"], beta1, 1 - beta1**i, 1 - beta2**i))
+        factors.append((group["lr"], beta1, 1 - beta1**i, 1 - beta2**i))
         optimizer.step()  # no gradients: nothing moves
         schedule.step()
-    return torch.tensor(found)
+    return torch.tensor(factors)
 
 
 def fed(config: Config, rows: Split, rival: Rival, steps: int) -> tuple[Tensor, Tensor]:
     """Images and labels of every step, in order."""
     base, draws = config.base, (rival.seed(config), rival.name)
     generator = seeds.generator_for(*draws, "batches")
-    order = list(islice(training.batches(len(rows), base.batch_size, generator, rival.bootstrap), steps))
+    order = list(islice(loop.batches(len(rows), base.batch_size, generator, rival.bootstrap), steps))
     images = [
         augment(rows.images[part], config.augment, seeds.generator_for(*draws, "augment", step, shard))
         for step, index in enumerate(order)

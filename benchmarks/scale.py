@@ -21,19 +21,21 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
-from bend_ray import artifacts
 from bend_ray.config import loads
 from bend_ray.data.datasets import load_dataset
-from bend_ray.folders import Folder
+from bend_ray.models.subset import Subset
+from bend_ray.run import Run
+from bend_ray.snapshots import parquet
+from bend_ray.snapshots.snapshots import Fact
 from bend_ray.stages import pipeline, sample
-from bend_ray.weights import parts
-from bend_ray.weights.snapshots import Fact
-from bend_ray.weights.subset import Subset
+from bend_ray.store import artifacts
+from bend_ray.store.folders import Folder
 
-DIGITS = Path("jobs/digits.yaml").read_text()
+DIGITS = Path("jobs/digits_base.yaml").read_text()
 RUN = Path("runs/scale")
 
 
@@ -42,13 +44,13 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=2)
     arguments.add_argument("--chains", type=int, default=12)
     arguments.add_argument("--blocks", type=int, default=2000)
-    asked = arguments.parse_args()
+    args = arguments.parse_args()
     os.environ["RAY_DEDUP_LOGS"] = "0"
-    pipeline.run(loads(DIGITS, "jobs/digits.yaml"), Folder(RUN / "digits"), ("collect", "fit"))
+    pipeline.execute(Run(loads(DIGITS, "jobs/digits_base.yaml"), Folder(RUN / "digits")), ("collect", "fit"))
     result: dict[str, Any] = {"cores": os.cpu_count()}
-    result["collect"] = efficiency(asked.rounds, lambda workers: collected(workers, asked.chains))
-    result["sample"] = efficiency(asked.rounds, lambda actors: sampled(actors, asked.blocks // 8)[:2])
-    result["driver"] = driver(asked.blocks)
+    result["collect"] = efficiency(args.rounds, lambda workers: collected(workers, args.chains))
+    result["sample"] = efficiency(args.rounds, lambda actors: sampled(actors, args.blocks // 8)[:2])
+    result["driver"] = driver(args.blocks)
     result["rates"] = rates()
     Path("benchmarks/scale.json").write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
@@ -56,17 +58,17 @@ def main() -> None:
 
 def efficiency(rounds: int, work: Any) -> dict[str, Any]:
     """Seconds of one and two workers, in turn: of the units alone, and of the whole stage."""
-    found: dict[str, list[tuple[float, float]]] = {"1": [], "2": []}
+    times: dict[str, list[tuple[float, float]]] = {"1": [], "2": []}
     for _ in range(rounds):
         for workers in (1, 2):
-            found[str(workers)].append(work(workers))
-    units, whole = ({n: statistics.median(pair[i] for pair in found[n]) for n in found} for i in (0, 1))
+            times[str(workers)].append(work(workers))
+    units, whole = ({n: statistics.median(pair[i] for pair in times[n]) for n in times} for i in (0, 1))
     return {
         "units_s": units,
         "stage_s": whole,
         "efficiency": units["1"] / 2 / units["2"],
         "with_start": whole["1"] / 2 / whole["2"],
-        "rounds": found,
+        "rounds": times,
     }
 
 
@@ -82,9 +84,9 @@ def begun(name: str, *artifacts: str) -> Folder:
 def collected(workers: int, chains: int) -> tuple[float, float]:
     run = begun("collect", "base")
     more = {"collect.workers": workers, "collect.chains": chains, "collect.epochs": 60, "collect.held_out": 2}
-    config = loads(DIGITS, "jobs/digits.yaml").with_keys(more)
+    config = loads(DIGITS, "jobs/digits_base.yaml").with_keys(more)
     start = time.monotonic()
-    pipeline.run(config, run, ("collect",))
+    pipeline.execute(Run(config, run), ("collect",))
     stage = time.monotonic() - start
     ends, begins = [], []
     for chain in range(chains):
@@ -98,7 +100,7 @@ def collected(workers: int, chains: int) -> tuple[float, float]:
 def sampled(actors: int, blocks: int) -> tuple[float, float, float]:
     """Seconds of the units, of the stage, and CPU seconds of this process in it."""
     run = begun("sample", "base", "snapshots", "generator")
-    config = loads(DIGITS, "jobs/digits.yaml")
+    config = loads(DIGITS, "jobs/digits_base.yaml")
     more = {"sample.members": blocks * config.sample.block, "sample.actors": actors, "sample.steps": 200}
     config = config.with_keys(more)
     dataset = load_dataset(config.data, config.seed)
@@ -112,12 +114,9 @@ def sampled(actors: int, blocks: int) -> tuple[float, float, float]:
         seen.append(times[-1] - times[0] + first)
         return kept(*arguments)
 
-    sample._publish = publish
     start, cpu = time.monotonic(), time.process_time()
-    try:
-        sample.run(config, run, dataset)
-    finally:
-        sample._publish = kept
+    with mock.patch.object(sample, "_publish", publish):
+        sample.execute(Run(config, run, loaded=dataset))
     return seen[0], time.monotonic() - start, time.process_time() - cpu
 
 
@@ -140,16 +139,16 @@ def rates(D: int = 4_000_000, S: int = 32) -> dict[str, float]:
     facts = [Fact(0, step, 0, 0.0, 0.0) for step in range(S)]
     with tempfile.TemporaryDirectory() as scratch:
         folder, gigabytes = Folder(scratch), theta_SD.nbytes / 1e9
-        found = {
-            "write_part_GBs": gigabytes / seconds(lambda: parts.write_part(folder, 0, subset, theta_SD, facts, "r")),
-            "read_part_GBs": gigabytes / seconds(lambda: parts.read(folder, 1)),
-            "checksum_GBs": gigabytes / seconds(lambda: artifacts._facts(folder, parts.part_name(0))),
+        gflops = {
+            "write_part_GBs": gigabytes / seconds(lambda: parquet.write_shard(folder, 0, subset, theta_SD, facts, "r")),
+            "read_part_GBs": gigabytes / seconds(lambda: parquet.read(folder, 1)),
+            "checksum_GBs": gigabytes / seconds(lambda: artifacts._facts(folder, parquet.shard_name(0))),
         }
     theta_64 = theta_SD[:, : D // 8].double()
-    found["gram_GFLOPs"] = 2 * S * S * theta_64.shape[1] / 1e9 / seconds(lambda: theta_64 @ theta_64.T)
+    gflops["gram_GFLOPs"] = 2 * S * S * theta_64.shape[1] / 1e9 / seconds(lambda: theta_64 @ theta_64.T)
     c_MR = torch.randn(16, S)
-    found["decode_GFLOPs"] = 2 * 16 * S * D / 1e9 / seconds(lambda: c_MR @ theta_SD)
-    return found
+    gflops["decode_GFLOPs"] = 2 * 16 * S * D / 1e9 / seconds(lambda: c_MR @ theta_SD)
+    return gflops
 
 
 def seconds(work: Callable[[], Any]) -> float:

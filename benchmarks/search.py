@@ -28,15 +28,16 @@ import torch
 import yaml
 from common import mean_and_sd
 
-from bend_ray import artifacts
 from bend_ray.config import Config, loads
-from bend_ray.data import base as bases
 from bend_ray.data.datasets import load_dataset
-from bend_ray.folders import Folder
+from bend_ray.models import base as bases
+from bend_ray.models.subset import choose
+from bend_ray.run import Run
+from bend_ray.snapshots import parquet
+from bend_ray.snapshots.snapshots import Fact
 from bend_ray.stages import collect
-from bend_ray.weights import parts
-from bend_ray.weights.snapshots import Fact
-from bend_ray.weights.subset import choose
+from bend_ray.store import artifacts
+from bend_ray.store.folders import Folder
 
 NOISE = 0.05
 
@@ -46,9 +47,9 @@ def main() -> None:
     arguments.add_argument("--trials", type=int, default=8)
     arguments.add_argument("--megabytes", type=int, default=500)
     arguments.add_argument("--seeds", type=int, default=3)
-    asked = arguments.parse_args()
-    result: dict[str, Any] = {"overhead": overhead(asked.trials), "memory": memory(asked.trials, asked.megabytes)}
-    result["gain"] = gain(asked.seeds)
+    args = arguments.parse_args()
+    result: dict[str, Any] = {"overhead": overhead(args.trials), "memory": memory(args.trials, args.megabytes)}
+    result["gain"] = gain(args.seeds)
     Path("benchmarks/search.json").write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
 
@@ -70,7 +71,7 @@ def configuration(hidden: int, chains: int, **search: Any) -> str:
 def begin(where: Path, config: Config) -> None:
     """A run with base and snapshots: an untrained network, and its parameters with noise."""
     run, dataset = Folder(where), load_dataset(config.data, config.seed)
-    description = bases.Description.of(config.classifier, dataset)
+    description = bases.ModelSpec.of(config.classifier, dataset)
     module = description.build(config.seed)
     subset = choose(module, config.collect.subset)
     bases.save(run / "base", module)
@@ -80,11 +81,11 @@ def begin(where: Path, config: Config) -> None:
     base_D, stream = subset.take(module), torch.Generator().manual_seed(0)
     for chain in range(config.collect.chains):
         theta_SD = (base_D + NOISE * torch.randn(subset.D, generator=stream))[None]
-        parts.write_part(run / "snapshots", chain, subset, theta_SD, [Fact(chain, 1, 0, 0.0, 0.0)], "")
-    collect._publish(config, run, {"base": base.digest, **inputs}, {})
+        parquet.write_shard(run / "snapshots", chain, subset, theta_SD, [Fact(chain, 1, 0, 0.0, 0.0)], "")
+    collect._publish(Run(config, run, loaded=dataset), {"base": base.digest, **inputs}, {})
 
 
-def searched(where: Path, text: str) -> tuple[subprocess.Popen, Path]:
+def searched(where: Path, text: str) -> tuple[subprocess.Popen[bytes], Path]:
     """A search in a process of its own, on a copy of the run."""
     run = where.with_name(f"{where.name}-copy")
     shutil.rmtree(run, ignore_errors=True)
@@ -105,15 +106,15 @@ def overhead(trials: int) -> dict[str, float]:
         assert process.wait() == 0
         notes = sorted((run / "timings").glob("trial-*.json"))
         ended = [path.stat().st_mtime for path in notes]
-        own = [json.loads(path.read_text())["seconds"] for path in notes]
+        taken_s = [json.loads(path.read_text())["seconds"] for path in notes]
     between = [later - earlier for earlier, later in itertools.pairwise(ended)]
-    beside = [wall - seconds for wall, seconds in zip(between, own[1:], strict=True)]
-    return {"trial_s": statistics.median(own[1:]), "beside_s": statistics.median(beside), "worst_s": max(beside)}
+    beside = [wall - seconds for wall, seconds in zip(between, taken_s[1:], strict=True)]
+    return {"trial_s": statistics.median(taken_s[1:]), "beside_s": statistics.median(beside), "worst_s": max(beside)}
 
 
 def memory(trials: int, megabytes: int) -> dict[str, float]:
     """MiB at the peak, and the ratio of eight trials to one."""
-    found: dict[str, float] = {}
+    peaks: dict[str, float] = {}
     chains = 127
     D = megabytes * 10**6 / 4 / (chains - 2)
     for size, hidden in (("few", 16), ("many", round(D**0.5))):
@@ -123,12 +124,12 @@ def memory(trials: int, megabytes: int) -> dict[str, float]:
             for count in (1, trials):
                 text = configuration(hidden, chains, trials=count, concurrent=count, cpus_per_trial=2 / trials)
                 process, _ = searched(where, text)
-                found[f"{size}_{count}_mib"] = peak_mib(process)
-    one, all_of = (found[f"many_{count}_mib"] - found[f"few_{count}_mib"] for count in (1, trials))
-    return found | {"of_snapshots_one_mib": one, "of_snapshots_all_mib": all_of, "ratio": all_of / one}
+                peaks[f"{size}_{count}_mib"] = peak_mib(process)
+    one, all_of = (peaks[f"many_{count}_mib"] - peaks[f"few_{count}_mib"] for count in (1, trials))
+    return peaks | {"of_snapshots_one_mib": one, "of_snapshots_all_mib": all_of, "ratio": all_of / one}
 
 
-def peak_mib(process: subprocess.Popen) -> float:
+def peak_mib(process: subprocess.Popen[bytes]) -> float:
     """The most that ``process`` and all it started take while trials run."""
     peak = 0.0
     while process.poll() is None:
@@ -156,7 +157,7 @@ def gain(seeds: int) -> dict[str, Any]:
     rows = []
     for seed in range(seeds):
         plain, searched = Path(f"runs/seeds/digits-{seed}"), Path(f"runs/seeds/digits-search-{seed}")
-        bend_ray("run", "jobs/digits.yaml", "--run-dir", str(plain), "--seed", str(seed))
+        bend_ray("run", "jobs/digits_base.yaml", "--run-dir", str(plain), "--seed", str(seed))
         for kept in ("base", "snapshots"):
             if not (searched / kept).exists():
                 shutil.copytree(plain / kept, searched / kept)

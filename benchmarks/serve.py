@@ -13,8 +13,8 @@
 * The wire: 256 rows a request of the Open Inference Protocol, as binary tensors and as JSON; also
   with one small network, so that little is computed besides.
 
-Models: the ConvNet of jobs/digits.yaml (norms and head are generated), and ResNet-18 with a generated head on images of
-3x32x32 (as in ensemble.py). The generator of the load shares the machine with the servers. Linux only. Writes
+Models: the ConvNet of jobs/digits_base.yaml (norms and head are generated), and ResNet-18 with a generated head on
+images of 3x32x32 (as in ensemble.py). The generator of the load shares the machine with the servers. Linux only. Writes
 benchmarks/serve.json.
 
     python benchmarks/serve.py [--quick] [--run DIR] [--rivals-python PATH] [--parts throughput fire wire]
@@ -42,7 +42,7 @@ from serve_models import Model, colour_model, digits_models, light_model, row_s_
 from serve_sides import Side, adopt_orphans, ours, serving, sides_here
 
 from bend_ray.serving import oip
-from bend_ray.serving.app import MODEL
+from bend_ray.serving.oip import MODEL
 
 WIRE_ROWS = 256
 
@@ -55,12 +55,12 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int)
     arguments.add_argument("--seconds", type=float, help="of load, for each side and number of clients")
     arguments.add_argument("--fire", type=int, help="requests under fire, at least")
-    arguments.add_argument("--run", help="a finished run of jobs/digits.yaml with twice as many members")
+    arguments.add_argument("--run", help="a finished run of jobs/digits_base.yaml with twice as many members")
     arguments.add_argument("--rivals-python", help="a Python with litserve, bentoml and bend_ray's dependencies")
-    asked = arguments.parse_args()
-    M, rounds, seconds, fired = (8, 1, 2.0, 600) if asked.quick else (32, 3, 8.0, 20_000)
-    M = asked.members or M
-    rounds, seconds, fired = asked.rounds or rounds, asked.seconds or seconds, asked.fire or fired
+    args = arguments.parse_args()
+    M, rounds, seconds, fired = (8, 1, 2.0, 600) if args.quick else (32, 3, 8.0, 20_000)
+    M = args.members or M
+    rounds, seconds, fired = args.rounds or rounds, args.seconds or seconds, args.fire or fired
     adopt_orphans()
     result: dict[str, Any] = {
         "members": M,
@@ -71,19 +71,19 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory(prefix="serve-", dir="/tmp") as where:
         scratch = Path(where)
-        digits, others = digits_models(scratch, asked.run, M)
+        digits, others = digits_models(scratch, args.run, M)
         module, subset, _, theta_MD, _ = make("head", M)
         models = {"digits": digits, "resnet18": colour_model(scratch, "resnet18", module, subset, theta_MD)}
-        if "throughput" in asked.parts:
-            sides = sides_here(scratch, asked.rivals_python)
+        if "throughput" in args.parts:
+            sides = sides_here(scratch, args.rivals_python)
             result["throughput"] = {
                 name: throughput(name, model, sides, scratch, rounds, seconds) for name, model in models.items()
             }
             save(result)
-        if "fire" in asked.parts:
+        if "fire" in args.parts:
             result["fire"] = under_fire(digits, others, scratch, fired)
             save(result)
-        if "wire" in asked.parts:
+        if "wire" in args.parts:
             sent = {"digits": digits, "one perceptron, 3x32x32": light_model(scratch)}
             result["wire"] = {name: wire(name, model, scratch, rounds, seconds) for name, model in sent.items()}
             save(result)
@@ -102,7 +102,7 @@ def save(result: dict[str, Any]) -> None:
 def throughput(
     name: str, model: Model, sides: dict[str, Side], scratch: Path, rounds: int, seconds: float
 ) -> dict[str, Any]:
-    requests, found = one_by_one(model.images), list[dict[str, Any]]()
+    requests, turns = one_by_one(model.images), list[dict[str, Any]]()
     left: dict[str, list[str]] = {side: [] for side in sides}
     for number in range(rounds):
         one_round: dict[str, Any] = {
@@ -122,15 +122,15 @@ def throughput(
                 }
             many = one_round[side_name][str(CLIENTS[0])]
             print(f"{name}, round {number + 1}: {side_name:<34} {many['per_s']:9.1f}/s", flush=True)
-        found.append(one_round)
-    return summary(found, list(sides)) | {"left_behind": left, "turns": found}
+        turns.append(one_round)
+    return summary(turns, list(sides)) | {"left_behind": left, "turns": turns}
 
 
-def summary(found: list[dict[str, Any]], sides: list[str]) -> dict[str, Any]:
+def summary(turns: list[dict[str, Any]], sides: list[str]) -> dict[str, Any]:
     """Medians over rounds; ratios are of one round, then their median."""
 
     def median(of: Callable[[dict[str, Any]], float]) -> float:
-        return statistics.median(of(one_round) for one_round in found)
+        return statistics.median(of(one_round) for one_round in turns)
 
     by_clients: dict[str, Any] = {}
     for clients in map(str, CLIENTS):
@@ -177,8 +177,8 @@ def wire(name: str, model: Model, scratch: Path, rounds: int, seconds: float) ->
         for _, clients in itertools.product(range(rounds), (1, 4)):
             turn: dict[str, Any] = {"clients": clients}
             for road, request in requests.items():
-                found = asyncio.run(load(port, [request], right, clients, seconds))
-                turn[road] = {"rows_per_s": WIRE_ROWS * found["per_s"], "p50_ms": found["p50_ms"]}
+                measured = asyncio.run(load(port, [request], right, clients, seconds))
+                turn[road] = {"rows_per_s": WIRE_ROWS * measured["per_s"], "p50_ms": measured["p50_ms"]}
             turns.append(turn)
             words = ", ".join(f"{road} {turn[road]['rows_per_s']:.0f} rows/s" for road in requests)
             print(f"{name}, {clients} clients: {words}", flush=True)
@@ -193,9 +193,9 @@ def wire(name: str, model: Model, scratch: Path, rounds: int, seconds: float) ->
 
 def table(result: dict[str, Any]) -> str:
     lines = [f"{result['members']} members, {result['cores']} cores, medians of {result['rounds']} rounds"]
-    for name, found in result.get("throughput", {}).items():
+    for name, measured in result.get("throughput", {}).items():
         for clients in map(str, CLIENTS):
-            one = found[clients]
+            one = measured[clients]
             lines += [
                 "",
                 f"{name}, {clients} clients",
@@ -208,7 +208,7 @@ def table(result: dict[str, Any]) -> str:
                 f"the ensemble alone takes {1e3 * one['row_s']:.3f} ms a row: {1 / one['row_s']:.1f} rows/s, of which"
                 f" ours serves {one['of_limit']:.0%}"
             )
-        for side, left in found["left_behind"].items():
+        for side, left in measured["left_behind"].items():
             if left:
                 lines.append(f"{side}: ended with SIGTERM, {len(left)} processes were left (e.g. {left[0]})")
     if fire := result.get("fire"):
@@ -222,12 +222,12 @@ def table(result: dict[str, Any]) -> str:
         lines += [f"  p50 {fire['p50_ms']:.0f} ms, p99 {fire['p99_ms']:.0f} ms, at most {fire['longest_s']:.1f} s"]
         lines += [f"  must be 0: {counted(fire['must_be_0'])}", *(f"  odd: {words}" for words in fire["other_answers"])]
         lines += [f"  left after SIGTERM: {', '.join(fire['left_behind']) or 'nothing'}"]
-    for name, found in result.get("wire", {}).items():
-        sizes = ", ".join(f"{road} {size / 1e6:.2f} MB" for road, size in found["bytes"].items())
+    for name, measured in result.get("wire", {}).items():
+        sizes = ", ".join(f"{road} {size / 1e6:.2f} MB" for road, size in measured["bytes"].items())
         lines += ["", f"the wire, {name}: {WIRE_ROWS} rows a request ({sizes})"]
         for clients in ("1", "4"):
-            words = ", ".join(f"{road} {rate:.0f} rows/s" for road, rate in found[clients]["rows_per_s"].items())
-            lines.append(f"  {clients} clients: {words}; ratio {found[clients]['binary_over_json']:.2f}")
+            words = ", ".join(f"{road} {rate:.0f} rows/s" for road, rate in measured[clients]["rows_per_s"].items())
+            lines.append(f"  {clients} clients: {words}; ratio {measured[clients]['binary_over_json']:.2f}")
     return "\n".join(lines)
 
 

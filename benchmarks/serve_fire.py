@@ -15,7 +15,7 @@ from serve_load import CLIENTS, Connection, LostError, one_by_one, waited
 from serve_models import Model
 from serve_sides import ours, serving
 
-from bend_ray.serving.app import MODEL
+from bend_ray.serving.oip import MODEL
 
 TOLERANCE = 1e-4
 TRY_S, TRIES = 60.0, 31
@@ -69,9 +69,9 @@ class Fire:
         self.odd.append(f"{status} {body[:200]!r}")
         return f"status {status}", 1.0
 
-    def judged(self, row: int, said: Any) -> str:
-        self.versions[said["version"]] += 1
-        expected, answer = self.by_version[said["version"]], said["predictions"][0]
+    def judged(self, row: int, response: Any) -> str:
+        self.versions[response["version"]] += 1
+        expected, answer = self.by_version[response["version"]], response["predictions"][0]
         near = np.allclose(answer["probabilities"], expected.prob_NK[row].numpy(), rtol=0, atol=TOLERANCE)
         return "right" if near and answer["label"] == expected.label_N[row] else "wrong"
 
@@ -79,8 +79,8 @@ class Fire:
         stream = random.Random(0)
         while True:
             await asyncio.sleep(KILL_S)
-            if found := replicas(server):
-                stream.choice(found).kill()
+            if alive := replicas(server):
+                stream.choice(alive).kill()
                 self.kills += 1
 
     async def roll(self, words: list[str], environment: dict[str, str], log: Path) -> None:
@@ -100,12 +100,12 @@ class Fire:
 
 
 def replicas(server: int) -> list[psutil.Process]:
-    found = []
+    processes = []
     for process in psutil.Process(server).children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if f"ServeReplica:{MODEL}" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 def under_fire(old: Model, new: Model, scratch: Path, wanted: int) -> dict[str, Any]:

@@ -28,10 +28,10 @@ from PIL import Image
 from serve_fire import replicas
 from serve_sides import adopt_orphans, end, free_port
 
-from bend_ray.client import Client
 from bend_ray.data.datasets import Preprocess
 from bend_ray.ensemble.ensemble import Ensemble
 from bend_ray.serving import oip
+from bend_ray.serving.client import Client
 
 Body = tuple[str, bytes, dict[str, str]]
 """Path, bytes, headers."""
@@ -43,18 +43,18 @@ def main() -> None:
     arguments.add_argument("--bodies", type=int, default=5000)
     arguments.add_argument("--examples", type=int, default=50, help="of schemathesis, for each route")
     arguments.add_argument("--seed", type=int, default=0)
-    asked = arguments.parse_args()
+    args = arguments.parse_args()
     adopt_orphans()
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     with tempfile.NamedTemporaryFile() as log:
-        words = [BEND_RAY, "serve", asked.run, "--port", str(port)]
+        words = [BEND_RAY, "serve", args.run, "--port", str(port)]
         process = subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
         try:
             while b"new one:" not in Path(log.name).read_bytes():
                 assert process.poll() is None, Path(log.name).read_text()
                 time.sleep(0.2)
-            result = attack(url, process.pid, asked)
+            result = attack(url, process.pid, args)
         finally:
             end(process)
     Path("benchmarks/serve_fuzz.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -63,15 +63,15 @@ def main() -> None:
         sys.exit("FAILED")
 
 
-def attack(url: str, server: int, asked: argparse.Namespace) -> dict[str, Any]:
+def attack(url: str, server: int, args: argparse.Namespace) -> dict[str, Any]:
     """All of it; what was counted."""
-    fit = Ensemble.load(asked.run).description.preprocess
+    fit = Ensemble.load(args.run).spec.preprocess
     before: list[psutil.Process] = replicas(server)
-    images = np.random.default_rng(asked.seed).integers(0, 256, (2, fit.channels, fit.image_size, fit.image_size))
+    images = np.random.default_rng(args.seed).integers(0, 256, (2, fit.channels, fit.image_size, fit.image_size))
     images = images.astype(np.uint8)
     with Client(url) as client:
         answer = client.predict(images)
-        counts, odd, longest = fuzz(url, bodies(images, fit), asked.bodies, random.Random(asked.seed))
+        counts, odd, longest = fuzz(url, bodies(images, fit), args.bodies, random.Random(args.seed))
         words = [
             sys.executable,
             "-m",
@@ -81,12 +81,12 @@ def attack(url: str, server: int, asked: argparse.Namespace) -> dict[str, Any]:
             "--checks",
             "not_a_server_error",
         ]
-        words += ["--max-examples", str(asked.examples), "--seed", str(asked.seed)]
+        words += ["--max-examples", str(args.examples), "--seed", str(args.seed)]
         made_up = subprocess.run(words, capture_output=True, text=True)
         same = bool((client.predict(images).label_B == answer.label_B).all())
     alive = [process.pid for process in before if process.is_running()]
     return {
-        "bodies": asked.bodies,
+        "bodies": args.bodies,
         "statuses": dict(sorted(counts.items())),
         "longest_s": round(longest, 3),
         "server_errors": odd,
@@ -122,12 +122,12 @@ def bodies(images: np.ndarray, fit: Preprocess) -> list[Body]:
     head = json.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": images.nbytes}}]}).encode()
     part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
     arrow, infer = "application/vnd.apache.arrow.stream", "/v2/models/bend/infer"
-    found = [(f"image/{form.lower()}", saved(form)) for form in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")]
-    found += [("application/x-npy", npy.getvalue()), (arrow, sink.getvalue()), (arrow, encoded.getvalue())]
-    found += [("application/json", json.dumps({"images": images.tolist(), "members": True}).encode())]
-    found += [("multipart/form-data; boundary=b", part + saved("PNG") + b"\r\n--b--\r\n")]
+    bodies_of_kinds = [(f"image/{form.lower()}", saved(form)) for form in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")]
+    bodies_of_kinds += [("application/x-npy", npy.getvalue()), (arrow, sink.getvalue()), (arrow, encoded.getvalue())]
+    bodies_of_kinds += [("application/json", json.dumps({"images": images.tolist(), "members": True}).encode())]
+    bodies_of_kinds += [("multipart/form-data; boundary=b", part + saved("PNG") + b"\r\n--b--\r\n")]
     return [
-        *(("/predict", body, {"Content-Type": kind}) for kind, body in found),
+        *(("/predict", body, {"Content-Type": kind}) for kind, body in bodies_of_kinds),
         (infer, plain, {"Content-Type": "application/json"}),
         (infer, head + images.tobytes(), {oip.LENGTH: str(len(head))}),
     ]
@@ -146,27 +146,27 @@ def fuzz(url: str, valid: list[Body], count: int, chance: random.Random) -> tupl
             answer = http.post(path, content=broken, headers=headers)
             longest = max(longest, time.perf_counter() - start)
             counts[str(answer.status_code)] += 1
-            said = answer.status_code in (200, 503) or "error" in answer.json()
-            if (answer.status_code >= 500 and answer.status_code != 503) or not said:
+            explained = answer.status_code in (200, 503) or "error" in answer.json()
+            if (answer.status_code >= 500 and answer.status_code != 503) or not explained:
                 odd.append(f"body {number} ({headers}): {answer.status_code} {answer.text[:200]}")
     return counts, odd, longest
 
 
 def changed(body: bytes, chance: random.Random) -> bytes:
     """``body`` with a few bytes changed, cut or put in."""
-    found = bytearray(body)
+    changed_body = bytearray(body)
     for _ in range(chance.choice((1, 1, 2, 5, 20))):
-        where = chance.randrange(len(found) + 1)
+        where = chance.randrange(len(changed_body) + 1)
         how = chance.randrange(4)
-        if how == 0 and where < len(found):
-            found[where] = chance.randrange(256)
+        if how == 0 and where < len(changed_body):
+            changed_body[where] = chance.randrange(256)
         elif how == 1:
-            del found[where : where + chance.randrange(1, 20)]
+            del changed_body[where : where + chance.randrange(1, 20)]
         elif how == 2:
-            found[where:where] = chance.randbytes(chance.randrange(1, 20))
-        elif where < len(found):
-            found[where] ^= 1 << chance.randrange(8)
-    return bytes(found)
+            changed_body[where:where] = chance.randbytes(chance.randrange(1, 20))
+        elif where < len(changed_body):
+            changed_body[where] ^= 1 << chance.randrange(8)
+    return bytes(changed_body)
 
 
 if __name__ == "__main__":

@@ -74,12 +74,12 @@ def post(path: str, kind: str, body: bytes, *headers: str) -> bytes:
 
 def one_by_one(images: Tensor) -> list[bytes]:
     """A request for each row."""
-    found = []
+    requests = []
     for image in images:
         stream = io.BytesIO()
         np.save(stream, image[None].numpy())
-        found.append(post("/predict", "application/x-npy", stream.getvalue()))
-    return found
+        requests.append(post("/predict", "application/x-npy", stream.getvalue()))
+    return requests
 
 
 async def load(
@@ -96,12 +96,12 @@ async def load(
     async def client(stream: random.Random) -> None:
         connection = Connection(port)
         while time.perf_counter() - start < seconds:
-            row, asked = stream.randrange(len(requests)), time.perf_counter()
+            row, sent = stream.randrange(len(requests)), time.perf_counter()
             try:
                 status, headers, body = await connection.ask(requests[row])
             except LostError:  # closed by the server as we began to write: once more, as HTTP clients do
                 status, headers, body = await connection.ask(requests[row])
-            waits.append(time.perf_counter() - asked)
+            waits.append(time.perf_counter() - sent)
             if status != 200 or not right(row, body, headers):
                 raise RuntimeError(f"row {row}: status {status}, {body[:300]!r}")
         connection.close()

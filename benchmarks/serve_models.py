@@ -11,17 +11,17 @@ import torch
 from common import BEND_RAY, SHAPE, colours, rows
 from torch import Tensor, nn
 
-from bend_ray import artifacts
 from bend_ray.config import Base, Classifier, Config, Data
 from bend_ray.config import Ensemble as Settings
-from bend_ray.data import base as bases
-from bend_ray.data.base import Description
-from bend_ray.data.classifiers import build
 from bend_ray.data.datasets import load_dataset
 from bend_ray.ensemble.ensemble import MEMBERS, Ensemble
-from bend_ray.folders import Folder
-from bend_ray.tensors import write_tensors
-from bend_ray.weights.subset import Subset, choose
+from bend_ray.models import base as bases
+from bend_ray.models.base import ModelSpec
+from bend_ray.models.classifiers import build
+from bend_ray.models.subset import Subset, choose
+from bend_ray.store import artifacts
+from bend_ray.store.folders import Folder
+from bend_ray.store.tensors import write_tensors
 
 MARGIN = 0.01
 """Between the two largest probabilities of a row, at least: nearer ones may change places by rounding."""
@@ -44,25 +44,25 @@ def digits_models(scratch: Path, run: str | None, M: int) -> tuple[Model, Model]
     """The first and the next M members of a run."""
     if run is None:
         run = str(scratch / "run")
-        words = [str(BEND_RAY), "run", "jobs/digits.yaml", "--sample.members", str(2 * M), "--run-dir", run]
+        words = [str(BEND_RAY), "run", "jobs/digits_base.yaml", "--sample.members", str(2 * M), "--run-dir", run]
         subprocess.run(words, check=True)
     whole = Ensemble.load(run)
     if whole.members < 2 * M:
         sys.exit(f"--run: {run} has {whole.members} members; {2 * M} are needed, for two ensembles of {M}")
-    module = bases.load(Folder(run) / "ensemble", whole.description)
+    module = bases.load(Folder(run) / "ensemble", whole.spec)
     images = load_dataset(Data(name="digits"), 0).test.images
-    found = []
+    folders = []
     for name, theta_MD in (("digits", whole.theta_MD[:M]), ("digits-other", whole.theta_MD[M : 2 * M])):
-        publish(scratch / name, whole.description, module, whole.subset, theta_MD)
-        found.append(scratch / name)
-    sure_N = sure(found[0], images) & sure(found[1], images)
-    return model(found[0], images[sure_N]), model(found[1], images[sure_N])
+        publish(scratch / name, whole.spec, module, whole.subset, theta_MD)
+        folders.append(scratch / name)
+    sure_N = sure(folders[0], images) & sure(folders[1], images)
+    return model(folders[0], images[sure_N]), model(folders[1], images[sure_N])
 
 
 def colour_model(scratch: Path, name: str, module: nn.Module, subset: Subset, theta_MD: Tensor) -> Model:
     """These members of a classifier of digits as colour images."""
     digits = load_dataset(Data(name="digits"), 0)
-    description = Description(Classifier.model_validate({"name": name}), digits.class_names, colours(digits))
+    description = ModelSpec(Classifier.model_validate({"name": name}), digits.class_names, colours(digits))
     publish(scratch / name, description, module, subset, theta_MD)
     images = rows(digits.test).images
     return model(scratch / name, images[sure(scratch / name, images)])
@@ -75,7 +75,7 @@ def light_model(scratch: Path) -> Model:
     return colour_model(scratch, "mlp", module, subset, 30 * subset.take(module)[None])  # decided, too
 
 
-def publish(where: Path, description: Description, module: nn.Module, subset: Subset, theta_MD: Tensor) -> None:
+def publish(where: Path, description: ModelSpec, module: nn.Module, subset: Subset, theta_MD: Tensor) -> None:
     """An ensemble of these members as a folder."""
     run, facts = Folder(where), description.to_json() | {"subset": subset.to_json()}
     bases.save(run / "ensemble", module)
@@ -97,16 +97,16 @@ def first(ensemble: Ensemble) -> Ensemble:
 
 def model(folder: Path, images: Tensor) -> Model:
     ensemble = Ensemble.load(folder)
-    said, one = ensemble.predict(images), first(ensemble).predict(images)
+    prediction, one = ensemble.predict(images), first(ensemble).predict(images)
     version = ensemble.manifest.digest[:12]
-    return Model(folder, images, said.label_B.tolist(), said.prob_BK, one.label_B.tolist(), version)
+    return Model(folder, images, prediction.label_B.tolist(), prediction.prob_BK, one.label_B.tolist(), version)
 
 
 def row_s(folder: str, count: int) -> float:
     """Seconds for a row, ``count`` at once on one thread, in a process that does nothing else."""
     torch.set_num_threads(1)
     ensemble = Ensemble.load(folder, settings=Settings(plan="measured"))  # as replicas do
-    fit = ensemble.description.preprocess
+    fit = ensemble.spec.preprocess
     images = torch.zeros(count, fit.channels, fit.image_size, fit.image_size, dtype=torch.uint8)
     with torch.inference_mode():
         ensemble.predict(images)

@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from fastapi import Depends, Request
 
-from bend_ray import artifacts
-from bend_ray.data import base as bases
-from bend_ray.data.base import Description
 from bend_ray.ensemble.ensemble import MEMBERS
-from bend_ray.folders import Folder
-from bend_ray.tensors import read_tensors
-from bend_ray.weights.subset import Subset
+from bend_ray.models import base as bases
+from bend_ray.models.base import ModelSpec
+from bend_ray.models.subset import Subset
+from bend_ray.store import artifacts
+from bend_ray.store.folders import Folder
+from bend_ray.store.tensors import read_tensors
 
 
 class Models:
@@ -38,7 +38,7 @@ class Models:
         torch.set_grad_enabled(False)
         folder = Folder(os.environ["RIVAL_FOLDER"]) / "ensemble"
         facts = artifacts.load(folder, "ensemble").facts
-        description, subset = Description.from_json(facts, str(folder)), Subset.from_json(facts["subset"])
+        description, subset = ModelSpec.from_json(facts, str(folder)), Subset.from_json(facts["subset"])
         self.preprocess, self.models = description.preprocess, []
         theta_MD = read_tensors(folder, MEMBERS)[0]["theta_MD"]
         for theta_D in theta_MD[:1] if os.environ["RIVAL_MODELS"] == "one" else theta_MD:
@@ -54,18 +54,18 @@ class Models:
 
 
 def array(body: bytes) -> np.ndarray:
-    found: np.ndarray = np.load(io.BytesIO(body), allow_pickle=False)
-    return found
+    images: np.ndarray = np.load(io.BytesIO(body), allow_pickle=False)
+    return images
 
 
 if importlib.util.find_spec("litserve"):  # at the top level, for its worker is a process that imports this again
-    import litserve  # type: ignore[import-not-found]
+    import litserve  # type: ignore[import-not-found]  # in no extra of ours
 
     async def body_of(request: Request) -> bytes:
         """LitServe reads JSON and forms only, unless FastAPI is told otherwise."""
         return await request.body()
 
-    class Api(litserve.LitAPI):
+    class Api(litserve.LitAPI):  # type: ignore[misc]  # Any, where it is not installed
         def setup(self, device: str) -> None:
             self.models = Models()
 
@@ -80,14 +80,14 @@ if importlib.util.find_spec("litserve"):  # at the top level, for its worker is 
 
 
 if importlib.util.find_spec("bentoml"):
-    import bentoml  # type: ignore[import-not-found]
+    import bentoml  # type: ignore[import-not-found]  # in no extra of ours
 
     @bentoml.service(workers=1, traffic={"timeout": 600}, logging={"access": {"enabled": False}})
     class Bento:
         def __init__(self) -> None:
             self.models = Models()
 
-        @bentoml.api
+        @bentoml.api  # type: ignore[untyped-decorator]  # Any, where it is not installed
         def predict(
             self, image: Annotated[Path, bentoml.validators.ContentType("application/x-npy")], /
         ) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import psutil
 import torch
 from common import BEND_RAY
 
-from bend_ray.serving import front
+from bend_ray.serving import proxy
 
 HERE = Path(__file__).parent
 START_S, STOP_S, LINGER_S = 300.0, 60.0, 5.0
@@ -37,27 +37,27 @@ class Side:
     haproxy: bool = False
     ongoing: int = 5
     """Of a replica of Ray Serve, whose default this is."""
-    label: Callable[[Any], int] = lambda said: int(said["label"])
+    label: Callable[[Any], int] = lambda body: int(body["label"])
 
     def environment(self, folder: Path, scratch: Path) -> dict[str, str]:
-        own = {"RIVAL_FOLDER": str(folder), "RIVAL_MODELS": self.models, "RIVAL_ONGOING": str(self.ongoing)}
-        own |= {"XDG_CACHE_HOME": str(scratch / "cache")}
-        own |= {"BENTOML_HOME": str(scratch / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"}
+        extra = {"RIVAL_FOLDER": str(folder), "RIVAL_MODELS": self.models, "RIVAL_ONGOING": str(self.ongoing)}
+        extra |= {"XDG_CACHE_HOME": str(scratch / "cache")}
+        extra |= {"BENTOML_HOME": str(scratch / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"}
         if self.haproxy:  # where its files and ports are, and nothing else of our own settings
             ends = ("_ENABLE_HA_PROXY", "_LOC", "_SOCKET_PATH", "_BASE", "_FILE", "_PORT")
             files = scratch / "h"  # short, for sockets' paths
             shutil.rmtree(files, ignore_errors=True)
             files.mkdir()
-            settings = front.settings(files)
-            own |= {name: value for name, value in settings.items() if name.endswith(ends)}
-        return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | own
+            settings = proxy.settings(files)
+            extra |= {name: value for name, value in settings.items() if name.endswith(ends)}
+        return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | extra
 
 
 def ours(*more: Any) -> Side:
     def words(folder: Path, port: int) -> list[Any]:
         return [BEND_RAY, "serve", folder, "--port", port, *more]
 
-    return Side(words, label=lambda said: int(said["predictions"][0]["label"]))
+    return Side(words, label=lambda body: int(body["predictions"][0]["label"]))
 
 
 def rival(name: str, python: str, models: str = "loop", haproxy: bool = False, ongoing: int = 5) -> Side:
@@ -71,7 +71,7 @@ def rival(name: str, python: str, models: str = "loop", haproxy: bool = False, o
 
 
 def sides_here(scratch: Path, rivals_python: str | None) -> dict[str, Side]:
-    found = {
+    sides = {
         "ours": ours(),
         "Ray Serve, loop": rival("ray", sys.executable),
         "Ray Serve, one model": rival("ray", sys.executable, "one"),
@@ -83,10 +83,10 @@ def sides_here(scratch: Path, rivals_python: str | None) -> dict[str, Side]:
     python = rivals_python or make_rivals(scratch / "rivals")
     for module, name in (("litserve", "LitServe, loop"), ("bentoml", "BentoML, loop")):
         if python and subprocess.run([python, "-c", f"import {module}"], capture_output=True).returncode == 0:
-            found[name] = rival(module, python)
+            sides[name] = rival(module, python)
         else:
             print(f"{name}: left out, for {module} is not installed")
-    return found
+    return sides
 
 
 def make_rivals(where: Path) -> str | None:
@@ -162,12 +162,12 @@ def end(process: subprocess.Popen[bytes]) -> list[str]:
         process.wait(STOP_S)
     family = psutil.Process().children(recursive=True)
     _, left = psutil.wait_procs(family, LINGER_S)
-    told = []
+    names = []
     for one in left:
         with contextlib.suppress(psutil.Error):
-            told.append(" ".join(word.rsplit("/", 1)[-1] for word in one.cmdline())[:100] or one.name())
+            names.append(" ".join(word.rsplit("/", 1)[-1] for word in one.cmdline())[:100] or one.name())
             one.kill()
     psutil.wait_procs(left, STOP_S)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(0.1)
-    return told
+    return names

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from bend_ray.config import loads
 from bend_ray.data.datasets import load_dataset
 from bend_ray.ensemble.ensemble import Ensemble
-from bend_ray.folders import Folder
 from bend_ray.generator.generator import Generator
-from bend_ray.weights import parts
+from bend_ray.snapshots import parquet
+from bend_ray.store.folders import Folder
 
 MEMBERS = 32
 LEAST = 2.0
@@ -43,7 +43,7 @@ def measured(run: Folder) -> dict[str, Any]:
     """Members on test rows, at each setting, and the snapshots."""
     config = loads(run.read("config.yaml").decode(), str(run))
     dataset, generator, ensemble = load_dataset(config.data, config.seed), Generator.load(run), Ensemble.load(run)
-    snapshots = parts.read(run / "snapshots", config.collect.chains).theta_SD
+    snapshots = parquet.read(run / "snapshots", config.collect.chains).theta_SD
     points: dict[str, Any] = {"originals": worth(ensemble.trunk, dataset, snapshots[:MEMBERS])}
     for name, settings in CURVES.items():
         points[name] = []

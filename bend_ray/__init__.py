@@ -12,18 +12,19 @@ Shape suffixes, used everywhere: ``theta_SD`` reads "S by D".
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from bend_ray.version import __version__
+
 __all__ = ["Client", "Ensemble", "__version__"]
 
 if TYPE_CHECKING:
-    from bend_ray.client import Client
     from bend_ray.ensemble.ensemble import Ensemble
+    from bend_ray.serving.client import Client
 
 
 def __getattr__(name: str) -> Any:
     # torch and httpx load when they are used.
     if name == "Client":
-        from bend_ray.client import Client
+        from bend_ray.serving.client import Client
 
         return Client
     if name == "Ensemble":

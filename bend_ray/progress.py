@@ -7,19 +7,22 @@ from types import TracebackType
 from typing import TextIO
 
 EVERY_S = 5.0
-TOLD_S = 0.2
+CALLED_S = 0.2
 WIDTH = 24
 
+ProgressCallback = Callable[[int, int], None]
+"""A function of (done, total), called as work goes on."""
 
-def throttled(tell: Callable[[int, int], object], every: float = TOLD_S) -> Callable[[int, int], None]:
-    """``tell`` (done, total) once in so many seconds at most, and when all is done."""
-    told = 0.0
+
+def throttled(callback: Callable[[int, int], object], every: float = CALLED_S) -> Callable[[int, int], None]:
+    """``callback`` (done, total) once in ``every`` seconds at most, and when all is done."""
+    last = 0.0
 
     def progress(done: int, total: int) -> None:
-        nonlocal told
-        if time.monotonic() - told > every or done == total:
-            told = time.monotonic()
-            tell(done, total)
+        nonlocal last
+        if time.monotonic() - last > every or done == total:
+            last = time.monotonic()
+            callback(done, total)
 
     return progress
 

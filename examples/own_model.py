@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from bend_ray import Ensemble
 from bend_ray.config import loads
-from bend_ray.folders import Folder
+from bend_ray.run import Run
 from bend_ray.stages import pipeline
+from bend_ray.store.folders import Folder
 
 
 class Net(nn.Module):
@@ -45,7 +46,7 @@ classifier: {{target: own_model:Net}}
 base: {{epochs: 5, lr: 0.01}}
 collect: {{lr: 0.03}}
 """
-    pipeline.run(loads(config, __file__), Folder(where))
+    pipeline.execute(Run(loads(config, __file__), Folder(where)))
     images = torch.from_numpy(x_test[:8, None])  # uint8 (B, C, H, W)
     answer = Ensemble.load(f"{where}/ensemble").predict(images, strategy="abend")
     print("labels ", y_test[:8].tolist(), "\nanswers", answer.label_B.tolist())

@@ -3,7 +3,8 @@
     ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- \
         python jobs/search.py jobs/digits_search.yaml --run-dir s3://BUCKET/runs/digits_search
 
-RAY_ADDRESS names the dashboard, http://HEAD:8265. bend_ray need not be installed there: it is in the working directory.
+RAY_ADDRESS names the dashboard, http://HEAD:8265; RAY_AUTH_MODE=token sends what is in ~/.ray/auth_token to a cluster
+that asks for a token. bend_ray need not be installed there: it is in the working directory.
 """
 
 import sys

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bend_ray.alignment.symmetry import Symmetry
 from bend_ray.config import Classifier
-from bend_ray.data.classifiers import build
-from bend_ray.ensemble.graph import Graph, export
-from bend_ray.weights.subset import choose
-from bend_ray.weights.symmetry import Symmetry
+from bend_ray.models.classifiers import build
+from bend_ray.models.graph import Graph, export
+from bend_ray.models.subset import choose
 
 IMAGE = (1, 8, 8)
 EVERYTHING = "regex:."
@@ -253,7 +253,7 @@ def exported(model: str) -> Graph:
 @functools.cache
 def found(model: str, spec: str) -> Symmetry:
     with pytest.MonkeyPatch.context() as patch:  # exporting takes most of the time, and knows nothing of subsets
-        patch.setattr("bend_ray.weights.symmetry.export", lambda module, example_x: exported(model))
+        patch.setattr("bend_ray.alignment.symmetry.export", lambda module, example_x: exported(model))
         return of(made(model), spec)
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from bend_ray.config import Classifier
-from bend_ray.data.classifiers import build
+from bend_ray.models.classifiers import build
 
 
 def make(seed: int = 0, **keys: Any) -> Any:

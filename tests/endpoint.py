@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from bend_ray.ensemble.ensemble import Ensemble
-from bend_ray.serving.front import free_port
+from bend_ray.serving.proxy import free_port
 from conftest import BEND_RAY
 
 
@@ -29,9 +29,13 @@ class Endpoint:
     spare: dict[str, Ensemble] = field(default_factory=dict)
 
     def serve(self, run: Path, *more: str) -> subprocess.CompletedProcess[str]:
-        """A second command for the same port."""
+        """A second command for the same port, which leaves nothing of its own behind."""
         words = [*self.command[:2], str(run), *self.command[3:], *more]
-        return subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=120)
+        out = subprocess.PIPE
+        with subprocess.Popen(words, env=self.environment, text=True, stdout=out, stderr=out) as process:
+            printed, errors = process.communicate(timeout=240)
+        assert list(Path("/tmp").glob(f"bend-{process.pid}-*")) == []
+        return subprocess.CompletedProcess(words, process.returncode, printed, errors)
 
     def replicas(self) -> list[psutil.Process]:
         family = psutil.Process(self.process.pid).children(recursive=True)

@@ -9,8 +9,10 @@ from bend_ray.config import Autoencoder, Diffusion, Sample
 from bend_ray.generator.generator import Generator
 from bend_ray.generator.gram import Gram
 from bend_ray.generator.span import Scaling, Span
-from bend_ray.weights.snapshots import Fact, Held
-from bend_ray.weights.subset import Subset
+from bend_ray.models.subset import Subset
+from bend_ray.run import Run
+from bend_ray.snapshots.snapshots import Fact, InMemorySnapshots
+from conftest import changed
 
 SUBSET = Subset(("small.weight", "large.weight", "still.bias"), ((4, 5), (30,), (3,)), ("float32",) * 3)
 S, R = 24, 6
@@ -29,8 +31,8 @@ def snapshots(seed: int = 0) -> Tensor:
     return theta_SD
 
 
-def held(theta_SD: Tensor) -> Held:
-    return Held(SUBSET, theta_SD)
+def held(theta_SD: Tensor) -> InMemorySnapshots:
+    return InMemorySnapshots(SUBSET, theta_SD)
 
 
 def span_of(theta_SD: Tensor, explained: float = 1.0, scaling: Scaling = "tensor") -> Span:
@@ -45,7 +47,13 @@ def facts(rows: int = 2 * S) -> list[Fact]:
 def fitted(seed: int = 0, model: Diffusion = MODEL, **changes: Any) -> Generator:
     """On 24 snapshots, with as many withheld."""
     both = held(torch.cat([snapshots(), snapshots(1)]))
-    return Generator.fit(SUBSET, both, facts(), S, CODER.model_copy(update=changes), model, seed)
+    return Generator.fit(SUBSET, both, facts(), S, run_with(CODER.model_copy(update=changes), model, seed))
+
+
+def run_with(autoencoder: Autoencoder = CODER, diffusion: Diffusion = MODEL, seed: int = 0) -> Run:
+    """A run, in no folder, that fits generators so."""
+    sections = {"seed": seed, "autoencoder": autoencoder, "diffusion": diffusion}
+    return Run(changed().model_copy(update=sections))
 
 
 def coordinates() -> Tensor:

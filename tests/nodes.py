@@ -14,7 +14,7 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from processes import wait_for, workers
+from processes import when, workers
 
 FAST = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
 """How soon the head notices that a node is gone."""
@@ -25,7 +25,8 @@ class Nodes:
 
     def __init__(self, head: int, others: int) -> None:
         self.scratch = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-        Path("/tmp/ray").mkdir(exist_ok=True)  # Ray's own place for the address of a `Cluster`, which it expects there
+        # Ray's own place for the address of a `Cluster`, which it expects there.
+        Path(os.environ["RAY_TMPDIR"], "ray").mkdir(exist_ok=True)
         self.cluster = Cluster(
             initialize_head=True,
             head_node_args={
@@ -45,18 +46,16 @@ class Nodes:
         self.others.append(self.cluster.add_node(**more))
         return self.others[-1]
 
-    def with_worker(self, title: str) -> Any:
+    def with_worker(self, title: Any) -> Any:
         """A node but the head on which a process runs the actor or task ``title``; None where there is none."""
         return next((node for node in self.others if self.workers(node, title)), None)
 
-    def first_with_worker(self, title: str, moment: Callable[[], object], process: subprocess.Popen) -> Any:
-        """`with_worker`, from when ``moment`` has come; while ``process`` lives."""
-        found: list[Any] = []
-        wait_for(lambda: moment() and (found.append(self.with_worker(title)) or found[-1]), process)
-        return found[-1]
+    def first_with_worker(self, title: Any, moment: Callable[[], object], process: subprocess.Popen[str]) -> Any:
+        """`with_worker` when ``moment`` comes, while ``process`` lives."""
+        return when(moment, lambda: self.with_worker(title), lambda node: self.workers(node, title), process)
 
     @staticmethod
-    def workers(node: Any, title: str) -> list[psutil.Process]:
+    def workers(node: Any, title: Any) -> list[psutil.Process]:
         """Processes of the node that run the actor or task ``title``."""
         with contextlib.suppress(psutil.NoSuchProcess):
             return workers(title, _raylet(node).children(recursive=True))

@@ -11,7 +11,7 @@ from serving_helpers import pictures
 IMAGES = pictures(3)
 
 
-def tensor(images: np.ndarray = IMAGES, datatype: str = "UINT8", **changes: Any) -> dict[str, Any]:
+def tensor(images: np.ndarray = IMAGES, datatype: Any = "UINT8", **changes: Any) -> dict[str, Any]:
     facts = {"name": "images", "datatype": datatype, "shape": list(images.shape), "data": images.reshape(-1).tolist()}
     return {key: value for key, value in (facts | changes).items() if value is not ...}
 

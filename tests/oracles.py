@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from bend_ray import seeds
 from bend_ray.config import Collect
-from bend_ray.data import training
-from bend_ray.data.classifiers import logits
 from bend_ray.data.datasets import Dataset
-from bend_ray.weights.subset import Subset
+from bend_ray.models.classifiers import logits
+from bend_ray.models.subset import Subset
+from bend_ray.training import loop
 
 Rows = Sequence[Sequence[float]]
 
@@ -67,7 +67,7 @@ def train_chain(
             schedule.step()
         if step in {steps * (i + 1) // collect.snapshots_per_chain for i in range(collect.snapshots_per_chain)}:
             snapshots.append(subset.take(module))
-            scores.append(training.validate(module, dataset.val, dataset.preprocess))
+            scores.append(loop.validate(module, dataset.val, dataset.preprocess))
     return torch.stack(snapshots), scores
 
 

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from bend_ray.folders import Folder
+from bend_ray.store.folders import Folder
 
 
 def copy(reference: Path, tmp_path: Path, *without: str) -> Folder:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import time
@@ -13,20 +14,24 @@ import psutil
 import pytest
 import yaml
 
-from conftest import BEND_RAY, TOY
+from conftest import BEND_RAY, TWO
 
 LIMIT_S = 300.0
+RECHECK_S = 0.1
+"""How often it is looked whether a process is still there."""
 
-Start = Callable[..., subprocess.Popen]
+Start = Callable[..., subprocess.Popen[str]]
 """(stage and options, configuration, address of the cluster, further environment) to a driver's process."""
 
 
 @pytest.fixture
 def start(ray_cluster: str, tmp_path: Path) -> Iterator[Start]:
     """Starts `bend-ray` on ``tmp_path/run`` as a process of its own, on the tests' common cluster or another."""
-    started: list[subprocess.Popen] = []
+    started: list[subprocess.Popen[str]] = []
 
-    def start(*words: str, config: dict[str, Any] = TOY, address: str = ray_cluster, **more: str) -> subprocess.Popen:
+    def start(
+        *words: str, config: dict[str, Any] = TWO, address: str = ray_cluster, **more: str
+    ) -> subprocess.Popen[str]:
         (tmp_path / "toy.yaml").write_text(yaml.safe_dump(config))
         stage, *options = words or ("run",)
         command = [BEND_RAY, stage, str(tmp_path / "toy.yaml"), "--run-dir", str(tmp_path / "run"), *options]
@@ -43,39 +48,75 @@ def start(ray_cluster: str, tmp_path: Path) -> Iterator[Start]:
             process.kill()
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen) -> None:
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
     """Poll until ``condition``; the moment must come while ``process`` lives."""
     end = time.monotonic() + LIMIT_S
     while not condition():
         assert process.poll() is None, f"ended before the moment to kill came:\n{process.communicate()[0]}"
-        assert time.monotonic() < end, "the moment to kill never came"
+        if time.monotonic() > end:
+            process.kill()
+            pytest.fail(f"the moment to kill never came:\n{process.communicate()[0]}")
         time.sleep(0.005)
 
 
-def workers(title: str, among: Iterable[psutil.Process] | None = None) -> list[psutil.Process]:
-    """Ray's processes that run the actor or task ``title``; Ray writes it into the command line."""
+def title(kind: Any) -> str:
+    """What Ray calls processes that run ``kind``: a remote function of ours, or the class of an actor."""
+    return str(getattr(kind, "_function", kind).__name__)
+
+
+def workers(kind: Any, among: Iterable[psutil.Process] | None = None, address: str = "") -> list[psutil.Process]:
+    """Ray's processes that run ``kind``, one of ours (see `title`), or one of Ray's own by its name; Ray writes it into
+    the command line. Those of the cluster at ``address`` (empty: at RAY_ADDRESS), or ``among`` these."""
+    named = re.compile(rf"^ray::.*(?<![A-Za-z]){kind if isinstance(kind, str) else title(kind)}(?![a-z])")
     found = []
     for process in psutil.process_iter() if among is None else among:
         with contextlib.suppress(psutil.Error):
             words = process.cmdline()
-            if words and words[0].startswith("ray::") and title in words[0]:
+            if words and named.match(words[0]) and (among is not None or _is_of(process, address)):
                 found.append(process)
     return found
 
 
-def first_worker(title: str, moment: Callable[[], object], process: subprocess.Popen) -> psutil.Process:
-    """One of the processes ``title`` that are there when ``moment`` comes."""
-    found: list[psutil.Process] = []
-    wait_for(lambda: moment() and (found.extend(workers(title)) or found), process)
+def _is_of(process: psutil.Process, address: str) -> bool:
+    """Whether it is of that cluster: others may run tests beside us."""
+    raylet = process.parent()
+    return raylet is not None and f"--gcs-address={address or os.environ['RAY_ADDRESS']}" in raylet.cmdline()
+
+
+def when(
+    moment: Callable[[], object],
+    look: Callable[[], Any],
+    still: Callable[[Any], object],
+    process: subprocess.Popen[str],
+) -> Any:
+    """What ``look`` finds, when ``moment`` comes. It is looked for before, as that takes longer than a moment may last,
+    and again where it is not ``still`` there."""
+    found: list[Any] = []
+    checked = 0.0
+
+    def came() -> bool:
+        nonlocal checked
+        if time.monotonic() - checked > RECHECK_S:
+            found[:] = found if found and still(found[0]) else [it for it in [look()] if it]
+            checked = time.monotonic()
+        return bool(found and moment())
+
+    wait_for(came, process)
     return found[0]
 
 
-def kill(victim: psutil.Process, process: subprocess.Popen) -> None:
-    victim.send_signal(signal.SIGKILL)
+def first_worker(kind: Any, moment: Callable[[], object], process: subprocess.Popen[str]) -> psutil.Process:
+    """One of the processes of ``kind`` (see `workers`) that are there when ``moment`` comes."""
+    return when(moment, lambda: next(iter(workers(kind)), None), lambda worker: workers(kind, [worker]), process)
+
+
+def kill(victim: psutil.Process, process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):  # its work may have ended meanwhile
+        victim.send_signal(signal.SIGKILL)
     wait_for(lambda: not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE, process)
 
 
-def ended_well(process: subprocess.Popen) -> str:
+def ended_well(process: subprocess.Popen[str]) -> str:
     said, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, said
     return said

@@ -14,7 +14,7 @@ import torch
 
 from bend_ray.data.datasets import Preprocess
 from bend_ray.errors import DataError
-from bend_ray.serving import bodies
+from bend_ray.serving import requests
 from image_files import encoded
 from serving_helpers import COLOUR, GREY, ROWS, arrow, npy, pictures, tensors
 
@@ -28,7 +28,7 @@ STREAM = arrow({"image": tensors(GREYS)})
 
 
 def read(kind: str, body: bytes, fit: Preprocess = GREY) -> torch.Tensor:
-    return bodies.read(kind, body, fit, ROWS)[0]
+    return requests.read(kind, body, fit, ROWS)[0]
 
 
 def same(kind: str, body: bytes, images: np.ndarray) -> None:

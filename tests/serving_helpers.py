@@ -11,16 +11,17 @@ import numpy as np
 import pyarrow as pa
 import torch
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 from torch import Tensor
 
-from bend_ray.artifacts import FileFacts, Manifest
 from bend_ray.config import Classifier, Serve
-from bend_ray.data.base import Description
 from bend_ray.data.datasets import Preprocess
 from bend_ray.ensemble.aggregate import Prediction, Strategy
 from bend_ray.ensemble.ensemble import DEFAULTS, Ensemble, make_trunk
+from bend_ray.models.base import ModelSpec
+from bend_ray.models.subset import choose
 from bend_ray.serving.app import Served, make_app
-from bend_ray.weights.subset import choose
+from bend_ray.store.artifacts import FileFacts, Manifest
 
 GREY = Preprocess(1, 8, (0.3,), (0.4,))
 COLOUR = Preprocess(3, 8, (0.3, 0.4, 0.5), (0.4, 0.3, 0.2))
@@ -31,7 +32,7 @@ ROWS = 16
 @functools.cache
 def ensemble() -> Ensemble:
     """Five members that often disagree: a small network's own parameters, and noise."""
-    description = Description(Classifier(name="convnet", kwargs={"width": 4}), ("nought", "one", "two", "three"), GREY)
+    description = ModelSpec(Classifier(name="convnet", kwargs={"width": 4}), ("nought", "one", "two", "three"), GREY)
     module = description.build().requires_grad_(False)
     subset = choose(module, "norm+head")
     noise = torch.randn(5, subset.D, generator=torch.Generator().manual_seed(0))
@@ -50,15 +51,15 @@ def ensemble() -> Ensemble:
 
 
 async def answer(images: Tensor, strategy: Strategy) -> tuple[Prediction, Tensor]:
-    tally = ensemble().tally(images)
+    tally = ensemble().tally(images, strategy)
     return tally.prediction(strategy), tally.label_MB
 
 
 def served(limits: dict[str, Any] | None = None, **changes: Any) -> Served:
-    """What an app of the tests' ensemble needs; `facts` as `bend_ray.replica.facts` gives them, which needs Ray."""
+    """What an app of the tests' ensemble needs; `facts` as `workers.replica.facts` gives them, which needs Ray."""
     made, chosen = ensemble(), Serve(**{"max_rows": ROWS, "max_body": 0.125} | (limits or {}))
-    names = made.description.class_names
-    facts = {
+    names = made.spec.class_names
+    facts: dict[str, Any] = {
         "model": "digits",
         "run": "runs/digits",
         "members": made.members,
@@ -66,6 +67,7 @@ def served(limits: dict[str, Any] | None = None, **changes: Any) -> Served:
         "class_names": list(names),
         "image": {"channels": GREY.channels, "size": GREY.image_size},
         "subset_size": made.subset.D,
+        "trunks": made.trunks,
         "accuracy": {"abend": 0.5, "sbend": 0.25},
         "hash": made.manifest.hash,
         "digest": made.manifest.digest,
@@ -73,22 +75,25 @@ def served(limits: dict[str, Any] | None = None, **changes: Any) -> Served:
         "made_by": made.manifest.made_by,
         "strategies": ["abend", "sbend"],
         "plan": made.settings.plan,
+        "temperature": made.temperature.to_json(),
+        "distance": {},
         "limits": chosen.model_dump(include={"max_rows", "max_body", "timeout", "queue"}),
     }
-    return Served(**{"answer": answer, "fit": GREY, "class_names": names, "facts": facts, "limits": chosen} | changes)
+    needed: dict[str, Any] = {"answer": answer, "fit": GREY, "class_names": names, "facts": facts, "limits": chosen}
+    return Served(**needed | changes)
 
 
 def app(limits: dict[str, Any] | None = None, **changes: Any) -> FastAPI:
     return make_app(served(limits, **changes))
 
 
-def client(made: FastAPI, **settings: Any) -> httpx.AsyncClient:
+def client(made: ASGIApp, **settings: Any) -> httpx.AsyncClient:
     """Talks to ``made`` in this process. What the app raises after its answer is for the server's log, not for us."""
     transport = httpx.ASGITransport(made, raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://bend", **settings)
 
 
-def ask(made: FastAPI, method: str, path: str, **request: Any) -> httpx.Response:
+def ask(made: ASGIApp, method: str, path: str, **request: Any) -> httpx.Response:
     """One request and its answer."""
 
     async def asked() -> httpx.Response:

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
-from bend_ray.serving import guard
+from bend_ray.serving import middleware
 from serving_helpers import app, npy, pictures
 
 IMAGES = pictures(3)
 INFER = "/v2/models/bend/infer"
-NPY = {"content": npy(IMAGES)}
+NPY: dict[str, Any] = {"content": npy(IMAGES)}
 LONG = bytes(2**17 + 1)
 TOKEN = "sesam"
 
@@ -25,7 +25,7 @@ def plain() -> FastAPI:
 
 @pytest.fixture(scope="module")
 def guarded() -> FastAPI:
-    return app(token_digest=guard.digest(TOKEN))
+    return app(token_digest=middleware.digest(TOKEN))
 
 
 def refused(response: httpx.Response, status: int, sentence: str = ".") -> None:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from align_networks import EVERYTHING, built_in, found, inverse, made, of, shuffled
+from bend_ray.alignment.matching import align, match
+from bend_ray.alignment.symmetry import Symmetry
 from bend_ray.errors import ModelError
-from bend_ray.weights.align import align, match
-from bend_ray.weights.symmetry import Symmetry
 
 
 def distance(symmetry: Symmetry, a_D: Tensor, b_D: Tensor) -> float:

@@ -4,18 +4,19 @@ import errno
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from bend_ray import artifacts, lineage
-from bend_ray.artifacts import Manifest
 from bend_ray.config import Config
-from bend_ray.data.datasets import load_dataset
 from bend_ray.errors import ArtifactError, MissingError, broken
-from bend_ray.folders import Folder
-from bend_ray.tensors import read_note, read_tensors, write_rows, write_tensors
-from bend_ray.timings import note_seconds, noted_seconds
+from bend_ray.run import Run
+from bend_ray.store import artifacts, lineage
+from bend_ray.store.artifacts import Manifest
+from bend_ray.store.folders import Folder
+from bend_ray.store.tensors import read_note, read_tensors, write_rows, write_tensors
+from bend_ray.store.timings import note_seconds, noted_seconds
 from conftest import changed
 
 
@@ -90,7 +91,7 @@ def test_damage_is_found(tmp_path: Path, toy: Config, damage: str) -> None:
         {"files": 3},
     ],
 )
-def test_forged_manifest_is_refused(tmp_path: Path, toy: Config, change: dict) -> None:
+def test_forged_manifest_is_refused(tmp_path: Path, toy: Config, change: dict[str, Any]) -> None:
     run = Folder(tmp_path)
     make(run, toy)
     path = tmp_path / "base" / "config.json"
@@ -175,7 +176,7 @@ def test_blocks_that_are_there_are_of_this_recipe_and_whole(tmp_path: Path) -> N
     [(errno.EMFILE, "ulimit -n"), (errno.ENFILE, "sysctl"), (errno.ENOMEM, "memory"), (errno.EIO, "disk")],
 )
 def test_what_is_no_fault_of_a_file_is_no_reason_to_delete_it(code: int, mend: str) -> None:
-    said = str(broken("x", "part of snapshots", OSError(code, "why")))
+    said = str(broken("x", "shard of snapshots", OSError(code, "why")))
     assert said.startswith("x: cannot be read") and mend in said and "delete" not in said
 
 
@@ -217,12 +218,12 @@ def test_each_keeps_the_order_and_passes_errors_on(tmp_path: Path) -> None:
 def test_what_a_run_still_needs_on_disk(tmp_path: Path, toy: Config) -> None:
     from bend_ray.stages import pipeline
 
-    run, dataset = Folder(tmp_path), load_dataset(toy.data, 0)
-    model = pipeline._classifier(toy, dataset)
+    folder, run = Folder(tmp_path), Run(toy, Folder(tmp_path))
+    model = pipeline._classifier(run)
     base = sum(tensor.nbytes for tensor in model[0].state_dict().values())
     D, snapshots = model[1].D, toy.collect.chains * toy.collect.snapshots_per_chain
-    assert pipeline._size(toy, run, ("collect",), model) == base + 4 * D * snapshots
-    assert pipeline._size(toy, run, ("collect", "sample"), model) == 2 * base + 4 * D * snapshots + 8 * D * 7
-    (run / "snapshots").write("chain-00000.parquet", bytes(1000))
-    assert pipeline._size(toy, run, ("collect",), model) == base + 4 * D * snapshots - 1000
-    assert pipeline._size(toy, run, ("evaluate",), None) == 0
+    assert pipeline._size(run, ("collect",), model) == base + 4 * D * snapshots
+    assert pipeline._size(run, ("collect", "sample"), model) == 2 * base + 4 * D * snapshots + 8 * D * 7
+    (folder / "snapshots").write("chain-00000.parquet", bytes(1000))
+    assert pipeline._size(run, ("collect",), model) == base + 4 * D * snapshots - 1000
+    assert pipeline._size(run, ("evaluate",), None) == 0

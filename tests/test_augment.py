@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from bend_ray.config import Augment
-from bend_ray.data.augment import augment, check
 from bend_ray.errors import ConfigError
+from bend_ray.training.augment import augment, check
 
 SETTINGS = [
     Augment(crop=2),

@@ -1,6 +1,8 @@
 """Chains depend on (seed, chain) alone, and those that train on kept features are those of the whole model."""
 
 import errno
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -8,21 +10,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bend_ray import artifacts, seeds
+from bend_ray import seeds
 from bend_ray.config import Augment, Collect
-from bend_ray.data import base as bases
-from bend_ray.data import training
-from bend_ray.data.augment import augment
-from bend_ray.data.base import Description
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.errors import ArtifactError, ResourceError, TrainingError
-from bend_ray.folders import Folder
+from bend_ray.models import base as bases
+from bend_ray.models.base import ModelSpec
+from bend_ray.models.subset import Subset, choose
+from bend_ray.run import Run
+from bend_ray.snapshots import chains, parquet
+from bend_ray.snapshots.features import Rows, Tails
+from bend_ray.snapshots.snapshots import Fact
 from bend_ray.stages import collect as stage
-from bend_ray.weights import chains, features, parts
-from bend_ray.weights.features import Rows, Tails
-from bend_ray.weights.snapshots import Fact
-from bend_ray.weights.subset import Subset, choose
-from conftest import changed
+from bend_ray.store.folders import Folder
+from bend_ray.store.kinds import ARTIFACTS
+from bend_ray.training import loop
+from bend_ray.training.augment import augment
+from conftest import changed, run_of
 from oracles import train_chain
 
 CONFIG = changed()
@@ -39,15 +43,15 @@ def settings(**keys: Any) -> Collect:
 
 
 def built(dataset: Dataset, config: Any = CONFIG) -> nn.Module:
-    return Description.of(config.classifier, dataset).build(0)
+    return ModelSpec.of(config.classifier, dataset).build(0)
 
 
 def run(
     module: nn.Module, subset: Subset, dataset: Dataset, collect: Collect, numbers: range, seed: int = 0
 ) -> list[tuple[Tensor, list[Fact]]]:
-    tails = Tails.of(module, subset, dataset, collect)
+    of_these = run_of(dataset, seed, collect=collect)
     start_CD = subset.take(module).expand(len(numbers), -1)
-    return chains.run_chains(tails, start_CD, dataset, collect, seed, numbers)
+    return chains.run_chains(Tails.of(module, subset, of_these), start_CD, of_these, numbers)
 
 
 def one(dataset: Dataset, chain: int, seed: int = 0) -> tuple[Tensor, list[Fact]]:
@@ -66,11 +70,11 @@ def test_chain_depends_on_seed_and_chain_alone(dataset: Dataset) -> None:
 
 
 def test_chains_start_at_the_base_or_anew_each_by_its_number(dataset: Dataset) -> None:
-    module, description = built(dataset), Description.of(CONFIG.classifier, dataset)
+    module, description = built(dataset), ModelSpec.of(CONFIG.classifier, dataset)
     subset = choose(module, "last_block")
 
     def starts(init: str, numbers: range) -> Tensor:
-        return chains.starts(module, subset, description, settings(init=init), 5, numbers)
+        return chains.starts(module, subset, run_of(dataset, 5, collect=settings(init=init)), numbers)
 
     assert torch.equal(starts("base", range(2, 4)), subset.take(module).expand(2, -1))
     anew_CD = starts("fresh", range(2, 4))
@@ -116,13 +120,14 @@ def test_kept_features_give_the_chains_of_the_whole_model(
     module = built(dataset, config)
     collect = settings(at_once=4, optimizer=optimizer, label_smoothing=smoothing)
     subset = choose(module, spec)
-    tails = Tails.of(module, subset, dataset, collect)
-    assert (tails.cut.plan, tails.at_once) == (plan, at_once)
+    of_these = run_of(dataset, collect=collect)
+    tails = Tails.of(module, subset, of_these)
+    assert (tails.trunk.plan, tails.at_once) == (plan, at_once)
     start_CD = subset.take(module).expand(4, -1)
     found = [
         trained
         for first in range(0, 4, at_once)
-        for trained in chains.run_chains(tails, start_CD[:at_once], dataset, collect, 0, range(first, first + at_once))
+        for trained in chains.run_chains(tails, start_CD[:at_once], of_these, range(first, first + at_once))
     ]
     for chain, (theta_SD, facts) in enumerate(found):
         wanted_SD, scores = train_chain(module, subset, dataset, collect, 0, chain)
@@ -144,12 +149,17 @@ def test_a_chain_is_the_same_in_any_company(dataset: Dataset) -> None:
 def test_features_beyond_the_memory_lie_in_a_file(
     dataset: Dataset, spec: str, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(features.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     module = built(dataset, RESNET)
     subset = choose(module, spec)
     made: list[Rows] = []
     empty = Rows.empty
-    monkeypatch.setattr(Rows, "empty", lambda *given: made.append(empty(*given)) or made[-1])
+
+    def noted(*given: Any) -> Rows:
+        made.append(empty(*given))
+        return made[-1]
+
+    monkeypatch.setattr(Rows, "empty", noted)
     in_memory, in_file = (run(module, subset, dataset, settings(max_memory=most), range(1))[0] for most in (1.0, 0.0))
     assert torch.equal(in_memory[0], in_file[0]) and in_memory[1] == in_file[1]
     assert [rows.data.is_shared() for rows in made] == [False, False, True, True]  # of training and validation rows
@@ -170,21 +180,20 @@ def test_a_full_disk_is_named(dataset: Dataset, monkeypatch: pytest.MonkeyPatch)
     def full(*_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(features.os, "posix_fallocate", full)
+    monkeypatch.setattr(os, "posix_fallocate", full)
     module = built(dataset)
     with pytest.raises(ResourceError, match=r"collect\.max_memory: .*No space left on device"):
-        Tails.of(module, choose(module, "head"), dataset, settings(max_memory=0))
+        Tails.of(module, choose(module, "head"), run_of(dataset, collect=settings(max_memory=0)))
 
 
 def test_chains_see_changed_rows_and_run_the_whole_model_on_them(dataset: Dataset) -> None:
     module, changes = built(dataset), Augment(crop=2, flip=True)
     subset = choose(module, "head")
-    tails = Tails.of(module, subset, dataset, CONFIG.collect, changes)
-    assert (tails.cut.plan, tails.at_once) == ("whole model", 1)
+    of_these = run_of(dataset, augment=changes)
+    tails = Tails.of(module, subset, of_these)
+    assert (tails.trunk.plan, tails.at_once) == ("whole model", 1)
     start_CD, chain = subset.take(module)[None], range(3, 4)
-    (first_SD, _), (again_SD, _) = (
-        chains.run_chains(tails, start_CD, dataset, CONFIG.collect, 0, chain)[0] for _ in range(2)
-    )
+    (first_SD, _), (again_SD, _) = (chains.run_chains(tails, start_CD, of_these, chain)[0] for _ in range(2))
     plain_SD, _ = run(module, subset, dataset, CONFIG.collect, chain)[0]
     assert torch.equal(first_SD, again_SD) and not torch.allclose(first_SD, plain_SD, atol=1e-3)
     index = torch.arange(6)
@@ -239,10 +248,10 @@ def test_chains_train_on_images_as_they_are_where_the_base_alone_sees_changed_on
         augment={"crop": 1}, collect={"augment": False, "features": "float32", "subset": "head", "workers": 1}
     )
     folder, dataset = Folder(tmp_path), load_dataset(config.data, 0)
-    stage.run(config, folder, dataset)
-    module = bases.load(folder / "base", Description.of(config.classifier, dataset))
+    stage.execute(Run(config, folder, loaded=dataset))
+    module = bases.load(folder / "base", ModelSpec.of(config.classifier, dataset))
     expected = run(module, choose(module, "head"), dataset, config.collect, range(config.collect.chains))
-    found_SD = parts.read(folder / "snapshots", config.collect.chains).theta_SD
+    found_SD = parquet.read(folder / "snapshots", config.collect.chains).theta_SD
     torch.testing.assert_close(found_SD, torch.cat([theta_SD for theta_SD, _ in expected]), atol=1e-5, rtol=0)
 
 
@@ -251,17 +260,17 @@ def test_chains_train_on_rows_that_the_base_has_not_seen(ray_cluster: str, tmp_p
     config = changed(collect={"unseen": 0.25, "subset": "head", "workers": 1}, base={"shards": 1})
     folder, dataset = Folder(tmp_path), load_dataset(config.data, 0)
     of_base, of_chains = dataset.divided(0.25, 1.0, config.seed)
-    stage.run(config, folder, dataset)
-    description = Description.of(config.classifier, dataset)
+    stage.execute(Run(config, folder, loaded=dataset))
+    description = ModelSpec.of(config.classifier, dataset)
     module, alone = bases.load(folder / "base", description), description.build(config.seed)
-    training.train(alone, of_base.train, dataset.preprocess, config.base, config.seed)
+    loop.train(alone, Run(config, loaded=of_base))
     for name, value in alone.state_dict().items():
         torch.testing.assert_close(module.state_dict()[name], value, atol=1e-5, rtol=0)
     expected = run(module, choose(module, "head"), of_chains, config.collect, range(config.collect.chains))
-    found_SD = parts.read(folder / "snapshots", config.collect.chains).theta_SD
+    found_SD = parquet.read(folder / "snapshots", config.collect.chains).theta_SD
     torch.testing.assert_close(found_SD, torch.cat([theta_SD for theta_SD, _ in expected]), atol=1e-5, rtol=0)
     with pytest.raises(ArtifactError, match=r"base: was made from another collect\.unseen"):
-        stage.run(config.with_keys({"collect.unseen": 0.0}), folder, dataset)
+        stage.execute(Run(config.with_keys({"collect.unseen": 0.0}), folder, loaded=dataset))
 
 
 @pytest.mark.ray
@@ -269,11 +278,11 @@ def test_groups_of_chains_are_the_same_on_any_number_of_workers(ray_cluster: str
     """One that lost a chain of a group trains the group again, and leaves the chains that were there."""
     config = changed(collect={"workers": 2, "subset": "head", "at_once": 2})
     run, dataset = Folder(tmp_path), load_dataset(config.data, 0)
-    stage.run(config, run, dataset)
-    folder, kept = run / "snapshots", [(tmp_path / "snapshots" / parts.part_name(chain)) for chain in (0, 4)]
-    theta_SD, stamps = parts.read(folder, 5).theta_SD, [path.stat() for path in kept]
-    for name in (artifacts.manifest_name("snapshots"), *map(parts.part_name, (1, 2, 3))):
+    stage.execute(Run(config, run, loaded=dataset))
+    folder, kept = run / "snapshots", [(tmp_path / "snapshots" / parquet.shard_name(chain)) for chain in (0, 4)]
+    theta_SD, stamps = parquet.read(folder, 5).theta_SD, [path.stat() for path in kept]
+    for name in (ARTIFACTS["snapshots"].manifest, *map(parquet.shard_name, (1, 2, 3))):
         folder.delete(name)
-    stage.run(config.with_keys({"collect.workers": 1}), run, dataset)
-    assert torch.equal(parts.read(folder, 5).theta_SD, theta_SD)
+    stage.execute(Run(config.with_keys({"collect.workers": 1}), run, loaded=dataset))
+    assert torch.equal(parquet.read(folder, 5).theta_SD, theta_SD)
     assert [path.stat() for path in kept] == stamps

@@ -7,12 +7,13 @@ import torch
 from torch import nn
 
 from bend_ray.config import Base, Classifier, Data
-from bend_ray.data.classifiers import build
 from bend_ray.data.datasets import load_dataset
-from bend_ray.data.training import train, validate
 from bend_ray.errors import ModelError
-from bend_ray.weights.subset import choose
+from bend_ray.models.classifiers import build
+from bend_ray.models.subset import choose
+from bend_ray.training.loop import train, validate
 from classifier_helpers import make
+from conftest import run_of
 
 
 @pytest.mark.parametrize("name", ["convnet", "mlp"])
@@ -44,7 +45,7 @@ def test_residual_networks_have_the_published_sizes(name: str, layers: int, para
 def test_stems_of_residual_networks() -> None:
     shapes = {}
     for stem, size in (("cifar", 32), ("imagenet", 96)):
-        module = build(Classifier(name="resnet18", kwargs={"stem": stem, "width": 4}), 10, 3, size, 0).eval()
+        module: Any = build(Classifier(name="resnet18", kwargs={"stem": stem, "width": 4}), 10, 3, size, 0).eval()
         shapes[stem] = tuple(module.stages(module.pool(module.norm(module.conv(torch.zeros(1, 3, size, size))))).shape)
     assert shapes == {"cifar": (1, 32, 4, 4), "imagenet": (1, 32, 3, 3)}
     with pytest.raises(ModelError, match=r"classifier\.kwargs: .*stem must be cifar or imagenet"):
@@ -55,7 +56,7 @@ def test_the_tiny_vision_transformer_has_the_published_size() -> None:
     """5,717,416 parameters for 224 pixels in patches of 16 and 1,000 classes (DeiT-Ti)."""
     large = build(Classifier(name="vit_tiny", kwargs={"patch": 16}), 1000, 3, 224, 0)
     assert sum(p.numel() for p in large.parameters()) == 5_717_416
-    small = build(Classifier(name="vit_tiny", kwargs={"width": 12, "depth": 2, "heads": 2}), 10, 1, 8, 0)
+    small: Any = build(Classifier(name="vit_tiny", kwargs={"width": 12, "depth": 2, "heads": 2}), 10, 1, 8, 0)
     assert small.position.shape == (1, 5, 12) and small.head.weight.shape == (10, 12)
     names = [name for name, _ in small.named_parameters()]
     chosen = choose(small, "last_block").names
@@ -103,5 +104,5 @@ def test_built_in_networks_learn_digits(name: str, accuracy: float) -> None:
     """Full training reaches 0.98 (mean of three seeds); a bit more than half of it is enough to see that they learn."""
     dataset = load_dataset(Data(name="digits"), seed=0)
     module = make(name=name)
-    train(module, dataset.train, dataset.preprocess, Base(epochs=12, shards=1), seed=0)
+    train(module, run_of(dataset, base=Base(epochs=12, shards=1)))
     assert validate(module, dataset.test, dataset.preprocess)[1] >= accuracy

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bend_ray.data.classifiers import check, logits
 from bend_ray.errors import ModelError
+from bend_ray.models.classifiers import check, logits
 from classifier_helpers import make
 
 OWN = """

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
-from bend_ray.data.classifiers import load_weights
 from bend_ray.errors import ModelError
+from bend_ray.models.classifiers import load_weights
 from classifier_helpers import make
 
 

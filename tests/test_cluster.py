@@ -5,15 +5,16 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 import yaml
 
-from bend_ray import cluster, preflight
+from bend_ray.cluster import connection, preflight
 from bend_ray.errors import ResourceError
-from bend_ray.serving.front import free_port
-from conftest import BEND_RAY, TOY, changed
+from bend_ray.serving.proxy import free_port
+from conftest import BEND_RAY, TWO, changed
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the cluster's processes have no such module
 
@@ -26,12 +27,12 @@ def test_a_machine_too_busy_to_start_ray_is_a_sentence(monkeypatch: pytest.Monke
     monkeypatch.setattr(ray, "init", late)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ResourceError, match=r"not start on this machine \(The current .* overloaded\.\); .* again$"):
-        cluster.connect(verbose=False)
+        connection.connect(verbose=False)
 
 
 def command(tmp_path: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`bend-ray run`, outside the tests' cluster."""
-    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(TOY))
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(TWO))
     known = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | environment
     return subprocess.run(
         [BEND_RAY, "run", "toy.yaml", *words], cwd=tmp_path, env=known, capture_output=True, text=True, timeout=120
@@ -64,7 +65,7 @@ def test_a_cluster_that_was_killed_is_not_waited_for(tmp_path: Path) -> None:
     [("auto", False), ("local", False), ("http://127.0.0.1:1", False), ("127.0.0.1:1", True), ("h:99999", True)],
 )
 def test_only_addresses_of_heads_are_tried(address: str, deaf: bool) -> None:
-    assert bool(cluster._deaf(address)) == deaf
+    assert bool(connection._deaf(address)) == deaf
 
 
 class Held:
@@ -74,9 +75,9 @@ class Held:
 
 @pytest.mark.ray
 def test_who_waits_says_for_what_and_who_has_it(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster.connect(verbose=False)
+    connection.connect(verbose=False)
     monkeypatch.setattr(preflight, "RELEASED_S", 0.5)
-    replica = (
+    replica: Any = (
         ray.remote(type("ServeReplica:bend:bend", (Held,), {})).options(num_cpus=1).remote()
     )  # as Serve's are called
     other = "import os, ray, time; ray.init(); print('in', flush=True); time.sleep(300)"
@@ -85,7 +86,7 @@ def test_who_waits_says_for_what_and_who_has_it(ray_cluster: str, monkeypatch: p
         try:
             ray.get(replica.pid.remote())
             assert driver.stdout is not None and driver.stdout.readline() == "in\n"
-            preflight.say_who_waits(changed(), "collect", said.append)
+            preflight.say_who_waits(changed(collect={"workers": 2}), "collect", said.append)
         finally:
             driver.kill()
             ray.kill(replica)

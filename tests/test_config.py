@@ -1,5 +1,6 @@
 """Unknown, mistyped and impossible keys are refused in one sentence; what is hashed is what matters."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +137,18 @@ def test_candidates_are_four_times_the_members_unless_told() -> None:
     assert changed().sample.made == 7
     assert changed(sample={"keep": "best"}).sample.made == 28
     assert changed(sample={"keep": "greedy", "candidates": 9}).sample.made == 9
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("ensemble.temperature", "0", "ensemble.temperature: Input should be greater than 0, or 'auto' (got 0)"),
+        ("sample.spread", "big", "sample.spread: Input should be a valid number, or 'matched' (got 'big')"),
+        ("collect.workers", "x", "collect.workers: Input should be a valid integer, or a valid tuple (got 'x')"),
+        ("base.cycle_lr", "0", "base.cycle_lr: Input should be greater than 0 (got 0)"),
+        ("diffusion.condition", "[loss]", "diffusion.condition.0: Input should be 'val_loss' or 'chain' (got 'loss')"),
+    ],
+)
+def test_a_key_of_several_kinds_is_named_as_it_is_written(key: str, value: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"^x: {re.escape(said)}$"):
+        config.loads("data: {name: digits}\nclassifier: {name: convnet}\n", "x", {key: value})

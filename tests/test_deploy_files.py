@@ -27,7 +27,9 @@ from ray.serve.schema import ServeDeploySchema
 
 from bend_ray import cli
 from bend_ray.config import load
-from bend_ray.replica import Arguments
+from bend_ray.store.kinds import STAGES
+from bend_ray.version import __version__
+from bend_ray.workers.replica import Arguments
 from conftest import ROOT
 from kuberay import RESOURCES
 
@@ -58,7 +60,7 @@ def test_upload_of_the_working_directory_is_small_and_has_what_a_job_needs(tmp_p
 
 
 def test_every_command_of_the_command_line_that_writes_has_an_entry_point() -> None:
-    assert {path.stem for path in JOBS} == {*cli.STAGES, "pipeline", "serve"}
+    assert {path.stem for path in JOBS} == {*STAGES, "pipeline", "serve"}
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
@@ -175,7 +177,8 @@ def test_cluster_gets_its_machines(aws: None, prepared: dict[str, Any]) -> None:
 def test_resources_are_kuberays(kind: str) -> None:
     resource = read(f"jobs/k8s/{kind.lower()}.yaml")
     jsonschema.validate(resource, RESOURCES[kind])
-    for wrong in ({"backofLimit": 1}, {"rayClusterSpec": {}}, {"rayClusterConfig": {}}):
+    wrongs: list[dict[str, Any]] = [{"backofLimit": 1}, {"rayClusterSpec": {}}, {"rayClusterConfig": {}}]
+    for wrong in wrongs:
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(resource | {"spec": resource["spec"] | wrong}, RESOURCES[kind])
 
@@ -214,6 +217,7 @@ def test_job_asks_for_what_its_cluster_has() -> None:
     arguments = cli.parser().parse_args(["run", *words])
     overrides = {key: value for key, value in vars(arguments).items() if "." in key}
     config = load(str(in_image(arguments.config)), overrides)
+    assert isinstance(config.collect.workers, int)
     assert config.collect.workers * config.collect.gpus_per_worker == gpus("RayJob")
     assert config.sample.actors * config.sample.gpus_per_actor == gpus("RayJob")
     assert arguments.run_dir.startswith("s3://")
@@ -257,7 +261,7 @@ def test_one_version_of_ray_everywhere() -> None:
 
 def test_one_version_of_the_image_and_of_python_everywhere() -> None:
     files = [ROOT / "Dockerfile", *(ROOT / "jobs" / "k8s").glob("*.yaml")]
-    assert {tag for path in files for tag in re.findall(r"/bend-ray:(\S+)", path.read_text())} == {PROJECT["version"]}
+    assert {tag for path in files for tag in re.findall(r"/bend-ray:(\S+)", path.read_text())} == {__version__}
     image = re.findall(r"^FROM python:(\d\.\d+)-", DOCKERFILE, re.MULTILINE)
     nodes = re.findall(r"--python (\d\.\d+)", (ROOT / "cluster.yaml").read_text())
     assert [*image, *nodes] == ["3.11", "3.11"]
@@ -279,9 +283,27 @@ def test_image_can_be_installed_from_what_it_copies(tmp_path: Path) -> None:
     for name in set(copied()) & needed_to_install():
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
-    words = ["install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", "installed", "."]
-    subprocess.run([sys.executable, "-m", "pip", *words], cwd=tmp_path, check=True)
+    install(tmp_path)
     assert (tmp_path / "installed" / "bend_ray" / "serving" / "page").is_dir()
+
+
+def install(folder: Path) -> None:
+    words = ["install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", "installed", "."]
+    subprocess.run([sys.executable, "-m", "pip", *words], cwd=folder, check=True)
+
+
+@pytest.mark.slow
+def test_image_can_be_installed_for_an_empty_package(tmp_path: Path) -> None:
+    """The layer of what bend_ray needs: the commands before its `pip install`, and the files copied before."""
+    made = re.search(
+        r"^COPY (.+) \./\nRUN (mkdir bend_ray.+?) \\\n && pip install", DOCKERFILE, re.MULTILINE | re.DOTALL
+    )
+    assert made is not None
+    for name in made[1].split():
+        shutil.copy(ROOT / name, tmp_path / name)
+    subprocess.run(["sh", "-ec", made[2]], cwd=tmp_path, check=True)
+    install(tmp_path)
+    assert {path.name for path in (tmp_path / "installed" / "bend_ray").glob("*.py")} == {"__init__.py", "version.py"}
 
 
 def test_image_is_as_hadolint_likes_it() -> None:

@@ -43,7 +43,9 @@ def test_each_row_has_its_own_timestep() -> None:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
-def test_a_perfect_network_has_no_loss_and_gives_the_clean_latent(objective: dict[str, Any]) -> None:
+def test_a_perfect_network_has_no_loss_and_gives_the_clean_latent(
+    objective: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever it predicts: what `loss` wants, put into `denoise`, gives the latent back."""
     model = diffusions.Diffusion(3, MODEL.model_copy(update=objective))
     z_BZ, noise_BZ = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0)).unbind()
@@ -55,13 +57,13 @@ def test_a_perfect_network_has_no_loss_and_gives_the_clean_latent(objective: dic
             "x0": z_BZ,
             "velocity": noise_BZ - z_BZ,
         }[model.prediction]
-        model.denoiser.forward = lambda *_, perfect=perfect: perfect  # type: ignore[method-assign]
+        monkeypatch.setattr(model.denoiser, "forward", lambda *_, perfect=perfect: perfect)
         assert model.loss(z_BZ, torch.full((5,), t), noise_BZ).item() < 1e-10
         clean_BZ = model.denoise(10)(alpha * z_BZ + sigma * noise_BZ, n)
         torch.testing.assert_close(clean_BZ, z_BZ, atol=1e-4 / alpha, rtol=0)
 
 
-def test_min_snr_weighs_the_clean_latents_error_by_at_most_gamma() -> None:
+def test_min_snr_weighs_the_clean_latents_error_by_at_most_gamma(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is predicted, the same error of the clean latent costs the same: its SNR, and no more than gamma."""
     z_BZ, noise_BZ = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0)).unbind()
     for prediction in ("v", "epsilon", "x0"):
@@ -69,7 +71,7 @@ def test_min_snr_weighs_the_clean_latents_error_by_at_most_gamma() -> None:
         for n, t in list(enumerate(samplers.timesteps(MODEL.steps, 10)))[1:]:
             alpha, sigma = float(model.alpha_T[t]), float(model.sigma_T[t])
             guess = {"v": 0.3 * z_BZ, "epsilon": 0.7 * noise_BZ, "x0": 0.5 * z_BZ}[prediction]
-            model.denoiser.forward = lambda *_, guess=guess: guess  # type: ignore[method-assign]
+            monkeypatch.setattr(model.denoiser, "forward", lambda *_, guess=guess: guess)
             clean_BZ = model.denoise(10)(alpha * z_BZ + sigma * noise_BZ, n)
             expected = min((alpha / sigma) ** 2, 5.0) * (clean_BZ - z_BZ).square().mean().item()
             assert model.loss(z_BZ, torch.full((5,), t), noise_BZ).item() == pytest.approx(expected, rel=1e-3)
@@ -81,7 +83,7 @@ def test_it_gives_what_is_asked_for() -> None:
     chain_S, loss_S = torch.tensor([0, 1]).repeat(40), torch.randn(80, generator=stream)
     z_SZ = torch.stack([2.0 * chain_S - 1, -loss_S], dim=1) + 0.1 * torch.randn(80, 2, generator=stream)
     settings = Diffusion(steps=100, hidden=64, iterations=800, ema=0.98, condition=("val_loss", "chain"))
-    model = diffusions.fit(z_SZ, settings, 0, asked=Condition(loss_S, chain_S))
+    model = diffusions.fit(z_SZ, settings, 0, condition=Condition(loss_S, chain_S))
     path, noise_MZ = Path.of(model.alpha_T, model.sigma_T, 20), torch.randn(200, 2, generator=stream)
 
     def mean(loss: float, chain: int, guidance: float = 1.0) -> list[float]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bend_ray import cli, reference
-from bend_ray.config import Config, keys, parse
+from bend_ray import cli
+from bend_ray.config import Config, keys, parse, reference
 from conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -32,30 +32,6 @@ def prose(page: Path) -> str:
 
 def test_table_of_keys_is_as_generated() -> None:
     assert (ROOT / "docs" / "config.md").read_text() == reference.markdown(), "run `make docs`"
-
-
-def tree() -> set[str]:
-    """Paths that the README's tree names: one a line, indented by folder."""
-    block = README.split("## What is where")[1].split("```")[1]
-    paths: set[str] = set()
-    folders: list[tuple[int, str]] = []
-    for line in block.splitlines()[1:]:
-        if not line.strip():
-            continue
-        indent, name = len(line) - len(line.lstrip()), line.split()[0]
-        folders = [(depth, folder) for depth, folder in folders if depth < indent]
-        path = "".join(folder for _, folder in folders) + name
-        paths.add(path)
-        if name.endswith("/"):
-            folders.append((indent, name))
-    return paths
-
-
-def test_tree_names_what_is_there_and_every_module() -> None:
-    named = tree()
-    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
-    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "bend_ray").rglob("*.py") if path.stem != "__init__"}
-    assert modules - named == set()
 
 
 # Links

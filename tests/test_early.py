@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from bend_ray.ensemble import early
 from bend_ray.ensemble.aggregate import Strategy, aggregate
-from bend_ray.ensemble.cutting import split
-from bend_ray.ensemble.trunk import SharedTrunk
 from bend_ray.errors import ConfigError, ModelError
-from bend_ray.weights.subset import Subset, choose
+from bend_ray.models.partition import partition
+from bend_ray.models.subset import Subset, choose
+from bend_ray.models.trunk import SharedTrunk
 
 STRATEGIES = get_args(Strategy)
 
@@ -115,7 +115,7 @@ def test_a_real_classifier_is_compacted(spec: str) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 5)).eval()
     subset = choose(module, spec)
-    cut = split(module, subset, torch.zeros(2, 1, 8, 8))
+    cut = partition(module, subset, torch.zeros(2, 1, 8, 8))
     assert None not in cut.kinds
     theta_MD = subset.take(module) + 0.2 * torch.randn(24, subset.D)
     x = torch.randn(64, 1, 8, 8)
@@ -136,10 +136,11 @@ def test_a_real_classifier_is_compacted(spec: str) -> None:
 
 def test_chances_that_are_none() -> None:
     args = told(torch.zeros(3, 2, 2))
-    for strategy, error in (("abend", 1.0), ("abend", -0.1), ("sbend", 0.1)):
+    cases: tuple[tuple[Strategy, float], ...] = (("abend", 1.0), ("abend", -0.1), ("sbend", 0.1))
+    for strategy, error in cases:
         with pytest.raises(ConfigError, match="give 0"):
-            early.predict(*args, strategy, error)  # type: ignore[arg-type]
+            early.predict(*args, strategy, error)
     with pytest.raises(ConfigError, match="strategy: 'mean'"):
-        early.predict(*args, "mean")  # type: ignore[arg-type]
+        early.predict(*args, "mean")
     with pytest.raises(ModelError, match="parameters of shape"):
         early.predict(args[0], torch.zeros(0, 1), args[2], "abend")

@@ -5,15 +5,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bend_ray.artifacts import read_manifest
 from bend_ray.config import load
-from bend_ray.data.base import Description
 from bend_ray.data.datasets import load_dataset
-from bend_ray.folders import Folder
-from bend_ray.weights.subset import choose
+from bend_ray.models.base import ModelSpec
+from bend_ray.models.subset import choose
+from bend_ray.store.artifacts import read_manifest
+from bend_ray.store.folders import Folder
 from conftest import ROOT
 
 CONFIGURATIONS = sorted(path for path in (ROOT / "jobs").glob("*.yaml") if "\ndata:" in "\n" + path.read_text())
@@ -21,9 +22,15 @@ SHARED = ROOT.parent / "shared" / "data"
 
 
 def test_configurations_are_found() -> None:
-    assert {"digits", "fashion_mnist", "fashion_mnist_gpu", "cifar10", "cifar10_gpu"} <= {
-        path.stem for path in CONFIGURATIONS
-    }
+    assert {
+        "digits",
+        "digits_base",
+        "fashion_mnist",
+        "fashion_mnist_base",
+        "fashion_mnist_gpu",
+        "cifar10",
+        "cifar10_base",
+    } <= {path.stem for path in CONFIGURATIONS}
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
@@ -34,7 +41,7 @@ def test_configurations_fit_their_data(path: Path, monkeypatch: pytest.MonkeyPat
     if config.data.path and not SHARED.is_dir():
         pytest.skip(f"{SHARED} is not there")
     dataset = load_dataset(config.data, config.seed)
-    module = Description.of(config.classifier, dataset).build(config.seed)
+    module = ModelSpec.of(config.classifier, dataset).build(config.seed)
     assert 0 < choose(module, config.collect.subset).D <= sum(value.numel() for value in module.parameters())
 
 
@@ -43,12 +50,12 @@ def test_configurations_fit_their_data(path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not there")
 def test_real_data_from_end_to_end(ray_cluster: str, tmp_path: Path) -> None:
     """A ResNet's last block on real images, initialised anew, on kept features: the shipped configuration, small."""
-    small = {"data": {"train_limit": 300, "test_limit": 60}, "base": {"epochs": 1}}
-    small |= {"collect": {"chains": 4, "held_out": 1, "epochs": 1, "gate": None}}
+    small: dict[str, dict[str, Any]] = {"data": {"train_limit": 300, "test_limit": 60}, "base": {"epochs": 1}}
+    small |= {"collect": {"chains": 4, "held_out": 1, "epochs": 1, "accuracy_filter": None}}
     small |= {"diffusion": {"iterations": 20, "steps": 20}, "autoencoder": {"iterations": 20}}
     small |= {"sample": {"members": 4, "steps": 5}}
     keys = [f"--{section}.{key}={json.dumps(value)}" for section, of in small.items() for key, value in of.items()]
-    command = [sys.executable, "-m", "bend_ray.cli", "run", "jobs/cifar10.yaml", "--run-dir", str(tmp_path), *keys]
+    command = [sys.executable, "-m", "bend_ray.cli", "run", "jobs/cifar10_base.yaml", "--run-dir", str(tmp_path), *keys]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     report = json.loads((tmp_path / "report" / "metrics.json").read_text())

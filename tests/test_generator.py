@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from bend_ray import artifacts
 from bend_ray.errors import ArtifactError
-from bend_ray.folders import Folder
 from bend_ray.generator.generator import FILE, Generator
 from bend_ray.generator.span import FullSpace, Span
-from bend_ray.tensors import write_tensors
-from bend_ray.weights import parts
+from bend_ray.snapshots import parquet
+from bend_ray.store import artifacts
+from bend_ray.store.folders import Folder
+from bend_ray.store.tensors import write_tensors
 from conftest import changed
-from generator_helpers import CODER, MODEL, SAMPLE, SUBSET, R, S, facts, fitted, held, snapshots
+from generator_helpers import MODEL, SAMPLE, SUBSET, R, S, facts, fitted, held, run_with, snapshots
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_noisy_samplers_are_named_by_id_too(generator: Generator, changes: dict[
 def test_members_lie_in_the_span(generator: Generator) -> None:
     theta_MD = generator.sample(range(5), 0, SAMPLE)
     assert theta_MD.shape == (5, SUBSET.D) and theta_MD.dtype == torch.float32
-    assert generator.span.residual(theta_MD).max() < 1e-3
+    assert isinstance(generator.span, Span) and generator.span.residual(theta_MD).max() < 1e-3
 
 
 def test_same_seed_same_bits_and_facts() -> None:
@@ -92,7 +92,7 @@ def test_unexplained_of_held_out_is_of_what_it_never_saw() -> None:
 def test_progress_counts_both_trainings() -> None:
     seen: list[tuple[int, int]] = []
     both = held(torch.cat([snapshots(), snapshots(1)]))
-    Generator.fit(SUBSET, both, facts(), S, CODER, MODEL, 0, progress=lambda *done: seen.append(done))
+    Generator.fit(SUBSET, both, facts(), S, run_with().but(progress=lambda *done: seen.append(done)))
     assert [done for done, _ in seen] == list(range(1, 51)) and {total for _, total in seen} == {50}
 
 
@@ -104,7 +104,7 @@ def saved(generator: Generator, where: FilePath) -> Folder:
     run = Folder(where)
     known = facts()
     for chain, theta_SD in enumerate(snapshots().split(2)):
-        parts.write_part(run / "snapshots", chain, SUBSET, theta_SD, known[2 * chain : 2 * chain + 2], "recipe")
+        parquet.write_shard(run / "snapshots", chain, SUBSET, theta_SD, known[2 * chain : 2 * chain + 2], "recipe")
     write_tensors(run / "generator", FILE, generator.state())
     described = generator.facts | {"subset": SUBSET.to_json()}
     artifacts.publish(run, "generator", changed(), {}, described, [FILE], "")
@@ -148,30 +148,29 @@ def test_tensor_that_is_missing(generator: Generator, tmp_path: FilePath) -> Non
     folder, tensors = run / "generator", generator.state()
     del tensors["mean_D"]
     write_tensors(folder, FILE, tensors)
-    artifacts.publish(
-        Folder(tmp_path), "generator", changed(), {}, artifacts.read_manifest(folder, "generator").facts, [FILE], ""
-    )  # type: ignore[union-attr]
+    manifest = artifacts.described(folder, "generator")
+    artifacts.publish(Folder(tmp_path), "generator", changed(), {}, manifest.facts, [FILE], "")
     with pytest.raises(ArtifactError, match="mean_D"):
         Generator.load(run)
 
 
 def test_snapshots_that_it_is_not_of(generator: Generator, tmp_path: FilePath) -> None:
     run = saved(generator, tmp_path)
-    parts.write_part(run / "snapshots", 0, SUBSET, snapshots()[:1], facts()[:1], "recipe")
+    parquet.write_shard(run / "snapshots", 0, SUBSET, snapshots()[:1], facts()[:1], "recipe")
     with pytest.raises(ArtifactError, match="was not fitted on the snapshots in"):
         Generator.load(run)
 
 
-def test_chains_that_the_gate_left_empty_are_read_over(generator: Generator, tmp_path: FilePath) -> None:
+def test_chains_that_the_accuracy_filter_left_empty_are_read_over(generator: Generator, tmp_path: FilePath) -> None:
     """The first, one between, and the last of those seen: the same generator, from the same snapshots."""
     run, known = Folder(tmp_path), facts()
     files = {1 + chain + (chain > 4): slice(2 * chain, 2 * chain + 2) for chain in range(S // 2)}
     moved = [dataclasses.replace(fact, chain=1 + fact.chain + (fact.chain > 4)) for fact in known]
     both = held(torch.cat([snapshots(), snapshots(1)]))
-    gated = Generator.fit(SUBSET, both, moved, S, CODER, MODEL, 0)
+    gated = Generator.fit(SUBSET, both, moved, S, run_with())
     for chain in range(S // 2 + 3):
         rows = files.get(chain, slice(0))
-        parts.write_part(run / "snapshots", chain, SUBSET, snapshots()[rows], moved[rows], "recipe")
+        parquet.write_shard(run / "snapshots", chain, SUBSET, snapshots()[rows], moved[rows], "recipe")
     write_tensors(run / "generator", FILE, gated.state())
     described = gated.facts | {"subset": SUBSET.to_json()}
     artifacts.publish(run, "generator", changed(), {}, described, [FILE], "")

@@ -3,34 +3,36 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import bend_ray
-from bend_ray import artifacts
 from bend_ray.config import Ensemble as Settings
-from bend_ray.data import training
-from bend_ray.data.base import Description
-from bend_ray.data.checkpoint import Checkpoint
 from bend_ray.data.datasets import load_dataset
 from bend_ray.ensemble.ensemble import MEMBERS, Ensemble
-from bend_ray.folders import Folder
+from bend_ray.models.base import ModelSpec
+from bend_ray.models.subset import choose
+from bend_ray.run import Run
+from bend_ray.snapshots.chains import run_chains
+from bend_ray.snapshots.features import Tails
 from bend_ray.stages import pipeline
-from bend_ray.tensors import read_tensors
-from bend_ray.weights.chains import run_chains
-from bend_ray.weights.features import Tails
-from bend_ray.weights.subset import choose
+from bend_ray.store import artifacts
+from bend_ray.store.folders import Folder
+from bend_ray.store.tensors import read_tensors
+from bend_ray.training import loop
+from bend_ray.training.checkpoint import Checkpoint
 from conftest import changed
 from endpoint import served
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
-PLACED = {
+PLACED: dict[str, Any] = {
     "collect": {"workers": 2, "gpus_per_worker": 0.5},
     "diffusion": {"gpus": 1},
-    "sample": {"actors": 2, "gpus_per_actor": 0.5, "recalibrate": 2, "spread": "matched"},
+    "sample": {"actors": 2, "gpus_per_actor": 0.5, "reestimate_batch_norm": 2, "spread": "matched"},
     "base": {"epochs": 6},
     "augment": {"crop": 1},
 }
@@ -40,7 +42,7 @@ PLACED = {
 def run(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Folder:
     """A whole run, two processes at a time sharing the GPU."""
     run = Folder(tmp_path_factory.mktemp("gpu") / "run")
-    pipeline.run(changed(**PLACED), run)
+    pipeline.execute(Run(changed(**PLACED), run))
     return run
 
 
@@ -60,7 +62,7 @@ def test_one_actor_samples_the_bits_of_two(run: Folder, tmp_path: Path) -> None:
     again = Folder(tmp_path / "run")
     shutil.copytree(run.path, again.path, ignore=shutil.ignore_patterns("ensemble", "report"))
     alone = changed(**PLACED | {"sample": {**PLACED["sample"], "actors": 1}})
-    pipeline.run(alone, again, ("sample",))
+    pipeline.execute(Run(alone, again), ("sample",))
     found, expected = (read_tensors(each / "ensemble", MEMBERS)[0]["theta_MD"] for each in (again, run))
     assert torch.equal(found, expected)
 
@@ -88,7 +90,7 @@ def test_search_on_shares_of_a_gpu(ray_cluster: str, tmp_path: Path) -> None:
     config = changed(
         **PLACED | {"search": {"trials": 2, "concurrent": 2, "gpus_per_trial": 0.5}, "sample": {"spread": 1.0}}
     )
-    pipeline.run(config, Folder(tmp_path / "run"), ("collect", "search"))
+    pipeline.execute(Run(config, Folder(tmp_path / "run")), ("collect", "search"))
     assert artifacts.load(Folder(tmp_path / "run" / "search"), "search").facts["best"] is not None
 
 
@@ -98,12 +100,12 @@ def test_chains_on_a_gpu_are_those_of_the_cpu(spec: str, features: str) -> None:
     dataset = load_dataset(config.data, config.seed)
     found = []
     for device in ("cpu", "cuda"):
-        module = Description.of(config.classifier, dataset).build(0).to(device)
+        module = ModelSpec.of(config.classifier, dataset).build(0).to(device)
         subset = choose(module, spec)
-        tails = Tails.of(module, subset, dataset, config.collect)
+        tails = Tails.of(module, subset, Run(config, loaded=dataset))
         chains = range(2)[: tails.at_once]
         start_CD = subset.take(module).expand(len(chains), -1).to(device)
-        found.append(run_chains(tails, start_CD, dataset, config.collect, 0, chains))
+        found.append(run_chains(tails, start_CD, Run(config, loaded=dataset), chains))
     for (on_cpu_SD, _), (on_gpu_SD, _) in zip(*found, strict=True):
         # AdamW magnifies rounding in small gradients.
         torch.testing.assert_close(on_gpu_SD, on_cpu_SD, atol=0.02, rtol=0)
@@ -119,17 +121,8 @@ def test_base_goes_on_from_its_checkpoint_on_a_gpu(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     def trained(*, checkpoint: Checkpoint | None = None, stops: bool = False) -> torch.nn.Module:
-        module = Description.of(config.classifier, dataset).build(0).to("cuda")
-        training.train(
-            module,
-            dataset.train,
-            dataset.preprocess,
-            config.base,
-            0,
-            progress=stop if stops else None,
-            changes=config.augment,
-            checkpoint=checkpoint,
-        )
+        module = ModelSpec.of(config.classifier, dataset).build(0).to("cuda")
+        loop.train(module, Run(config, progress=stop if stops else None, loaded=dataset), checkpoint=checkpoint)
         return module
 
     kept = Checkpoint(Folder(tmp_path), "recipe")
@@ -137,5 +130,5 @@ def test_base_goes_on_from_its_checkpoint_on_a_gpu(tmp_path: Path) -> None:
         trained(checkpoint=kept, stops=True)
     assert kept.epochs() == 1
     whole, resumed = trained(), trained(checkpoint=kept)
-    losses = [training.validate(module, dataset.val, dataset.preprocess)[0] for module in (whole, resumed)]
+    losses = [loop.validate(module, dataset.val, dataset.preprocess)[0] for module in (whole, resumed)]
     assert losses[0] == pytest.approx(losses[1], abs=0.02)  # sums in an order of their own, which Adam magnifies

@@ -1,4 +1,4 @@
-"""What docs/how-to.md has in Python does what it says, on runs of the toy configuration."""
+"""What README.md and docs/how-to.md have in Python does what it says, on runs of the toy configuration."""
 
 import shutil
 from pathlib import Path
@@ -10,21 +10,27 @@ from conftest import ROOT
 from test_docs import blocks
 
 
-def block(words: str) -> str:
+def block(page: str, words: str) -> str:
     """The one block of Python with these words."""
-    (found,) = [text for text in blocks(ROOT / "docs" / "how-to.md", "python") if words in text]
-    return found
+    (python,) = [text for text in blocks(ROOT / page, "python") if words in text]
+    return python
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize(
-    ("words", "runs", "members"), [("Tally", ("base-0", "base-1"), 14), ("ensemble.select", ("digits",), 4)]
+    ("page", "words", "runs", "members"),
+    [
+        ("README.md", "Ensemble", ("digits",), 5),
+        ("docs/how-to.md", "Tally", ("base-0", "base-1"), 14),
+        ("docs/how-to.md", "ensemble.select", ("digits",), 4),
+    ],
 )
 def test_block_runs(
     reference: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    page: str,
     words: str,
     runs: tuple[str, ...],
     members: int,
@@ -32,6 +38,6 @@ def test_block_runs(
     for run in runs:
         shutil.copytree(reference, tmp_path / "runs" / run)
     monkeypatch.chdir(tmp_path)
-    exec(compile(block(words).replace("val.labels, 16)", "val.labels, 4)"), "how-to.md", "exec"), {})
-    assert capsys.readouterr().out.startswith(f"{members} ")
+    exec(compile(block(page, words).replace("val.labels, 16)", "val.labels, 4)"), page, "exec"), {})
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"{members} ")
     assert Ensemble.load(reference).members == 7

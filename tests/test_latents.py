@@ -106,7 +106,7 @@ def test_pieces_of_a_tensor_are_one_tensor(monkeypatch: pytest.MonkeyPatch) -> N
     """A tensor too large for one piece, and a piece too large for one product, change no more than rounding."""
     theta_SD = snapshots()
     whole = span_of(theta_SD)
-    monkeypatch.setattr("bend_ray.weights.snapshots.PIECE", 7)
+    monkeypatch.setattr("bend_ray.snapshots.snapshots.PIECE", 7)
     monkeypatch.setattr(spans, "COLUMNS", 3)
     cut = span_of(theta_SD)
     torch.testing.assert_close(cut.scale_D, whole.scale_D, rtol=1e-5, atol=0)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from bend_ray import lease
+from bend_ray.cluster import lease
+from bend_ray.cluster.lease import Driver
+from bend_ray.cluster.watchdog import watchdog
 from bend_ray.errors import ArtifactError
-from bend_ray.folders import Folder
-from bend_ray.lease import Driver
-from bend_ray.watch import watching
+from bend_ray.store.folders import Folder
 
 
 def other(run: Path, **changes: object) -> Driver:
@@ -107,7 +107,7 @@ def test_a_driver_whose_run_was_taken_over_ends(tmp_path: Path, monkeypatch: pyt
 
 def test_of_two_that_come_at_once_one_gets_it(tmp_path: Path) -> None:
     code = (
-        "import sys; from bend_ray import lease; from bend_ray.folders import Folder\n"
+        "import sys; from bend_ray.cluster import lease; from bend_ray.store.folders import Folder\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
         "try:\n    with lease.held(Folder(sys.argv[1])): print('held', flush=True); sys.stdin.readline()\n"
         "except lease.ArtifactError: print('refused', flush=True)\n"
@@ -130,20 +130,20 @@ def test_watching_ends_a_block_and_leaves_real_interrupts_alone() -> None:
     def complain() -> None:
         raise ArtifactError("enough")
 
-    with pytest.raises(ArtifactError, match="enough"), watching(complain, 0.01):
+    with pytest.raises(ArtifactError, match="enough"), watchdog(complain, 0.01):
         threading.Event().wait(30)
     looked: list[int] = []
-    with watching(lambda: looked.append(1), 30.0):
+    with watchdog(lambda: looked.append(1), 30.0):
         pass
     assert looked == [1]  # once when the block has ended
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # none where the tests run in the background
     try:
-        with pytest.raises(KeyboardInterrupt), watching(lambda: None, 0.01):
+        with pytest.raises(KeyboardInterrupt), watchdog(lambda: None, 0.01):
             os.kill(os.getpid(), signal.SIGINT)
             threading.Event().wait(30)
     finally:
         signal.signal(signal.SIGINT, before)
-    with pytest.raises(ArtifactError, match="enough"), watching(complain, 30.0):
+    with pytest.raises(ArtifactError, match="enough"), watchdog(complain, 30.0):
         raise ValueError("the block's own")
 
 
@@ -153,7 +153,7 @@ def test_a_watcher_ends_what_ignores_control_c_and_stays_out_of_other_threads() 
 
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a shell
     try:
-        with pytest.raises(ArtifactError, match="enough"), watching(complain, 0.01):
+        with pytest.raises(ArtifactError, match="enough"), watchdog(complain, 0.01):
             threading.Event().wait(30)
     finally:
         signal.signal(signal.SIGINT, before)
@@ -161,7 +161,7 @@ def test_a_watcher_ends_what_ignores_control_c_and_stays_out_of_other_threads() 
 
     def work() -> None:
         try:
-            with watching(complain, 0.01):
+            with watchdog(complain, 0.01):
                 time.sleep(0.2)
         except ArtifactError as error:
             found.append(error)
@@ -173,5 +173,5 @@ def test_a_watcher_ends_what_ignores_control_c_and_stays_out_of_other_threads() 
 
 
 def test_a_watcher_that_breaks_is_not_passed_over() -> None:
-    with pytest.raises(ZeroDivisionError), watching(lambda: print(1 / 0), 0.01):
+    with pytest.raises(ZeroDivisionError), watchdog(lambda: print(1 / 0), 0.01):
         threading.Event().wait(30)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from bend_ray import artifacts, lineage
 from bend_ray.config import Config
 from bend_ray.errors import ArtifactError
-from bend_ray.folders import Folder
+from bend_ray.store import artifacts, lineage
+from bend_ray.store.folders import Folder
 from conftest import changed
 
 ETA = {"trials": 2, "space": {"sample.eta": {"uniform": [0, 1]}}}
@@ -61,3 +61,14 @@ def test_found_values_that_do_not_go_with_a_configuration_are_an_error_in_one_se
     artifacts.publish(run, "search", changed(search=ETA), {}, {"values": {"sample.eta": -1}}, [], "")
     with pytest.raises(ArtifactError, match=r"\(sample\.eta: Input should be greater than or equal to 0\)"):
         lineage.tuned(run, changed(search=ETA))
+
+
+def test_a_key_that_is_newer_than_an_artifact_counts_there_as_its_default(tmp_path: Path) -> None:
+    run, config = Folder(tmp_path), changed()
+    manifest = artifacts.publish(run, "report", config, {}, {}, [], "")
+    assert "ensemble.temperature" not in manifest.config and "ensemble.chunk" in manifest.config
+    lineage.check_run(run, config)
+    with pytest.raises(ArtifactError, match=r"\(ensemble\.temperature: 'auto' there, 1\.0 here\)"):
+        lineage.check_run(run, changed(ensemble={"temperature": 1}))
+    with pytest.raises(ArtifactError, match=r"\(ensemble\.chunk: 16 there, 8 here\)"):
+        lineage.check_run(run, changed(ensemble={"chunk": 8}))

@@ -3,7 +3,7 @@
 import os
 import tomllib
 
-from bend_ray.serving.front import HERE
+from bend_ray.serving.proxy import HERE
 from conftest import ROOT
 
 

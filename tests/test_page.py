@@ -83,7 +83,7 @@ def votes(browser: webdriver.Chrome) -> list[int]:
 def test_what_is_drawn_is_answered_with_every_members_vote(page: webdriver.Chrome, tmp_path: Path) -> None:
     draw(page)
     wait(page, "answered")
-    assert find(page, "answer").text.split()[0].rstrip("–") in ensemble().description.class_names
+    assert find(page, "answer").text.split()[0].rstrip("–") in ensemble().spec.class_names
     assert len(votes(page)) == ensemble().members and set(votes(page)) <= {0, 1, 2, 3}
     assert find(page, "verdict").text and "%" in find(page, "uncertainty").text
     assert len(find(page, "bars").find_elements(By.XPATH, "*")) == 4
@@ -100,9 +100,9 @@ def test_a_file_is_answered_as_the_ensemble_does_and_strategies_switch(page: web
     Image.fromarray(pixels).save(tmp_path / "a.png")
     find(page, "file").send_keys(str(tmp_path / "a.png"))
     wait(page, "answered")
-    images = ensemble().description.preprocess.read(tmp_path / "a.png")
+    images = ensemble().spec.preprocess.read(tmp_path / "a.png")
     tally = ensemble().tally(images)
-    names = ensemble().description.class_names
+    names = ensemble().spec.class_names
     assert votes(page) == tally.label_MB[:, 0].tolist()
     assert names[int(tally.prediction("abend").label_B)] in find(page, "answer").text
     page.execute_script("document.getElementById('strategy-sbend').click()")
@@ -110,6 +110,20 @@ def test_a_file_is_answered_as_the_ensemble_does_and_strategies_switch(page: web
     assert names[int(tally.prediction("sbend").label_B)] in find(page, "answer").text
     assert "25.0 %" in find(page, "accuracy").text
     assert find(page, "version").text == ensemble().manifest.digest[:12]  # as answers name it
+
+
+def test_a_distance_is_shown_beside_what_is_usual(page: webdriver.Chrome) -> None:
+    draw(page)
+    wait(page, "answered")
+    assert not find(page, "far").is_displayed()  # this ensemble measures none
+    answer = {"label": 0, "class": "nought", "probability": 1.0, "probabilities": [1, 0, 0, 0], "votes": [5, 0, 0, 0]}
+    answer |= {"entropy": 0.0, "mutual_information": 0.0, "disagreement": 0.0, "member_labels": [0] * 5}
+    whole = {"class_names": list(ensemble().spec.class_names), "strategy": "abend"}
+    index = {"median": 0.01, "q95": 0.05, "q99": 0.1}
+    show = "import('/page/answer.js').then(({show}) => show(arguments[0], arguments[1])).then(arguments[2])"
+    for distance, words in ((0.001, "as usual"), (0.02, "of half"), (0.07, "of 95 %"), (0.2, "of 99 %")):
+        page.execute_async_script(show, whole | {"predictions": [answer | {"distance": distance}]}, index)
+        assert words in find(page, "far").text and f"{distance:g}" in find(page, "far").text
 
 
 def test_what_cannot_be_read_is_said_in_place(page: webdriver.Chrome, tmp_path: Path) -> None:

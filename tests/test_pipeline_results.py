@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import numpy as np
@@ -10,14 +12,19 @@ import pytest
 import torch
 from PIL import Image
 
-from bend_ray import cli, lineage
+from bend_ray import cli
 from bend_ray.config import BASELINES, Inference
 from bend_ray.config import Ensemble as Settings
 from bend_ray.data.datasets import load_dataset
+from bend_ray.data.strangers import SHUFFLED
 from bend_ray.ensemble import metrics
 from bend_ray.ensemble.ensemble import Ensemble
+from bend_ray.ensemble.temperature import fixed
 from bend_ray.errors import ConfigError
-from bend_ray.report.numbers import SNAPSHOTS
+from bend_ray.report.metrics import SNAPSHOTS
+from bend_ray.report.rivals import CONTENDERS
+from bend_ray.store import lineage
+from bend_ray.training.rivals import CYCLES, RIVALS
 from conftest import changed
 from pipeline_helpers import copy
 
@@ -29,7 +36,7 @@ SCORES = dict.fromkeys(("accuracy", "nll", "ece", "brier"), NUMBER)
 COST = ("base_s", "collect_s", "fit_s", "sample_s", "evaluate_s", "sample_s_per_member", "training_s_per_model")
 
 
-def whole(properties: dict) -> dict:
+def whole(properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
@@ -38,6 +45,21 @@ MEMBERS = whole(
         "count": NUMBER,
         "accuracy": whole(dict.fromkeys(("mean", "median", "best", "worst"), NUMBER)),
         "nll": whole({"mean": NUMBER}),
+    }
+)
+TEMPERATURE = whole({"kind": {"enum": ["none", "pool", "members"]}, **dict.fromkeys(("value", "low", "high"), NUMBER)})
+WITH_T = ("nll_t", "ece_t", "ece_t_floor", "ece_t_floor_95", "brier_t", "accuracy_t")
+MEASURED = ("cost_trainings", "answer_forwards", "accuracy", "nll", "ece", "ece_floor", "ece_floor_95", "members")
+OR_NOTHING = {"type": ["number", "null"]}
+DOUBTS = whole(dict.fromkeys(("entropy", "mutual_information", "distance"), OR_NOTHING))
+RIVAL = whole(
+    {
+        "name": {"enum": list(CONTENDERS)},
+        **dict.fromkeys((*MEASURED, *WITH_T, "auroc_errors", "accuracy_at_80", "accuracy_at_90"), OR_NOTHING),
+        "auroc_strangers": {"anyOf": [whole({SHUFFLED: DOUBTS}), {"type": "null"}]},
+        "nll_t_gain": {"anyOf": [whole(dict.fromkeys(("mean", "low", "high"), NUMBER)), {"type": "null"}]},
+        "temperature": {"anyOf": [TEMPERATURE, {"type": "null"}]},
+        "note": {"type": ["string", "null"]},
     }
 )
 DISTANCES = ("generated", "held_out", "original", "noised")
@@ -53,16 +75,15 @@ SCHEMA = whole(
         "sbend": whole(SCORES),
         "abend": whole(SCORES),
         "baselines": whole(
-            {name: whole(BASELINE) for name in BASELINES}
-            | dict.fromkeys(("bagging", "deep_ensemble"), {"type": "null"})
+            {name: whole(BASELINE) for name in BASELINES} | dict.fromkeys((*CYCLES, *RIVALS), {"type": "null"})
         ),
         "versus": whole(
             {name: whole(dict.fromkeys(("nll_gain", "low", "high"), NUMBER)) for name in BASELINES}
-            | dict.fromkeys(("bagging", "deep_ensemble"), {"type": "null"})
+            | dict.fromkeys((*CYCLES, *RIVALS), {"type": "null"})
         ),
         "diversity": whole(
             {name: whole({"disagreement": NUMBER, "error_iou": NUMBER}) for name in ("originals", "generated")}
-            | dict.fromkeys(("bagging", "deep_ensemble"), {"type": "null"})
+            | dict.fromkeys(RIVALS, {"type": "null"})
         ),
         "novelty": whole(
             {f"{name}_to_nearest_original": NUMBER for name in DISTANCES}
@@ -72,11 +93,25 @@ SCHEMA = whole(
             | {"verdict": {"enum": ["copying", "averaging", "interpolating", "new"]}}
         ),
         "chosen": whole({"keep": {"enum": ["all"]}, "candidates": NUMBER, "rejected": {"enum": [0]}, "spread": NUMBER}),
+        "rivals": {"type": "array", "items": RIVAL, "minItems": len(CONTENDERS), "maxItems": len(CONTENDERS)},
+        "strangers": whole({SHUFFLED: whole({"rows": NUMBER, "built_in": {"enum": [True]}})}),
+        "temperature": TEMPERATURE,
+        **dict.fromkeys(("doubt_scale", "distance"), {"type": "null"}),
+        "recommended": {"enum": ["base", "abend", "sbend"]},
+        "recommendation": whole(
+            {"best": {"type": "string"}, **dict.fromkeys(("nll_more", "low", "high", "rows"), NUMBER)}
+        ),
         "autoencoder": whole(
             {f"{name}{suffix}": NUMBER for name in ("seen", "withheld") for suffix in ("", "_reconstructed")}
         ),
         "away": whole(dict.fromkeys(("generated", *BASELINES), NUMBER) | dict.fromkeys(SNAPSHOTS, {"type": "null"})),
-        "cost": whole({**dict.fromkeys(COST, NUMBER), "search_s": {"type": "null"}, "member_cost_ratio": NUMBER}),
+        "cost": whole(
+            {
+                **dict.fromkeys(COST, NUMBER),
+                **dict.fromkeys(("cycles_s", "search_s"), {"type": "null"}),
+                "member_cost_ratio": NUMBER,
+            }
+        ),
     }
 )
 
@@ -89,11 +124,31 @@ def test_metrics_have_every_key_and_only_those(reference: Path) -> None:
     assert metrics["members"] == metrics["generated"]["count"] == 7 and metrics["originals"]["count"] == 10
 
 
+def test_rivals_are_the_rows_of_the_report(reference: Path) -> None:
+    report = json.loads((reference / "report" / "metrics.json").read_text())
+    by_name = {row["name"]: row for row in report["rivals"]}
+    assert report["format"] == 2 and list(by_name) == list(CONTENDERS)
+    missing = {"average_of_cycles", "cycle_ends", "bagging", "deep_ensemble"}
+    assert {name for name, row in by_name.items() if row["members"] is None} == missing
+    for name, old in (("abend", "abend"), ("sbend", "sbend"), *((name, name) for name in BASELINES)):
+        ours = by_name["base" if name == "base_model" else name]
+        theirs = report[old] if old in report else report["baselines"][old]
+        assert {key: ours[key] for key in ("accuracy", "nll", "ece")} == {
+            key: theirs[key] for key in ("accuracy", "nll", "ece")
+        }
+    assert by_name["laplace"]["members"] == 64 and "prior precision" in by_name["laplace"]["note"]
+    assert by_name["base"]["cost_trainings"] == by_name["base"]["answer_forwards"] == 1
+    assert 1 < by_name["random_originals"]["cost_trainings"] < by_name["abend"]["cost_trainings"]
+    assert 1 < by_name["abend"]["answer_forwards"] == by_name["sbend"]["answer_forwards"] <= 7
+    text = (reference / "report" / "README.md").read_text()
+    assert "- Deploy " in text and "prior precision" in text and "NLL with T" in text
+
+
 def test_report_has_figures_and_words(reference: Path) -> None:
     report = reference / "report"
     text = (report / "README.md").read_text()
     figures = sorted(path.name for path in report.glob("*.png"))
-    assert len(figures) == 5 and all(f"]({name})" in text for name in figures)
+    assert len(figures) == 6 and all(f"]({name})" in text for name in figures)
     for name in figures:
         with Image.open(report / name) as image:
             pixels = np.asarray(image.convert("L"))
@@ -122,14 +177,18 @@ def test_ensemble_is_selected_and_calibrated_on_validation_rows(reference: Path)
     smaller = ensemble.select(val.images, val.labels, 3)
     assert (single.members, smaller.members, ensemble.members) == (1, 3, 7)
     assert nll(smaller) <= nll(single) + 1e-9
-    calibrated = ensemble.calibrate(val.images, val.labels)
-    assert nll(calibrated) <= nll(ensemble) and calibrated.temperature != 1
-    stopped = calibrated.predict(val.images, stop_early=True)
-    assert torch.equal(stopped.label_B, calibrated.predict(val.images).label_B)
+    calibrated = ensemble.temperature_scale(val.images, val.labels)
+    assert (
+        nll(calibrated) <= nll(ensemble)
+        and calibrated.temperature == ensemble.calibrate(val.images, val.labels).temperature
+    )
+    flat = replace(ensemble, temperature=fixed(3.0))
+    assert flat.predict(val.images).entropy_B.mean() > ensemble.predict(val.images).entropy_B.mean()
+    assert torch.equal(flat.predict(val.images, stop_early=True).label_B, ensemble.predict(val.images).label_B)
     measured = Ensemble.load(reference, settings=Settings(plan="measured"))
     torch.testing.assert_close(measured.logits(val.images), ensemble.logits(val.images), atol=1e-4, rtol=1e-4)
     with pytest.raises(ConfigError, match="how: 'worst'"):
-        ensemble.select(val.images, val.labels, 1, "worst")  # type: ignore[arg-type]
+        ensemble.select(val.images, val.labels, 1, "worst")  # type: ignore[arg-type]  # the mistake that is refused
 
 
 def test_predict_answers_for_images_and_arrays(

@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bend_ray.config import Ensemble as Settings
 from bend_ray.ensemble import plan
-from bend_ray.ensemble.cutting import split
-from bend_ray.ensemble.trunk import SharedTrunk
-from bend_ray.weights.subset import Subset, choose
+from bend_ray.models.partition import partition
+from bend_ray.models.subset import Subset, choose
+from bend_ray.models.trunk import SharedTrunk
 
 K, FEATURES = 5, 6 * 36
 same_logits = functools.partial(torch.testing.assert_close, atol=1e-5, rtol=1e-5)
@@ -26,7 +26,7 @@ def net(spec: str = "head", M: int = 40) -> tuple[SharedTrunk, Subset, Tensor]:
     ).eval()
     subset = choose(module, spec)
     theta_MD = subset.take(module) + 0.1 * torch.randn(M, subset.D)
-    return split(module, subset, torch.zeros(2, 1, 8, 8)), subset, theta_MD
+    return partition(module, subset, torch.zeros(2, 1, 8, 8)), subset, theta_MD
 
 
 def images(rows: int) -> Tensor:
@@ -72,7 +72,7 @@ def test_what_vmap_cannot_run_is_looped() -> None:
 
     module = Masked().eval()
     subset = choose(module, "head")
-    cut = split(module, subset, torch.zeros(2, 1, 8, 8))
+    cut = partition(module, subset, torch.zeros(2, 1, 8, 8))
     assert plan.measured(cut, subset.take(module).expand(8, -1), images(3)).plan == "loop"
 
 

@@ -9,18 +9,21 @@ from pathlib import Path
 import pytest
 import ray
 
-from bend_ray import cluster
+from bend_ray.cluster import connection, failures
+from bend_ray.cluster.pool import pool
 from bend_ray.errors import DataError, ResourceError
-from bend_ray.pool import pool
 
 pytestmark = pytest.mark.ray
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the cluster's processes have no such module
 
+Faults = dict[int, tuple[str, int]]
+"""{unit: (how it comes to grief, how often)}."""
+
 
 class Worker:
-    """Notes each unit it does in a file, and comes to grief as ``faults`` say: {unit: (how, how often)}."""
+    """Notes each unit it does in a file, and comes to grief as ``faults`` say."""
 
-    def __init__(self, where: str, faults: dict[int, tuple[str, int]]) -> None:
+    def __init__(self, where: str, faults: Faults) -> None:
         self.where, self.faults = Path(where), faults
         if -1 in faults:
             self._suffer(-1)
@@ -47,8 +50,8 @@ class Worker:
             raise KeyError(unit)
 
 
-def squares(where: Path, faults: dict, units: int = 12, actors: int = 2, stall: float = 60.0) -> list[int]:
-    cluster.connect(verbose=False)
+def squares(where: Path, faults: Faults, units: int = 12, actors: int = 2, stall: float = 60.0) -> list[int]:
+    connection.connect(verbose=False)
     with pool(Worker, actors, 0.1, 0.0, str(where), faults, stall=stall) as made:
         return list(made.map("square", range(units)))
 
@@ -77,7 +80,7 @@ def test_killed_and_stopped_actors_are_made_again(ray_cluster: str, tmp_path: Pa
 def test_a_unit_that_costs_a_process_each_time_is_an_error(ray_cluster: str, tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match=r"Ray gave up after 3 tries \(ActorDiedError"):
         squares(tmp_path, {0: ("kill", 99)}, units=1)
-    assert len(list(tmp_path.glob("fault-0-*"))) == cluster.RETRIES + 1
+    assert len(list(tmp_path.glob("fault-0-*"))) == failures.RETRIES + 1
 
 
 def test_a_unit_that_never_ends_is_an_error(ray_cluster: str, tmp_path: Path) -> None:
@@ -95,7 +98,7 @@ def test_errors_come_out_as_themselves_and_are_not_tried_again(ray_cluster: str,
 
 
 def test_actors_end_with_the_block(ray_cluster: str, tmp_path: Path) -> None:
-    cluster.connect(verbose=False)
+    connection.connect(verbose=False)
     with pool(Worker, 1, 0.1, 0.0, str(tmp_path), {}, stall=60.0) as made:
         assert list(made.map("square", [3])) == [9]
         handle = made.actors[0].handle

@@ -5,17 +5,19 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 import yaml
 
-from bend_ray import artifacts, cluster, preflight, resources
+from bend_ray.cluster import connection, preflight, resources
 from bend_ray.config import Config
 from bend_ray.errors import ResourceError
-from bend_ray.folders import Folder
-from bend_ray.serving.front import free_port
-from conftest import BEND_RAY, TOY, changed, ray_head
+from bend_ray.serving.proxy import free_port
+from bend_ray.store import artifacts
+from bend_ray.store.folders import Folder
+from conftest import BEND_RAY, TWO, changed, ray_head
 from nodes import nodes
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -31,7 +33,7 @@ def two_nodes(ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with nodes(1, 0) as made:
         made.add(env_vars={"PYTHONPATH": str(old.parent)}, num_gpus=4)
         monkeypatch.setenv("RAY_ADDRESS", made.address)
-        cluster.connect(verbose=False)
+        connection.connect(verbose=False)
         yield
         ray.shutdown()
 
@@ -41,7 +43,9 @@ def test_nodes_must_fit_each_other(two_nodes: None, tmp_path: Path, monkeypatch:
     with pytest.raises(ResourceError, match=r"torch: version 1\.0 on node 2 \(.*, 2\.\S+ on node this one"):
         preflight.check(config, run, ("collect",))
     assert list((tmp_path / "run").iterdir()) == []
-    both = changed(collect={"gpus_per_worker": 1})  # the head has no GPU, and the other node one CPU
+    both = changed(
+        collect={"workers": 2, "gpus_per_worker": 1}, sample={"actors": 2}
+    )  # the head has no GPU, and the other node one CPU
     with pytest.raises(
         ResourceError, match=r"2 x 1 CPU with 1 GPU asked for, but nodes that have both have room for 1"
     ):
@@ -54,7 +58,7 @@ def test_nodes_must_fit_each_other(two_nodes: None, tmp_path: Path, monkeypatch:
     ]
     real = preflight._compare
 
-    def without_versions(run: Folder, seen: dict, marker: str) -> None:
+    def without_versions(run: Folder, seen: dict[str, Any], marker: str) -> None:
         first = next(iter(seen.values()))
         same = {where: preflight.Seen(first.versions, node.missing, node.free) for where, node in seen.items()}
         real(run, same, marker)
@@ -71,7 +75,7 @@ def test_nodes_must_fit_each_other(two_nodes: None, tmp_path: Path, monkeypatch:
 
 
 def test_disks_must_have_room(ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy: Config) -> None:
-    cluster.connect(verbose=False)
+    connection.connect(verbose=False)
     run = Folder(tmp_path / "run")
     with pytest.raises(ResourceError, match=r"--run-dir: \d+ MiB are free at .*, and \d+ MiB are needed"):
         preflight.check(toy, run, ("collect",), size=1 << 60)
@@ -81,8 +85,8 @@ def test_disks_must_have_room(ray_cluster: str, tmp_path: Path, monkeypatch: pyt
     assert list((tmp_path / "run").iterdir()) == []
 
 
-def collect(tmp_path: Path, address: str, *more: str) -> subprocess.CompletedProcess:
-    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(TOY))
+def collect(tmp_path: Path, address: str, *more: str) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(TWO))
     words = [BEND_RAY, "collect", str(tmp_path / "toy.yaml"), "--run-dir", str(tmp_path / "run"), *more]
     environment = os.environ | {"RAY_ADDRESS": address}
     return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
@@ -112,7 +116,7 @@ def test_the_autoscaler_is_waited_for(reference: Path, tmp_path: Path) -> None:
     assert made == expected
 
 
-def _scaling(address: str) -> dict:
+def _scaling(address: str) -> dict[str, Any]:
     """What `cluster.yaml` says to a cloud, said to Ray's stand-in for one."""
     kinds = {
         "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},

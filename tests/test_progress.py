@@ -4,7 +4,6 @@ import io
 
 import pytest
 
-from bend_ray import progress
 from bend_ray.progress import Progress, counted
 
 
@@ -15,7 +14,7 @@ class Terminal(io.StringIO):
 
 def test_log_says_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 1.0, 6.0, 7.0, 8.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("bend_ray.progress.time.monotonic", lambda: next(clock))
     out = io.StringIO()
     with Progress("collect", "chains", 20, already=8, stream=out) as show:
         show.update(9)
@@ -27,7 +26,7 @@ def test_log_says_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_log_says_how_long_it_has_been_starting(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 1.0, 6.0, 7.0, 12.0, 13.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("bend_ray.progress.time.monotonic", lambda: next(clock))
     out = io.StringIO()
     with Progress("collect", "chains", 20, already=8, stream=out) as show:
         for _ in range(4):
@@ -38,7 +37,7 @@ def test_log_says_how_long_it_has_been_starting(monkeypatch: pytest.MonkeyPatch)
 
 def test_terminal_keeps_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 1.0, 2.0, 3.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("bend_ray.progress.time.monotonic", lambda: next(clock))
     out = Terminal()
     with Progress("fit", "iterations", 4, stream=out) as show:
         show.update(1)

@@ -10,8 +10,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from bend_ray.ensemble import aggregate
-from bend_ray.report import figures, numbers, words
-from bend_ray.weights.snapshots import Fact, Snapshots
+from bend_ray.report import figures, text
+from bend_ray.report import metrics as report_metrics
+from bend_ray.report import novelty as report_novelty
+from bend_ray.snapshots.snapshots import Fact, Snapshots
 from conftest import changed
 from generator_helpers import SUBSET, snapshots, span_of
 
@@ -19,7 +21,7 @@ BASELINE = {"members": 4, "accuracy": 0.9, "sbend_accuracy": 0.9, "nll": 0.3, "e
 
 
 def metrics(**intervals: tuple[float, float]) -> dict[str, Any]:
-    """metrics.json of a run whose aBEND is above all members, with these intervals of NLL gains over null models."""
+    """metrics.json of a run whose aBEND is above all members, with these intervals of NLL gains over baselines."""
     members = {"count": 4, "accuracy": dict.fromkeys(("mean", "median", "best", "worst"), 0.9), "nll": {"mean": 0.4}}
     score = {"accuracy": 0.95, "nll": 0.2, "ece": 0.05, "brier": 0.1}
     return {
@@ -36,38 +38,38 @@ def metrics(**intervals: tuple[float, float]) -> dict[str, Any]:
     }
 
 
-def test_null_models_that_win_come_first() -> None:
-    lines = words.headline(metrics(swag=(0.1, 0.2), gaussian=(-0.2, -0.1), base_model=(-0.1, 0.1)))
+def test_baselines_that_win_come_first() -> None:
+    lines = text.headline(metrics(swag=(0.1, 0.2), gaussian=(-0.2, -0.1), base_model=(-0.1, 0.1)))
     assert lines[0].startswith("BEND does not beat these") and "Gaussian" in lines[0] and "SWAG" not in lines[0]
     assert lines[1].startswith("NLL indistinguishable") and "base" in lines[1]
     assert lines[2].startswith("BEND's NLL is lower than that of: SWAG")
 
 
-def test_whole_trainings_are_no_null_models() -> None:
-    lines = words.headline(metrics(swag=(0.1, 0.2), bagging=(-0.2, -0.1)))
-    assert lines[0].startswith("BEND's NLL is lower than every null model's")
+def test_whole_trainings_are_no_baselines() -> None:
+    lines = text.headline(metrics(swag=(0.1, 0.2), bagging=(-0.2, -0.1)))
+    assert lines[0].startswith("BEND's NLL is lower than every baseline's")
 
 
-def test_without_null_models_nothing_is_claimed() -> None:
+def test_without_baselines_nothing_is_claimed() -> None:
     for asked in ({}, {"bagging": (0.1, 0.2)}):
-        lines = words.headline(metrics(**asked))
-        assert lines[0].startswith("No null model was asked for") and not any("lower than" in line for line in lines)
+        lines = text.headline(metrics(**asked))
+        assert lines[0].startswith("No baseline was asked for") and not any("lower than" in line for line in lines)
 
 
 def test_above_mean_and_median_is_strict() -> None:
-    assert "aBEND yes, sBEND no" in " ".join(words.headline(metrics()))
+    assert "aBEND yes, sBEND no" in " ".join(text.headline(metrics()))
 
 
 def test_rejected_members_are_counted() -> None:
     chosen = {"keep": "greedy", "candidates": 16, "rejected": 13, "spread": 0.8}
-    lines = words.headline(metrics() | {"chosen": chosen})
-    assert any("(greedy) among 16, and so were those of null models; 13 of ours rejected" in line for line in lines)
-    assert any("0.8 times as far from the mean" in line and "null models do not" in line for line in lines)
-    assert not any("rejected" in line or "times as far" in line for line in words.headline(metrics()))
+    lines = text.headline(metrics() | {"chosen": chosen})
+    assert any("(greedy) among 16, and so were those of the baselines; 13 of ours rejected" in line for line in lines)
+    assert any("0.8 times as far from the mean" in line and "the baselines do not" in line for line in lines)
+    assert not any("rejected" in line or "times as far" in line for line in text.headline(metrics()))
 
 
 def test_table_has_a_row_for_each() -> None:
-    table = words.table(metrics(swag=(0.1, 0.2)))
+    table = text.table(metrics(swag=(0.1, 0.2)))
     assert [line.split("  ")[0] for line in table.splitlines()[2:7]] == [
         "aBEND (mean of probabilities)",
         "sBEND (votes)",
@@ -91,7 +93,7 @@ SPAN = span_of(snapshots())
 
 def novelty(theta_MD: Tensor) -> dict[str, Any]:
     seen, held_out = rows(snapshots(), 0), rows(snapshots(1)[:6], 12)
-    return numbers.novelty(SPAN, theta_MD, seen.theta_SD, seen, held_out)
+    return report_novelty.novelty(SPAN, theta_MD, seen.theta_SD, seen, held_out)
 
 
 def test_copies_are_called_copying() -> None:
@@ -136,7 +138,7 @@ def test_what_leaves_the_span_is_seen() -> None:
 def test_curves_end_at_the_whole_ensemble() -> None:
     stream = torch.Generator().manual_seed(0)
     logits_MBK, label_B = torch.randn(40, 50, 5, generator=stream), torch.randint(5, (50,), generator=stream)
-    scored = numbers.score(logits_MBK, label_B, logits_MBK, label_B, seconds=1.0)
+    scored = report_metrics.score(logits_MBK, label_B, logits_MBK, label_B, seconds=1.0)
     assert scored.sizes[0] == 1 and scored.sizes[-1] == scored.members == 40
     assert scored.abend_curve[-1] == (aggregate.abend_label(logits_MBK) == label_B).double().mean().item()
     assert scored.sbend_curve[-1] == (aggregate.sbend_label(logits_MBK) == label_B).double().mean().item()
@@ -144,15 +146,17 @@ def test_curves_end_at_the_whole_ensemble() -> None:
 
 
 def test_cost_of_a_member_is_its_share_of_all_but_the_base() -> None:
-    seconds = {"base": 10.0, "collect": 6.0, "search": 0.0, "fit": 3.0, "sample": 1.0, "evaluate": 99.0}
+    seconds = {"base": 10.0, "cycles": 0.0, "collect": 6.0, "search": 0.0, "fit": 3.0, "sample": 1.0, "evaluate": 99.0}
     config = changed(sample={"members": 20})
-    assert numbers.cost(config, seconds, [])["member_cost_ratio"] == pytest.approx(10 / 20 / 10)
-    searched = numbers.cost(config, seconds | {"search": 20.0}, [])
+    assert report_metrics.cost(config, seconds, [])["member_cost_ratio"] == pytest.approx(10 / 20 / 10)
+    searched = report_metrics.cost(config, seconds | {"search": 20.0}, [])
     assert searched["member_cost_ratio"] == pytest.approx(30 / 20 / 10) and searched["search_s"] == 20
-    assert numbers.cost(config, seconds, [])["search_s"] is None
-    trained = numbers.cost(config, seconds, [4.0, 6.0])
+    assert report_metrics.cost(config, seconds, [])["search_s"] is None
+    trained = report_metrics.cost(config, seconds, [4.0, 6.0])
     assert trained["training_s_per_model"] == 5 and trained["member_cost_ratio"] == pytest.approx(0.1)
-    brought = numbers.cost(config, seconds | {"base": 0.0}, [])  # the user's own weights: no training to compare with
+    brought = report_metrics.cost(
+        config, seconds | {"base": 0.0}, []
+    )  # the user's own weights: no training to compare with
     assert brought["member_cost_ratio"] is None and brought["training_s_per_model"] is None
 
 
@@ -167,7 +171,7 @@ def test_names_of_near_points_do_not_meet() -> None:
     }
     axes.scatter(*zip(*places.values(), strict=True))
     axes.margins(0.12)
-    figures._name(axes, places, {})
+    figures._label_points(axes, places, {})
     FigureCanvasAgg(figure).draw()
     boxes = [text.get_window_extent() for text in axes.texts]
     assert len(boxes) == 4 and not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from bend_ray.config import Config
-from bend_ray.data import training
-from bend_ray.data.base import Description
 from bend_ray.data.datasets import load_dataset
-from bend_ray.rivals import Rival
+from bend_ray.models.base import ModelSpec
+from bend_ray.run import Run
+from bend_ray.training import loop
+from bend_ray.training.rivals import Rival
 from conftest import BEND_RAY, ROOT
 
 PAGE = (ROOT / "docs" / "results.md").read_text()
@@ -42,6 +43,19 @@ def test_log_has_the_recipes_as_they_were_measured(monkeypatch: pytest.MonkeyPat
         assert line in log, line
 
 
+def test_tables_of_configurations_and_of_modes_are_those_of_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    results, modes = importlib.import_module("results"), importlib.import_module("modes")
+    tables = [results.table(runs) for runs in json.loads((ROOT / results.RESULT).read_text()).values()]
+    assert [line for table in tables for line in table.splitlines() if line not in PAGE] == []
+    table = modes.table(json.loads((ROOT / modes.RESULT).read_text()))
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    assert [line for line in table.splitlines() if line not in page] == []
+    equal_cost = importlib.import_module("equal_cost")
+    tables = [equal_cost.table(runs) for runs in json.loads((ROOT / equal_cost.RESULT).read_text()).values()]
+    assert [line for table in tables for line in table.splitlines() if line not in page] == []
+
+
 def test_whole_trainings_made_side_by_side_are_those_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights and statistics after a few steps, when rounding has not grown yet."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
@@ -60,9 +74,8 @@ def test_whole_trainings_made_side_by_side_are_those_of_a_run(monkeypatch: pytes
         start = {key: value.clone() for key, value in one.module.state_dict().items()}
         rivals.run([one.step], one.steps, torch.device("cpu"))
         seed = rival.seed(config)
-        module = Description.of(config.classifier, dataset).build(seed)
-        arguments = (config.base, seed, rival.name, rival.bootstrap, None, config.augment)
-        training.train(module, dataset.train, dataset.preprocess, *arguments)
+        module = ModelSpec.of(config.classifier, dataset).build(seed)
+        loop.train(module, Run(config, loaded=dataset).seeded(seed), rival.name, rival.bootstrap)
         found = one.module.state_dict()
         for key, value in module.state_dict().items():
             assert not torch.equal(start[key], value)
@@ -74,7 +87,9 @@ def test_whole_trainings_made_side_by_side_are_those_of_a_run(monkeypatch: pytes
 def test_smallest_row_comes_out_again(
     paper: ModuleType, ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the whole trainings beside it. Bits are promised on one kind of machine, and this may be another."""
+    """Without the whole trainings beside it. Bits are promised on one kind of machine, and this may be another: there
+    rounding grows in the training of the diffusion model, so that members differ about as much as those of another
+    seed (NLL 0.062 and 0.089 on two processors; 0.054 to 0.139 over five seeds), and nothing else does."""
     known = json.loads((ROOT / paper.RESULT).read_text())[SMALLEST][SEED]
     monkeypatch.chdir(tmp_path)
     command = [BEND_RAY, "run", str(paper.configuration(SMALLEST)), "--run-dir", "run", "--seed", SEED]
@@ -83,6 +98,6 @@ def test_smallest_row_comes_out_again(
     found = json.loads(Path("run/report/metrics.json").read_text())
     for side in ("abend", "sbend"):
         assert found[side]["accuracy"] == pytest.approx(known[side]["accuracy"], abs=0.01)
-        assert found[side]["nll"] == pytest.approx(known[side]["nll"], abs=0.01)
+        assert found[side]["nll"] == pytest.approx(known[side]["nll"], abs=0.04)
     for null in ("base_model", "gaussian", "random_originals"):
         assert found["baselines"][null]["nll"] == pytest.approx(known["baselines"][null]["nll"], abs=0.01)

@@ -138,7 +138,8 @@ def test_heun_equals_the_reference(steps: int) -> None:
 
 @pytest.mark.parametrize("steps", [1, 7, 50])
 def test_a_flow_by_ddim_is_eulers_method_of_the_reference(steps: int) -> None:
-    theirs, path = FlowMatchEulerDiscreteScheduler(), path_of("flow", steps)
+    theirs: Any = FlowMatchEulerDiscreteScheduler()
+    path = path_of("flow", steps)
     theirs.set_timesteps(sigmas=np.array(path.sigma[:-1]))
     z_MZ = noise(M, Z).double()
     expected = z_MZ

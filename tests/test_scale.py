@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from bend_ray import cluster
-from bend_ray.pool import pool
+from bend_ray.cluster import connection
+from bend_ray.cluster.pool import pool
 from nodes import nodes
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -39,7 +39,7 @@ def test_64_actors_and_2000_blocks_on_three_nodes(
         for _ in range(2):
             made.add(num_cpus=share)
         monkeypatch.setenv("RAY_ADDRESS", made.address)
-        cluster.connect(verbose=False)
+        connection.connect(verbose=False)
         cpu: list[float] = []
         found: list[tuple[int, str]] = []
         with pool(Tiny, ACTORS, 1.0, 0.0, str(tmp_path), stall=120.0) as actors:

@@ -14,22 +14,27 @@ import torch
 import yaml
 from PIL import Image
 
-from bend_ray import artifacts, cli, cluster, lineage, tuning
+from bend_ray import cli
+from bend_ray.cluster import failures
 from bend_ray.config import Config, load
 from bend_ray.data.datasets import load_dataset
 from bend_ray.ensemble import metrics
 from bend_ray.ensemble.ensemble import Ensemble
 from bend_ray.errors import ArtifactError, ConfigError, ResourceError, TrainingError
-from bend_ray.folders import Folder
 from bend_ray.generator.denoiser import condition
 from bend_ray.generator.generator import Generator
+from bend_ray.generator.span import Span
 from bend_ray.progress import Progress
-from bend_ray.report import numbers
+from bend_ray.report.novelty import novelty
+from bend_ray.run import Run
 from bend_ray.search import objective, study
 from bend_ray.search.objective import Prepared
-from bend_ray.stages import pipeline, search
-from bend_ray.timings import noted_seconds
-from bend_ray.weights import parts
+from bend_ray.snapshots import parquet
+from bend_ray.stages import pipeline, search, tuning
+from bend_ray.store import artifacts, lineage
+from bend_ray.store.folders import Folder
+from bend_ray.store.timings import noted_seconds
+from bend_ray.workers import trial
 from conftest import BEND_RAY, TOY, changed
 from processes import ended_well, first_worker, kill, wait_for
 
@@ -69,7 +74,7 @@ def table(run: Path) -> list[dict[str, Any]]:
 def searched(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed search, and the run that follows from it."""
     run = begun(reference, tmp_path_factory.mktemp("search") / "run")
-    pipeline.run(asked(), run, ("search", "fit", "sample"))
+    pipeline.execute(Run(asked(), run), ("search", "fit", "sample"))
     return run.path
 
 
@@ -77,10 +82,10 @@ def test_a_trial_is_what_the_pipeline_would_measure(reference: Path) -> None:
     """Trial 0 is the reference run: its generator's members, on the validation split, by the plain road."""
     config, run = changed(sample={"members": 9, "block": 4}), Folder(reference)
     dataset = load_dataset(config.data, config.seed)
-    snapshots = parts.read(run / "snapshots", config.collect.chains)
+    snapshots = parquet.read(run / "snapshots", config.collect.chains)
     seen, held_out = snapshots.divide(config.collect.seen_chains)
-    cut, _ = search._classifier(run.address, config.model_dump_json(), seen.subset, "cpu")
-    blind = dataclasses.replace(dataset, test=None)  # type: ignore[arg-type]
+    cut, _ = trial.classifier(run.address, config.model_dump_json(), seen.subset, "cpu")
+    blind = dataclasses.replace(dataset, test=None)  # type: ignore[arg-type]  # a trial must not look there
     prepared = Prepared.of(cut, snapshots, len(seen.facts), blind)
     span, c_SR = prepared.coordinates(config.autoencoder)
     shown: list[dict[str, float]] = []
@@ -88,12 +93,10 @@ def test_a_trial_is_what_the_pipeline_would_measure(reference: Path) -> None:
         prepared.subset,
         span,
         c_SR,
-        config.autoencoder,
-        config.diffusion,
-        config.seed,
-        look=lambda generator: shown.append(objective.measure(generator, prepared, cut, config)),
-        looks=3,
-        asked=condition(prepared.facts),
+        Run(config),
+        callback=lambda generator: shown.append(objective.measure(generator, prepared, cut, config)),
+        calls=3,
+        condition=condition(prepared.facts),
     )
     found = objective.measure(fitted, prepared, cut, config)
     assert shown[-1] == found and shown[0] != found and len(shown) == 3 and tuple(found) == objective.METRICS
@@ -102,9 +105,10 @@ def test_a_trial_is_what_the_pipeline_would_measure(reference: Path) -> None:
     theta_MD = torch.cat(blocks)[:9]
     ensemble = dataclasses.replace(Ensemble.load(run), theta_MD=theta_MD)
     images, label_B = dataset.val.images, dataset.val.labels
-    answers = {kind: ensemble.predict(images, kind) for kind in ("abend", "sbend")}  # type: ignore[arg-type]
+    answers = {kind: ensemble.predict(images, kind) for kind in ("abend", "sbend")}
     logits_MBK = ensemble.logits(images)
-    novelty = numbers.novelty(generator.span, theta_MD, theta_MD, seen, held_out)
+    assert isinstance(generator.span, Span)
+    facts = novelty(generator.span, theta_MD, theta_MD, seen, held_out)
     accuracy_M, nll_M = metrics.member_scores(logits_MBK, label_B)
     expected = {
         "abend_nll": metrics.nll(answers["abend"].prob_BK, label_B).mean().item(),
@@ -113,8 +117,8 @@ def test_a_trial_is_what_the_pipeline_would_measure(reference: Path) -> None:
         "member_nll": nll_M.mean().item(),
         "member_accuracy": accuracy_M.mean().item(),
         "disagreement": metrics.diversity(logits_MBK.argmax(-1), label_B)["disagreement"],
-        "novelty": novelty["generated_to_nearest_original"] / novelty["held_out_to_nearest_original"],
-        "variance_ratio": novelty["variance_ratio"],
+        "novelty": facts["generated_to_nearest_original"] / facts["held_out_to_nearest_original"],
+        "variance_ratio": facts["variance_ratio"],
     }
     assert found == pytest.approx(expected, rel=2e-3, abs=1e-4)
 
@@ -141,8 +145,8 @@ def test_the_best_is_taken_by_the_stages_that_follow(searched: Path) -> None:
     lineage.check_config(Folder(searched), generator, config)
     assert noted_seconds(Folder(searched), ["trial-00000", "trial-00001"]) > 0
     before = stamps(searched)
-    pipeline.run(asked(), Folder(searched), ("collect", "search", "fit", "sample"))
-    pipeline.run(config, Folder(searched), ("collect", "fit", "sample"))  # best.yaml is that run's, too
+    pipeline.execute(Run(asked(), Folder(searched)), ("collect", "search", "fit", "sample"))
+    pipeline.execute(Run(config, Folder(searched)), ("collect", "fit", "sample"))  # best.yaml is that run's, too
     after = {
         path: path.stat().st_mtime_ns for path in searched.rglob("*") if path.name != "config.yaml" and path.is_file()
     }
@@ -169,7 +173,7 @@ def test_killed_drivers_and_trials(searched: Path, reference: Path, tmp_path: Pa
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(TOY | {"search": SEARCH}))
     words = [BEND_RAY, "search", str(tmp_path / "toy.yaml"), "--run-dir", str(run)]
 
-    def start() -> subprocess.Popen:
+    def start() -> subprocess.Popen[str]:
         return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
 
     process = start()
@@ -194,7 +198,7 @@ def test_a_trial_whose_process_dies_each_time_is_one_failure(reference: Path, se
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(TOY | {"search": SEARCH}))
     words = [BEND_RAY, "search", str(tmp_path / "toy.yaml"), "--run-dir", str(run)]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
-    for _ in range(cluster.RETRIES + 1):
+    for _ in range(failures.RETRIES + 1):
         kill(first_worker("ImplicitFunc", lambda: True, process), process)
     said = ended_well(process)
     rows, undisturbed = table(run), table(searched)
@@ -207,14 +211,15 @@ def test_trials_that_are_behind_are_stopped_but_for_the_first() -> None:
 
     class Recorded:
         def __init__(self, *nlls: float) -> None:
-            self.known = [study.Trial(i, {}, "done", [{"abend_nll": nll}] * 2) for i, nll in enumerate(nlls)]
+            self.ended = [study.Trial(i, {}, "done", [{"abend_nll": nll}] * 2) for i, nll in enumerate(nlls)]
 
     def decisions(table: Recorded, number: int, *nlls: float) -> list[str]:
-        scheduler = tuning.scheduler(asked(early_stop=True), table)  # type: ignore[arg-type]
+        scheduler = tuning.scheduler(asked(early_stop=True), table)  # type: ignore[arg-type]  # all that is asked of a table
         trial: Any = tuning._Earlier(number)
-        scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
+        runner: Any = None  # which the scheduler does not ask
+        scheduler.on_trial_add(runner, trial)
         return [
-            scheduler.on_trial_result(None, trial, {"training_iteration": look + 1, "abend_nll": nll})  # type: ignore[arg-type]
+            scheduler.on_trial_result(runner, trial, {"training_iteration": look + 1, "abend_nll": nll})
             for look, nll in enumerate(nlls)
         ]
 
@@ -228,16 +233,16 @@ def test_trials_that_are_behind_are_stopped_but_for_the_first() -> None:
 
 def test_a_trial_that_takes_too_long_has_failed(reference: Path) -> None:
     config = asked(timeout=1e-3)
-    prepared = search._prepare(config, Folder(reference), load_dataset(config.data, config.seed))
-    job = {"config": config.model_dump(mode="json"), "run": str(reference)}
+    run = Run(config, Folder(reference))
+    prepared = search._prepare(run)
     with pytest.raises(TrainingError, match=r"not done after 0\.001 s \(search\.timeout\), at step 1 of 90"):
-        search._trial({"number": 0}, job, prepared)
+        trial._trial({"number": 0}, run, prepared)
 
 
 def test_a_search_without_a_finished_trial_says_why(tmp_path: Path) -> None:
     known = [study.Trial(0, {}, "failed", reason="NaN"), study.Trial(1, {}, "failed", reason="its process died")]
     with pytest.raises(TrainingError, match=r"no trial of 2 came to its end \(NaN; its process died\)"):
-        search._publish(asked(), Folder(tmp_path), {}, known, Progress("search", "trials", 2))
+        search._publish(Run(asked(), Folder(tmp_path)), {}, known, Progress("search", "trials", 2))
 
 
 def test_a_table_that_cannot_be_written_ends_the_search(reference: Path, tmp_path: Path) -> None:
@@ -245,10 +250,10 @@ def test_a_table_that_cannot_be_written_ends_the_search(reference: Path, tmp_pat
     run = begun(reference, tmp_path)
     (tmp_path / "search").write_text("in the way")
     with pytest.raises(ArtifactError, match=r"trial-00000\.json: cannot be written"):
-        pipeline.run(asked(), run, ("search",))
+        pipeline.execute(Run(asked(), run), ("search",))
     (tmp_path / "search").unlink()
-    table = tuning.Table(asked(), run, "recipe")
-    assert table.known == [] and not list(tmp_path.glob("search/*"))
+    table = tuning.Table(Run(asked(), run), "recipe")
+    assert table.ended == [] and not list(tmp_path.glob("search/*"))
 
 
 def test_a_trial_that_cannot_read_the_run_ends_the_search(
@@ -259,29 +264,29 @@ def test_a_trial_that_cannot_read_the_run_ends_the_search(
     monkeypatch.chdir(tmp_path)
     run = Folder("/proc/self/cwd/run")  # another folder for each process
     with pytest.raises(ArtifactError, match=r"/proc/self/cwd/run/base: there is no base here"):
-        pipeline.run(asked(), run, ("search",))
+        pipeline.execute(Run(asked(), run), ("search",))
     assert not list(tmp_path.glob("run/search/*"))
 
 
 def test_what_cannot_be_searched_is_said_at_once(reference: Path, tmp_path: Path) -> None:
     run = begun(reference, tmp_path)
     with pytest.raises(ConfigError, match=r"search\.trials: is 0"):
-        pipeline.run(changed(), run, ("search",))
+        pipeline.execute(Run(changed(), run), ("search",))
     with pytest.raises(ConfigError, match=r"search\.loggers: wandb is not installed; pip install wandb"):
-        pipeline.run(asked(loggers=["wandb"]), run, ("search",))
+        pipeline.execute(Run(asked(loggers=["wandb"]), run), ("search",))
     if not torch.cuda.is_available():
         with pytest.raises(ResourceError, match=r"search\.gpus_per_trial: 1 x 0\.5 GPU asked for"):
-            pipeline.run(asked(gpus_per_trial=0.5), run, ("search",))
+            pipeline.execute(Run(asked(gpus_per_trial=0.5), run), ("search",))
 
 
-def test_several_objectives_and_recalibrated_members(reference: Path, tmp_path: Path) -> None:
+def test_several_objectives_and_reestimated_members(reference: Path, tmp_path: Path) -> None:
     run = begun(reference, tmp_path)
     space = {"sample.recalibrate": {"choice": [2]}, "autoencoder.explained": {"uniform": [0.5, 0.999]}}
     config = asked(
         trials=4, objective=["abend_accuracy", "disagreement"], space=space, concurrent=2, loggers=["tensorboard"]
     )
-    pipeline.run(config, run, ("search",))
+    pipeline.execute(Run(config, run), ("search",))
     rows, facts = table(tmp_path), artifacts.load(run / "search", "search").facts
     assert all(row["status"] == "done" and row["looks"] == 4 for row in rows)
-    assert facts["best"] in facts["front"] and [row["sample.recalibrate"] for row in rows] == [0, 2, 2, 2]
+    assert facts["best"] in facts["front"] and [row["sample.reestimate_batch_norm"] for row in rows] == [0, 2, 2, 2]
     assert list((tmp_path / "tensorboard").rglob("events.out.tfevents.*"))

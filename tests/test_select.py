@@ -1,6 +1,5 @@
-"""Selection and temperature equal plain searches, and give the known answer where there is one."""
+"""Selection equals plain searches, and gives the known answer where there is one."""
 
-import math
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bend_ray.ensemble import aggregate, metrics
-from bend_ray.ensemble.select import best, fit_temperature, greedy
+from bend_ray.ensemble.select import best, greedy
 from bend_ray.errors import ConfigError, DataError, ModelError
 
 
@@ -67,26 +66,6 @@ def test_greedy_repeats_who_is_right_and_mixes_who_complement() -> None:
     assert sorted(greedy(torch.stack([wrong, first, second]), label_B, 2)) == [1, 2]
 
 
-@settings(max_examples=60, deadline=None)
-@given(answers())
-def test_temperature_is_as_good_as_any_on_a_fine_grid(given_: tuple[Tensor, Tensor]) -> None:
-    logits_MBK, label_B = given_
-    grid = torch.linspace(-math.log(20), math.log(20), 200, dtype=torch.float64).exp()
-    lowest = min(nll_of(logits_MBK.double() / t, label_B) for t in grid)
-    found = fit_temperature(logits_MBK, label_B)
-    assert 1 / 20.01 < found < 20.01
-    assert nll_of(logits_MBK.double() / found, label_B) <= lowest + 1e-3 * abs(lowest) + 1e-9
-
-
-@pytest.mark.parametrize("scale", [0.4, 1.0, 3.0])
-def test_overconfidence_is_undone(scale: float) -> None:
-    """20,000 labels drawn from a calibrated classifier whose logits are then scaled: known to about 2 %."""
-    generator = torch.Generator().manual_seed(0)
-    logits_BK = 2 * torch.randn(20_000, 4, generator=generator)
-    label_B = torch.multinomial(logits_BK.softmax(-1), 1, generator=generator)[:, 0]
-    assert fit_temperature(scale * logits_BK[None], label_B) == pytest.approx(scale, rel=0.05)
-
-
 @settings(max_examples=100, deadline=None)
 @given(answers((0.3, 2.0)), st.integers(1, 8))  # above the floor, where the loss is convex in the mean probability
 def test_greedy_is_never_worse_than_the_best_member_which_comes_first(given_: tuple[Tensor, Tensor], k: int) -> None:
@@ -105,7 +84,6 @@ def test_labels_are_any_whole_numbers(dtype: torch.dtype) -> None:
     labels = label_B.to(dtype)
     assert best(logits_MBK, labels, 3) == best(logits_MBK, label_B, 3)
     assert greedy(logits_MBK, labels, 3) == greedy(logits_MBK, label_B, 3)
-    assert fit_temperature(logits_MBK, labels) == fit_temperature(logits_MBK, label_B)
 
 
 @pytest.mark.parametrize("choose", [best, greedy])
@@ -118,7 +96,11 @@ def test_who_alone_is_best_comes_first(choose: Callable[[Tensor, Tensor, int], l
 
 def test_what_cannot_be_used() -> None:
     logits_MBK, label_B = torch.zeros(3, 4, 2), torch.tensor([0, 1, 0, 1])
-    for choose in (lambda *a: best(*a, 1), lambda *a: greedy(*a, 1), fit_temperature):
+    choices: tuple[Callable[[Tensor, Tensor], object], ...] = (
+        lambda logits, labels: best(logits, labels, 1),
+        lambda logits, labels: greedy(logits, labels, 1),
+    )
+    for choose in choices:
         for labels in (label_B[:3], label_B + 1, -label_B, label_B.float(), label_B[None]):
             with pytest.raises(DataError, match="labels"):
                 choose(logits_MBK, labels)

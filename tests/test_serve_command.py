@@ -10,8 +10,8 @@ import pytest
 from bend_ray.config import Serve, Serving
 from bend_ray.config.reading import inference
 from bend_ray.errors import ConfigError
-from bend_ray.serving import guard
-from bend_ray.serving.front import free_port
+from bend_ray.serving import middleware
+from bend_ray.serving.proxy import free_port
 from bend_ray.stages import serve
 
 LIMITS = Serve(port=8001)
@@ -20,7 +20,7 @@ LIMITS = Serve(port=8001)
 @pytest.fixture(autouse=True)
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", guard.TOKEN):
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", middleware.TOKEN):
         monkeypatch.setenv(name, "")  # so that it is there again after the test
         monkeypatch.delenv(name)
 
@@ -57,6 +57,6 @@ def test_ipv6_is_refused_with_the_key(host: str) -> None:
 
 @pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)])
 def test_it_warns_where_anybody_may_ask(host: str, warned: bool) -> None:
-    words = serve._words(7, "runs/digits", Serve(host=host), "", own=True)
+    words = serve._words(7, "runs/digits", Serve(host=host), "", own_cluster=True)
     assert ("warning:" in words) == warned
     assert f" at http://{'127.0.0.1' if warned else host}:8000\n" in words

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bend_ray.serving import bodies
+from bend_ray.serving import requests
 from serving_bodies import COLOURS, FLAT, GREYS, ONE, WHOLE, as_json, at_most_mib, peak_mib, refused, same
 from serving_helpers import GREY, ROWS, npy, npy_of
 
@@ -38,7 +38,7 @@ def test_arrays_with_their_axes_in_any_usual_order(array: np.ndarray, wanted: np
 
 def test_json_says_more_than_images() -> None:
     body = as_json(GREYS.tolist(), strategy="sbend", members=True)
-    assert bodies.read("json", body, GREY, ROWS)[1] == {"strategy": "sbend", "members": True}
+    assert requests.read("json", body, GREY, ROWS)[1] == {"strategy": "sbend", "members": True}
     same("json", b"\xef\xbb\xbf \n" + body, GREYS)
     same("json", body.decode().encode("utf-16"), GREYS)
 

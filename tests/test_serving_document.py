@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from bend_ray import __version__
-from bend_ray.serving import guard
+from bend_ray.serving import middleware
 from serving_helpers import app, ask, served
 from serving_requests import IMAGES, LONG, NPY, TOKEN, guarded, plain, tensor
 
@@ -54,7 +54,7 @@ def test_the_document_says_where_a_token_is_needed(guarded: FastAPI) -> None:
         document = ask(guarded, "GET", "/openapi.json", headers=headers).json()
     assert document["components"]["securitySchemes"] == {"bearer": {"type": "http", "scheme": "bearer"}}
     for path, _, found in operations(document):
-        health = path in guard.HEALTH
+        health = path in middleware.HEALTH
         assert ("401" in found["responses"]) != health and (found.get("security") == [{"bearer": []}]) != health
 
 
@@ -117,7 +117,7 @@ def test_an_ensemble_without_a_report_is_as_the_document_says(document: dict[str
 
 def test_wherever_503_may_come_the_document_says_so(document: dict[str, Any]) -> None:
     for path, _, found in operations(document):
-        assert ("503" in found["responses"]) == (path not in guard.HEALTH), path
+        assert ("503" in found["responses"]) == (path not in middleware.HEALTH), path
 
 
 def test_the_document_is_of_the_version_that_it_says(document: dict[str, Any]) -> None:
@@ -143,13 +143,13 @@ MADE_UP = schemathesis.Config.from_dict(
     {"generation": {"deterministic": True, "max-examples": 20, "database": "none", "no-shrink": True}}
 )
 # No schema says which bytes are an image, or how long the JSON is in front of others.
-NOT_SAID = [positive_data_acceptance]
+NOT_SAID: list[Any] = [positive_data_acceptance]
 schemathesis.serializer.alias(["application/x-npy", "application/vnd.apache.arrow.stream"], "application/octet-stream")
 from_document = schemathesis.openapi.from_asgi("/openapi.json", app(), config=MADE_UP)
 of_our_model = from_document.include(path_regex="/models/")
 with_token = schemathesis.openapi.from_asgi(
     "/openapi.json",
-    app(token_digest=guard.digest(TOKEN)),
+    app(token_digest=middleware.digest(TOKEN)),
     config=schemathesis.Config.from_dict(
         {
             "generation": {"deterministic": True, "max-examples": 5, "database": "none"},
@@ -161,16 +161,16 @@ with_token = schemathesis.openapi.from_asgi(
 
 
 @from_document.parametrize()
-def test_made_up_requests(case: schemathesis.Case) -> None:
+def test_made_up_requests(case: schemathesis.Case[Any]) -> None:
     case.call_and_validate(excluded_checks=NOT_SAID)
 
 
 @of_our_model.parametrize()
-def test_made_up_requests_to_the_model_that_is_there(case: schemathesis.Case) -> None:
+def test_made_up_requests_to_the_model_that_is_there(case: schemathesis.Case[Any]) -> None:
     case.path_parameters["model"] = "bend"
     case.call_and_validate(excluded_checks=NOT_SAID)
 
 
 @with_token.parametrize()
-def test_made_up_requests_with_and_without_a_token(case: schemathesis.Case) -> None:
+def test_made_up_requests_with_and_without_a_token(case: schemathesis.Case[Any]) -> None:
     case.call_and_validate(excluded_checks=NOT_SAID)

@@ -4,6 +4,7 @@ import io
 import pickle
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bend_ray.errors import DataError
-from bend_ray.serving import bodies, inputs
-from bend_ray.serving.bodies import KindError, kind_of
+from bend_ray.serving import inputs, requests
+from bend_ray.serving.requests import KindError, kind_of
 from image_files import encoded
 from serving_bodies import COLOURS, FLAT, GREYS, ONE, PNG, STREAM, WHOLE, as_json, lists, peak_mib, read, refused, same
 from serving_helpers import COLOUR, GREY, ROWS, arrow, npy, tensors
@@ -53,7 +54,8 @@ def test_palettes_are_their_colours() -> None:
     palette = Image.fromarray(ONE // 32).convert("L").convert("P")
     palette.putpalette([value for i in range(256) for value in (i, 255 - i, 7)])
     wanted = np.stack([ONE // 32, 255 - ONE // 32, np.full_like(ONE, 7)])[None]
-    for options in ({}, {"transparency": 3}):
+    without: dict[str, Any] = {}
+    for options in (without, {"transparency": 3}):
         same("image", encoded(palette, **options), wanted)
 
 
@@ -200,7 +202,7 @@ VALID: dict[str, list[bytes]] = {
 def a_tensor_or_a_sentence(kind: str, body: bytes) -> None:
     for fit in (GREY, COLOUR):
         try:
-            found, said = bodies.read(kind, body, fit, ROWS)
+            found, said = requests.read(kind, body, fit, ROWS)
         except DataError as error:
             assert str(error)
             continue

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from torch import Tensor
 
 from bend_ray.ensemble.aggregate import Prediction, Strategy
-from bend_ray.serving import guard
+from bend_ray.serving import middleware
 from serving_helpers import ROWS, answer, app, ask, client, npy, pictures
 from serving_requests import IMAGES, INFER, NPY, TOKEN, guarded, refused, tensor
 
@@ -44,7 +44,7 @@ def test_without_a_token_only_health_is_told(guarded: FastAPI, path: str) -> Non
     response = ask(guarded, "GET", path)
     refused(response, 401, "a token is needed")
     assert {"Bearer", "Basic"} <= set(re.findall(r"\w+", response.headers["www-authenticate"]))
-    for health in guard.HEALTH:
+    for health in middleware.HEALTH:
         assert ask(guarded, "GET", health).status_code == 200
 
 
@@ -61,7 +61,7 @@ def test_without_a_token_only_health_is_told(guarded: FastAPI, path: str) -> Non
         ("Bearer ", 401),
         ("Bearer sesame", 401),
         ("Bearer Sesam", 401),
-        (f"Bearer {guard.digest(TOKEN)}", 401),
+        (f"Bearer {middleware.digest(TOKEN)}", 401),
         ("Digest sesam", 401),
         (b"Bearer \xff\xfe", 401),
         ("Basic", 401),
@@ -84,7 +84,7 @@ def test_tokens(guarded: FastAPI, authorization: str | bytes, status: int) -> No
 
 
 def test_a_token_of_any_letters_is_a_password(guarded: FastAPI) -> None:
-    made = app(token_digest=guard.digest("schlüssel:ß"))
+    made = app(token_digest=middleware.digest("schlüssel:ß"))
     assert ask(made, "GET", "/v2", headers={"Authorization": basic("me:schlüssel:ß")}).status_code == 200
 
 
@@ -101,7 +101,7 @@ def after(seconds: float) -> Callable[[Tensor, Strategy], Any]:
 
 def busy(response: httpx.Response, sentence: str) -> None:
     refused(response, 503, sentence)
-    assert int(response.headers["retry-after"]) == guard.RETRY_AFTER
+    assert int(response.headers["retry-after"]) == middleware.RETRY_AFTER
 
 
 def test_more_than_the_queue_holds_are_told_to_come_again() -> None:
@@ -109,7 +109,9 @@ def test_more_than_the_queue_holds_are_told_to_come_again() -> None:
 
     async def all_at_once() -> list[httpx.Response]:
         async with client(made) as http:
-            found = await asyncio.gather(*(http.post("/predict", **NPY) for _ in range(4)), http.get(guard.HEALTH[0]))
+            found = await asyncio.gather(
+                *(http.post("/predict", **NPY) for _ in range(4)), http.get(middleware.HEALTH[0])
+            )
             return [*found, await http.post("/predict", **NPY)]
 
     *four, health, later = asyncio.run(all_at_once())
@@ -204,7 +206,7 @@ def test_clients_that_leave_give_their_place_back() -> None:
 
 def test_every_request_is_seen_once() -> None:
     seen: list[dict[str, Any]] = []
-    made = app({"timeout": 0.1, "queue": 1}, seen=seen.append, token_digest=guard.digest(TOKEN))
+    made = app({"timeout": 0.1, "queue": 1}, seen=seen.append, token_digest=middleware.digest(TOKEN))
 
     async def asked() -> None:
         async with client(made, headers={"Authorization": f"Bearer {TOKEN}"}) as http:
@@ -251,7 +253,7 @@ def test_around_a_proxy_silence_is_an_answer_to_come_again() -> None:
         await receive()
 
     async def fine(scope: Any, receive: Any, send: Any) -> None:
-        await guard.refuse(send, 418, "a teapot")
+        await middleware.refuse(send, 418, "a teapot")
 
-    busy(ask(guard.Unanswered(silent), "GET", "/"), "is gone; try again later")  # type: ignore[arg-type]
-    refused(ask(guard.Unanswered(fine), "GET", "/"), 418, "a teapot")  # type: ignore[arg-type]
+    busy(ask(middleware.ReplicaLossMiddleware(silent), "GET", "/"), "is gone; try again later")
+    refused(ask(middleware.ReplicaLossMiddleware(fine), "GET", "/"), 418, "a teapot")

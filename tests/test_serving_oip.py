@@ -14,7 +14,7 @@ from serving_helpers import COLOUR, GREY, ensemble, pictures
 # --- requests
 
 
-OUTPUTS = tuple(oip.OUTPUTS)
+OUTPUTS = oip.offered(distance=False)
 
 
 @pytest.mark.parametrize("datatype", oip.TYPES)

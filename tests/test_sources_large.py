@@ -2,13 +2,14 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from bend_ray.config import Data
-from bend_ray.data import datasets, images
+from bend_ray.data import arrays, datasets, images
 from bend_ray.data.datasets import load_dataset
 from bend_ray.errors import DataError
 from image_files import encoded, npz
@@ -18,8 +19,9 @@ from source_helpers import THREE, parquet, pictures, rows
 def every_way(root: Path) -> dict[str, str]:
     """The same rows of one colour, and some where a coloured one comes late, in all layouts."""
     pictures(root / "pictures", *THREE["train"])
-    parquet(root / "parquet" / "train-0.parquet", *(a[:23] for a in THREE["train"]))
-    parquet(root / "parquet" / "train-1.parquet", *(a[23:] for a in THREE["train"]))
+    x, y = THREE["train"]
+    parquet(root / "parquet" / "train-0.parquet", x[:23], y[:23])
+    parquet(root / "parquet" / "train-1.parquet", x[23:], y[23:])
     (root / "npy").mkdir()
     for kind, array in zip("xy", THREE["train"], strict=True):
         np.save(root / "npy" / f"{kind}_train.npy", array)
@@ -34,7 +36,7 @@ def every_way(root: Path) -> dict[str, str]:
 def test_data_in_files_is_that_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
     for name, path in every_way(tmp_path).items():
         held = load_dataset(Data(path=path), seed=0)
-        for module in (images, datasets):
+        for module in (arrays, images, datasets):
             monkeypatch.setattr(module, "PIECE", piece)
         for in_memory in (0.0, 300 / 2**30):  # nothing; some rows
             mapped = load_dataset(Data(path=path, in_memory=in_memory), seed=0)
@@ -50,13 +52,13 @@ def test_files_of_images_have_no_name_and_go_with_the_images(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()
-    pile = images.Pile(0.0)
-    pile.add(THREE["train"][0][:, None])
-    found = pile.tensor()
+    buffer = images.SpillBuffer(0.0)
+    buffer.add(THREE["train"][0][:, None])
+    found = buffer.tensor()
     opened = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
     assert any(str(tmp_path / "scratch") in str(link) for link in opened)
     assert list((tmp_path / "scratch").iterdir()) == []
-    del pile
+    del buffer
     assert np.array_equal(found[:, 0].numpy(), THREE["train"][0])
     found[0] = 0  # as a tensor in memory would let anyone
     assert not found[0].any()
@@ -75,10 +77,15 @@ def test_a_disk_without_room_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_statistics_and_cuts_copy_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No single step may hold all rows: what is asked of torch at once is never more than a piece."""
-    sizes = []
+    sizes: list[int] = []
     monkeypatch.setattr(images, "PIECE", 8)
     monkeypatch.setattr(datasets, "PIECE", 8)
     count = torch.bincount
-    monkeypatch.setattr(torch, "bincount", lambda x, **options: (sizes.append(x.numel()), count(x, **options))[1])
+
+    def counted(x: torch.Tensor, **options: Any) -> torch.Tensor:
+        sizes.append(x.numel())
+        return count(x, **options)
+
+    monkeypatch.setattr(torch, "bincount", counted)
     dataset = load_dataset(npz(tmp_path / "d.npz", x_train=THREE["train"][0], y_train=THREE["train"][1]), seed=0)
     assert max(sizes) == 8 * 36 and sum(sizes) == dataset.train.images.numel()

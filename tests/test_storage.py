@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,14 +15,17 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from bend_ray import cli, errors, folders
-from bend_ray.artifacts import DEPENDS, read_manifest
-from bend_ray.data.classifiers import load_weights
+from bend_ray import cli, errors
 from bend_ray.data.datasets import load_dataset
 from bend_ray.ensemble.ensemble import Ensemble
 from bend_ray.errors import ArtifactError, DataError, ModelError
-from bend_ray.folders import Folder
+from bend_ray.models.classifiers import load_weights
+from bend_ray.run import Run
 from bend_ray.stages import pipeline
+from bend_ray.store import folders
+from bend_ray.store.artifacts import read_manifest
+from bend_ray.store.folders import Folder
+from bend_ray.store.kinds import ARTIFACTS
 from conftest import changed
 from s3 import BUCKET, Store, store
 
@@ -122,7 +126,10 @@ def test_a_uri_that_is_none(uri: str) -> None:
 
 def test_data_and_weights_at_a_uri(store: Store, tmp_path: Path) -> None:
     rows = np.random.default_rng(0)
-    arrays = {"x_train": rows.integers(0, 255, (40, 8, 8), dtype=np.uint8), "y_train": np.arange(40) % 4}
+    arrays: dict[str, Any] = {
+        "x_train": rows.integers(0, 255, (40, 8, 8), dtype=np.uint8),
+        "y_train": np.arange(40) % 4,
+    }
     np.savez(tmp_path / "data.npz", **arrays)
     store.client.upload_file(str(tmp_path / "data.npz"), BUCKET, "data/small.npz")
     here, there = (
@@ -145,7 +152,7 @@ def test_data_and_weights_at_a_uri(store: Store, tmp_path: Path) -> None:
 
 
 def test_parquet_at_a_uri(store: Store, tmp_path: Path) -> None:
-    def png(value: int) -> dict:
+    def png(value: int) -> dict[str, Any]:
         stream = io.BytesIO()
         Image.fromarray(np.full((8, 8), value, dtype=np.uint8)).save(stream, "PNG")
         return {"bytes": stream.getvalue(), "path": None}
@@ -170,25 +177,25 @@ def test_the_whole_pipeline_on_a_store(
     """Begun, killed in the middle of the chains (as far as the store can tell), and gone on with: the same bits."""
     where = store.uri("runs/toy")
     run = Folder(where)
-    pipeline.run(changed(), run, ("collect",))
+    pipeline.execute(Run(changed(), run), ("collect",))
     for name in ("_config.json", "chain-00003.parquet"):
         (run / "snapshots").delete(name)
     chain = store.client.head_object(Bucket=BUCKET, Key="runs/toy/snapshots/chain-00001.parquet")["LastModified"]
     capsys.readouterr()
-    pipeline.run(changed(), run)
+    pipeline.execute(Run(changed(), run))
     said = capsys.readouterr().out
     assert "the base is there already, and 4 of 5 chains" in said and "aBEND" in said
     kept = store.client.head_object(Bucket=BUCKET, Key="runs/toy/snapshots/chain-00001.parquet")["LastModified"]
     assert kept == chain
     left = [name for name in store.names("runs/toy/") if "/timings/" not in name]
     assert not any(word in name for name in left for word in (".tmp-", ".ray", "block-", "driver.json", "visible-"))
-    for kind in DEPENDS:
+    for kind in ARTIFACTS:
         made = read_manifest(run / kind, kind)
         if kind != "report":
             assert made == read_manifest(Folder(reference) / kind, kind), kind
     metrics = json.loads((run / "report").read("metrics.json"))
     assert metrics["abend"] == json.loads((reference / "report" / "metrics.json").read_text())["abend"]
-    pipeline.run(changed(), run)  # all is there
+    pipeline.execute(Run(changed(), run))  # all is there
     assert torch.equal(Ensemble.load(where).theta_MD, Ensemble.load(reference).theta_MD)
     cli.main(["show", where])
     said = capsys.readouterr().out

@@ -89,7 +89,7 @@ def test_running_trials_are_not_tried_again() -> None:
 def test_failed_and_stopped_trials_are_known_as_such() -> None:
     asked = config()
     known = [
-        Trial(0, study.own_values(asked), "done", [{"abend_nll": 1.0}]),
+        Trial(0, study.configured_values(asked), "done", [{"abend_nll": 1.0}]),
         Trial(1, study.suggest(asked, 1, [], []), "failed", reason="NaN"),
         Trial(2, study.suggest(asked, 2, [], []), "stopped", [{"abend_nll": 0.1}]),
     ]
@@ -102,14 +102,14 @@ def test_failed_and_stopped_trials_are_known_as_such() -> None:
 
 def test_nothing_is_best_of_failures() -> None:
     asked = config()
-    assert study.best_of(asked, [Trial(0, study.own_values(asked), "failed")]) is None
+    assert study.best_of(asked, [Trial(0, study.configured_values(asked), "failed")]) is None
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=8))
 def test_front_and_best_are_those_of_a_plain_search(points: list[tuple[int, int]]) -> None:
     asked = config(objective=["abend_nll", "disagreement"])
-    own = study.own_values(asked)
+    own = study.configured_values(asked)
     known = [
         Trial(i, own, "done", [{"abend_nll": float(a), "disagreement": float(b)}]) for i, (a, b) in enumerate(points)
     ]

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bend_ray.config import Classifier
-from bend_ray.data.classifiers import build
 from bend_ray.errors import ModelError
-from bend_ray.weights.subset import NAMED, Subset, choose
+from bend_ray.models.classifiers import build
+from bend_ray.models.subset import NAMED, Subset, choose
 
 
 class Odd(nn.Module):

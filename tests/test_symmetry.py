@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from align_networks import EVERYTHING, IMAGE, found, inverse, made, of, shuffled
-from bend_ray.data.classifiers import logits
-from bend_ray.weights.subset import Subset
-from bend_ray.weights.symmetry import Symmetry
+from bend_ray.alignment.symmetry import Symmetry
+from bend_ray.models.classifiers import logits
+from bend_ray.models.subset import Subset
 
 
 @torch.no_grad()

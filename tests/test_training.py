@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 import ranks
-from bend_ray.data import training
-from bend_ray.data.base import Description
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.errors import ConfigError, TrainingError
-from conftest import changed
+from bend_ray.models.base import ModelSpec
+from bend_ray.run import Run
+from bend_ray.training import loop
+from conftest import changed, run_of
 
 CONFIG = changed(base={"shards": 4})
 
@@ -26,8 +27,8 @@ def state(module: nn.Module) -> Tensor:
 
 def trained(dataset: Dataset) -> nn.Module:
     torch.set_num_threads(1)
-    module = Description.of(CONFIG.classifier, dataset).build(0)
-    training.train(module, dataset.train, dataset.preprocess, CONFIG.base, 0)
+    module = ModelSpec.of(CONFIG.classifier, dataset).build(0)
+    loop.train(module, Run(CONFIG, loaded=dataset))
     return module
 
 
@@ -46,10 +47,10 @@ def test_base_has_the_same_bits_on_any_number_of_workers(tmp_path: Path, world: 
 
 def test_training_learns() -> None:
     dataset = data()
-    module = Description.of(CONFIG.classifier, dataset).build(0)
+    module = ModelSpec.of(CONFIG.classifier, dataset).build(0)
     base = CONFIG.base.model_copy(update={"epochs": 5})
-    training.train(module, dataset.train, dataset.preprocess, base, 0)
-    loss, accuracy = training.validate(module, dataset.val, dataset.preprocess)
+    loop.train(module, run_of(dataset, base=base))
+    loss, accuracy = loop.validate(module, dataset.val, dataset.preprocess)
     assert accuracy > 0.4 and loss < 2.0  # five epochs on 340 rows, from 0.1 and 2.3
 
 
@@ -57,8 +58,8 @@ def test_one_shard_is_a_plain_training_step() -> None:
     """Against the obvious loop: the same batch through the whole model, one optimiser step."""
     dataset = data()
     base = CONFIG.base.model_copy(update={"shards": 1, "epochs": 1, "batch_size": len(dataset.train)})
-    ours, plain = (Description.of(CONFIG.classifier, dataset).build(0) for _ in range(2))
-    training.train(ours, dataset.train, dataset.preprocess, base, 0)
+    ours, plain = (ModelSpec.of(CONFIG.classifier, dataset).build(0) for _ in range(2))
+    loop.train(ours, run_of(dataset, base=base))
     optimizer = torch.optim.AdamW(plain.parameters(), lr=base.lr, weight_decay=base.weight_decay)
     torch.optim.lr_scheduler.OneCycleLR(optimizer, base.lr, total_steps=2)
     output = plain.train()(dataset.preprocess(dataset.train.images))
@@ -71,13 +72,13 @@ def test_shards_too_small_for_batch_norm_are_refused() -> None:
     dataset = data()
     base = CONFIG.base.model_copy(update={"shards": 20})
     with pytest.raises(ConfigError, match=r"base\.shards: 20"):
-        training.train(nn.Linear(1, 1), dataset.train, dataset.preprocess, base, 0)
+        loop.train(nn.Linear(1, 1), run_of(dataset, base=base))
 
 
 def test_loss_that_is_not_finite_says_what_to_lower() -> None:
     dataset = data()
-    module = Description.of(CONFIG.classifier, dataset).build(0)
+    module = ModelSpec.of(CONFIG.classifier, dataset).build(0)
     with torch.no_grad():
         next(module.parameters())[0] = float("nan")
     with pytest.raises(TrainingError, match=r"lower base\.lr"):
-        training.train(module, dataset.train, dataset.preprocess, CONFIG.base, 0)
+        loop.train(module, Run(CONFIG, loaded=dataset))

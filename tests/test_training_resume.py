@@ -12,17 +12,20 @@ import torch
 from torch import Tensor, nn
 
 import ranks
-from bend_ray import lineage
 from bend_ray.config import Base, Config, dump
-from bend_ray.data import optimizing, training
-from bend_ray.data.base import Description
-from bend_ray.data.checkpoint import Checkpoint
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.errors import ArtifactError, ConfigError
-from bend_ray.folders import Folder
+from bend_ray.models.base import ModelSpec
+from bend_ray.progress import ProgressCallback
+from bend_ray.run import Run
 from bend_ray.stages import show
-from bend_ray.tensors import read_tensors, write_tensors
-from conftest import TOY, changed
+from bend_ray.store import lineage
+from bend_ray.store.folders import Folder
+from bend_ray.store.tensors import read_tensors, write_tensors
+from bend_ray.training import loop
+from bend_ray.training import optimizer as optimizers
+from bend_ray.training.checkpoint import Checkpoint
+from conftest import TWO, changed
 from processes import Start, count, kill, start, wait_for, workers
 
 __all__ = ["start"]
@@ -44,14 +47,14 @@ def data() -> Dataset:
 
 
 def state(module: nn.Module) -> dict[str, Tensor]:
-    return {key: value.clone() for key, value in optimizing.named(module).items()}
+    return {key: value.clone() for key, value in optimizers.named(module).items()}
 
 
 def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
-def killed_at(step: int) -> training.Progress:
+def killed_at(step: int) -> ProgressCallback:
     def progress(done: int, total: int) -> None:
         if done == step:
             raise KilledError
@@ -62,14 +65,13 @@ def killed_at(step: int) -> training.Progress:
 def trained(
     config: Config,
     checkpoint: Checkpoint | None = None,
-    progress: training.Progress | None = None,
+    progress: ProgressCallback | None = None,
     bootstrap: bool = False,
 ) -> dict[str, Tensor]:
     """What a training ends with."""
     dataset = data()
-    module = Description.of(config.classifier, dataset).build(0)
-    args = (module, dataset.train, dataset.preprocess, config.base, 0, "base", bootstrap, progress)
-    training.train(*args, changes=config.augment, checkpoint=checkpoint)
+    module = ModelSpec.of(config.classifier, dataset).build(0)
+    loop.train(module, Run(config, progress=progress, loaded=dataset), "base", bootstrap, checkpoint)
     return state(module)
 
 
@@ -114,9 +116,8 @@ def test_seconds_go_on_too(tmp_path: Path) -> None:
     assert tensors["seconds"] > 0
     write_tensors(Folder(tmp_path), name, tensors | {"seconds": tensors["seconds"] + 1000}, note)
     dataset = data()
-    module = Description.of(config.classifier, dataset).build(0)
-    args = (module, dataset.train, dataset.preprocess, config.base, 0)
-    assert training.train(*args, checkpoint=checkpoint) > 1000
+    module = ModelSpec.of(config.classifier, dataset).build(0)
+    assert loop.train(module, Run(config, loaded=dataset), checkpoint=checkpoint) > 1000
 
 
 def _rank(rank: int, where: Path) -> None:
@@ -164,15 +165,15 @@ def test_begun_base_of_another_configuration_is_named_and_shown(
     lineage.check_run(run, toy)
     with pytest.raises(ArtifactError, match=r"augment\.crop: 0 there, 1 here"):
         lineage.check_run(run, changed(augment={"crop": 1}))
-    show.run(str(run), {})
+    show.execute(str(run), {})
     assert "not there, 3 epochs done" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("steps", [1, 2, 19, 40, 101])
 def test_cosine_is_the_formula(steps: int) -> None:
     base, warm = Base(schedule="cosine", lr=0.1), max(1, steps // 20)
-    optimizer = optimizing.adamw(nn.Linear(1, 1), base)
-    rates = optimizing.schedule(optimizer, base, steps)
+    optimizer = optimizers.adamw(nn.Linear(1, 1), base)
+    rates = optimizers.schedule(optimizer, base, steps)
     optimizer.step()
     for i in range(steps):
         down = (1 + math.cos(math.pi * (i - warm) / max(1, steps - warm))) / 2
@@ -181,13 +182,13 @@ def test_cosine_is_the_formula(steps: int) -> None:
         rates.step()
 
 
-@pytest.mark.parametrize("name", ["onecycle", "cosine"])
+@pytest.mark.parametrize("name", ["onecycle", "cosine", "falling"])
 def test_rates_go_on_where_they_were(name: str) -> None:
     base, steps = Base.model_validate({"schedule": name}), 50
     told: list[list[Any]] = []
     for done in (0, 17):
-        optimizer = optimizing.adamw(nn.Linear(1, 1), base)
-        rates = optimizing.schedule(optimizer, base, steps, done)
+        optimizer = optimizers.adamw(nn.Linear(1, 1), base)
+        rates = optimizers.schedule(optimizer, base, steps, done)
         optimizer.step()
         told.append([])
         for _ in range(done, steps):
@@ -200,9 +201,8 @@ def test_average_is_the_formula() -> None:
     decay, config = 0.8, changed(base={"epochs": 1})
     states: list[dict[str, Tensor]] = []
     dataset = data()
-    module = Description.of(config.classifier, dataset).build(0)
-    args = (dataset.train, dataset.preprocess, config.base, 0)
-    training.train(module, *args, progress=lambda done, total: states.append(state(module)))
+    module = ModelSpec.of(config.classifier, dataset).build(0)
+    loop.train(module, Run(config, progress=lambda done, total: states.append(state(module)), loaded=dataset))
     found = trained(changed(base={"epochs": 1, "ema": decay}))
     for key, value in found.items():
         expected = states[0][key].double()
@@ -218,18 +218,17 @@ def test_bfloat16_is_near_float32_and_weights_stay_float32() -> None:
     plain, low = (trained(changed(base={"epochs": 1, "precision": kind})) for kind in ("float32", "bfloat16"))
     assert same(plain, trained(changed(base={"epochs": 1})))  # auto, on a CPU
     assert all(low[key].dtype == plain[key].dtype for key in plain) and not same(plain, low)
-    flat = [torch.cat([value.flatten().double() for value in one.values()]) for one in (plain, low)]
-    assert nn.functional.cosine_similarity(*flat, dim=0) > 0.98
+    exact_D, low_D = (torch.cat([value.flatten().double() for value in one.values()]) for one in (plain, low))
+    assert nn.functional.cosine_similarity(exact_D, low_D, dim=0) > 0.98
 
 
 def test_augmented_training_learns_and_is_seeded() -> None:
     settings = {"base": {"epochs": 5, "schedule": "cosine"}, "augment": {"crop": 1, "cutout": 2}}
     dataset, config = data(), changed(**settings)
-    module = Description.of(config.classifier, dataset).build(0)
-    args = (dataset.train, dataset.preprocess, config.base, 0)
-    training.train(module, *args, changes=config.augment)
+    module = ModelSpec.of(config.classifier, dataset).build(0)
+    loop.train(module, Run(config, loaded=dataset))
     assert same(state(module), trained(config)) and not same(state(module), trained(changed(base=settings["base"])))
-    loss, accuracy = training.validate(module, dataset.val, dataset.preprocess)
+    loss, accuracy = loop.validate(module, dataset.val, dataset.preprocess)
     assert accuracy > 0.3 and loss < 2.2  # from 0.1 and 2.3
 
 
@@ -241,7 +240,7 @@ def test_augmentation_larger_than_the_images_is_refused() -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_killed_workers_and_driver_go_on_with_the_base(start: Start, tmp_path: Path) -> None:
-    config = TOY | {"base": TOY["base"] | {"epochs": 60, "ema": 0.9}, "augment": {"crop": 1}}
+    config = TWO | {"base": TWO["base"] | {"epochs": 60, "ema": 0.9}, "augment": {"crop": 1}}
     run = tmp_path / "run"
 
     def behind(epochs: int) -> bool:

@@ -10,10 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bend_ray.ensemble import early
 from bend_ray.ensemble.aggregate import aggregate
-from bend_ray.ensemble.cutting import split
-from bend_ray.ensemble.trunk import CHUNK
 from bend_ray.errors import ModelError
-from bend_ray.weights.subset import choose
+from bend_ray.models.partition import partition
+from bend_ray.models.subset import choose
+from bend_ray.models.trunk import CHUNK
 from oracles import logits_of_whole_models
 from trunk_networks import CASES, IMAGE, MAKE, MIDDLE, PLANS, Flat, cut, images, made, members, same
 
@@ -35,7 +35,7 @@ def test_logits_are_those_of_whole_models(model: str, spec: str) -> None:
 @pytest.mark.parametrize(("model", "spec"), [case for case in CASES if case[1] in ("norm+head", MIDDLE[case[0]])])
 def test_reduced_precision(model: str, spec: str) -> None:
     module, subset, _ = cut(model, spec)
-    low = split(module, subset, torch.zeros(2, *IMAGE), torch.bfloat16)
+    low = partition(module, subset, torch.zeros(2, *IMAGE), torch.bfloat16)
     assert low.precision == torch.bfloat16
     theta_MD, x = members(module, subset, 3), images(7)
     expected_MBK = logits_of_whole_models(module, subset, theta_MD, x)
@@ -56,7 +56,7 @@ def test_what_fails_in_reduced_precision_runs_in_full() -> None:
     module = made(Mixed)
     subset = choose(module, "norm+head")
     with pytest.warns(UserWarning, match=r"ensemble\.precision: float32 is used instead of torch\.bfloat16: .+"):
-        found = split(module, subset, images(2), torch.bfloat16)
+        found = partition(module, subset, images(2), torch.bfloat16)
     theta_MD, x = members(module, subset, 3), images(4)
     assert found.precision == torch.float32 and found.plan == "vmap"
     same(found.logits(theta_MD, x), logits_of_whole_models(module, subset, theta_MD, x))
@@ -81,10 +81,10 @@ def test_the_plan_depends_on_neither_the_weights_nor_the_example() -> None:
     module, subset, trunk = cut("convnet", "norm")
     other = MAKE["convnet"]()
     for example_x in (torch.zeros(2, *IMAGE), images(3), torch.full((9, *IMAGE), 1e4)):
-        again = split(other, subset, example_x)
+        again = partition(other, subset, example_x)
         assert (again.plan, again.trunk_share) == (trunk.plan, trunk.trunk_share)
     theta_MD, x = members(module, subset, 3), images(4)
-    again = split(copy.deepcopy(module), subset, images(3))
+    again = partition(copy.deepcopy(module), subset, images(3))
     assert torch.equal(again.logits(theta_MD, x), trunk.logits(theta_MD, x))
 
 
@@ -143,7 +143,7 @@ def test_a_row_does_not_depend_on_the_others(model: str, spec: str) -> None:
 def test_a_module_in_training_is_put_in_eval_mode_and_keeps_its_statistics(model: str) -> None:
     module = made(MAKE[model]).train()
     subset, before = choose(module, "norm"), copy.deepcopy(module.state_dict())
-    trunk = split(module, subset, images(2))
+    trunk = partition(module, subset, images(2))
     assert not any(child.training for child in module.modules())
     theta_MD, x = members(module, subset, 2), images(3)
     found_MBK = trunk.logits(theta_MD, x)

@@ -3,6 +3,7 @@
 import copy
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bend_ray.ensemble import graph
-from bend_ray.ensemble.cutting import split
-from bend_ray.weights.subset import choose
+from bend_ray.models import graph
+from bend_ray.models.partition import partition
+from bend_ray.models.subset import choose
 from oracles import logits_of_whole_models
 from trunk_networks import IMAGE, BranchOnTheInput, Flat, Tied, images, made, members, same
 
@@ -100,7 +101,7 @@ class Constants(Flat):
 def test_graphs_with_effects_of_their_own(make: Callable[[], nn.Module], spec: str) -> None:
     module = made(make)
     subset = choose(module, spec)
-    trunk = split(module, subset, images(2))
+    trunk = partition(module, subset, images(2))
     assert trunk.plan in ("vmap", "loop")
     theta_MD = members(module, subset, 3)
     for x in (images(5), -images(5), images(1)):  # the sum is above 0 for some, below for others
@@ -114,7 +115,7 @@ def test_graphs_with_effects_of_their_own(make: Callable[[], nn.Module], spec: s
 def test_reduced_precision_in_the_trunk() -> None:
     module = made(HalfPrecisionBody)
     subset, x = choose(module, "norm"), images(5)
-    trunk, theta_MD = split(module, subset, images(2)), members(module, subset, 3)
+    trunk, theta_MD = partition(module, subset, images(2)), members(module, subset, 3)
     assert trunk.plan == "vmap"
     same(trunk.logits(theta_MD, x), logits_of_whole_models(module, subset, theta_MD, x))
 
@@ -158,7 +159,7 @@ def test_any_parameters_of_any_network(data: st.DataObject) -> None:
     module = made(functools.partial(Drawn, data.draw(kinds)))
     names = [name for name, _ in module.named_parameters()]
     subset = choose(module, ",".join(data.draw(st.lists(st.sampled_from(names), min_size=1, unique=True))))
-    trunk = split(module, subset, torch.zeros(2, 1, 2, 4))
+    trunk = partition(module, subset, torch.zeros(2, 1, 2, 4))
     theta_MD, x = members(module, subset, 3), torch.randn(5, 1, 2, 4, generator=torch.Generator().manual_seed(0))
     same(trunk.logits(theta_MD, x), logits_of_whole_models(module, subset, theta_MD, x))
 
@@ -170,7 +171,7 @@ def test_what_cannot_be_exported_runs_whole(make: Callable[[], nn.Module], capfd
     with pytest.warns(
         UserWarning, match=r"^torch\.export cannot cut this classifier, so every member runs it whole: ."
     ) as said:
-        trunk = split(module, subset, images(2))
+        trunk = partition(module, subset, images(2))
     assert len(said) == 1 and "data-dependent" in str(said[0].message) and said[0].filename == __file__
     assert "def forward" not in capfd.readouterr().err  # torch prints the graph as far as it came
     assert trunk.plan == "whole model" and trunk.trunk_share == 0 and not module.training
@@ -186,13 +187,13 @@ def test_parameters_that_the_logits_do_not_depend_on() -> None:
     module = made(Flat)
     subset = choose(module, "regex:^unused")
     with pytest.warns(UserWarning, match=r"its logits do not depend on the chosen parameters$"):
-        trunk = split(module, subset, images(2))
+        trunk = partition(module, subset, images(2))
     theta_MD, x = members(module, subset, 3), images(4)
     found_MBK = trunk.logits(theta_MD, x)
     with torch.no_grad():
         assert torch.equal(found_MBK, module(x).expand(3, -1, -1))
     some = choose(module, "norm.weight,unused.weight,head.bias")  # some of them are enough for a cut
-    trunk, theta_MD = split(module, some, images(2)), members(module, some, 3)
+    trunk, theta_MD = partition(module, some, images(2)), members(module, some, 3)
     assert trunk.plan == "vmap"
     same(trunk.logits(theta_MD, x), logits_of_whole_models(module, some, theta_MD, x))
 
@@ -209,7 +210,8 @@ def test_a_copy_on_the_cpu_is_the_same_network() -> None:
     module = KeepsAResult().eval()
     with pytest.raises(RuntimeError, match="deepcopy"):
         copy.deepcopy(module)
-    made, x = graph.on_cpu(module), torch.randn(3, *IMAGE)
+    made: Any = graph.on_cpu(module)
+    x = torch.randn(3, *IMAGE)
     assert torch.equal(made(x), module(x)) and torch.equal(made.kept, module.kept)
     assert [name for name, _ in made.named_parameters()] == [
         name for name, _ in module.named_parameters()

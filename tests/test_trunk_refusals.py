@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bend_ray.ensemble.trunk import SharedTrunk
 from bend_ray.errors import ModelError
-from bend_ray.weights.subset import Subset, choose
+from bend_ray.models.subset import Subset, choose
+from bend_ray.models.trunk import SharedTrunk
 from trunk_networks import MAKE, BranchOnTheInput, Flat, cut, images, made, members, quietly_split
 
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bend_ray.config import Classifier
-from bend_ray.data.classifiers import build
-from bend_ray.ensemble.cutting import split
-from bend_ray.ensemble.trunk import SharedTrunk
-from bend_ray.weights.subset import Subset, choose
+from bend_ray.models.classifiers import build
+from bend_ray.models.partition import partition
+from bend_ray.models.subset import Subset, choose
+from bend_ray.models.trunk import SharedTrunk
 
 IMAGE = (1, 8, 8)
 same = functools.partial(torch.testing.assert_close, atol=2e-5, rtol=1e-5)  # vmap multiplies in another order
@@ -185,10 +185,10 @@ def images(B: int) -> Tensor:
 def cut(model: str, spec: str) -> tuple[nn.Module, Subset, SharedTrunk]:
     module = made(MAKE[model])
     subset = choose(module, spec)
-    return module, subset, split(module, subset, torch.zeros(2, *IMAGE))
+    return module, subset, partition(module, subset, torch.zeros(2, *IMAGE))
 
 
 def quietly_split(module: nn.Module, subset: Subset) -> SharedTrunk:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        return split(module, subset, images(2))
+        return partition(module, subset, images(2))

@@ -5,18 +5,20 @@ A key marked as `placement` says where work runs or a file lies, not what is com
 other threads or a GPU round otherwise): it is in no hash, so that a run begun on a laptop can be finished on a cluster.
 """
 
+from bend_ray.config.choices import BASELINES
 from bend_ray.config.cluster import Cluster
 from bend_ray.config.collect import Collect
 from bend_ray.config.data import Augment, Base, Classifier, Data
 from bend_ray.config.generator import Autoencoder, Diffusion, Sample
-from bend_ray.config.members import BASELINES, Ensemble, Evaluate, Serve
+from bend_ray.config.members import Ensemble, Evaluate, Serve
 from bend_ray.config.reading import Parsed, Settings, complaint, dump, inference, load, loads, parse
 from bend_ray.config.search import SEARCHED, SPACE, Domain, Objective, Search
-from bend_ray.config.section import Gpus, Section, placement_keys
-from bend_ray.config.whole import Config, Inference, Serving, keys, meaning, nearest
+from bend_ray.config.section import RENAMED, Gpus, Section, current, placement_keys
+from bend_ray.config.whole import Config, Inference, Serving, keys, meaning, nearest, off_value
 
 __all__ = [
     "BASELINES",
+    "RENAMED",
     "SEARCHED",
     "SPACE",
     "Augment",
@@ -41,7 +43,9 @@ __all__ = [
     "Serve",
     "Serving",
     "Settings",
+    "before",
     "complaint",
+    "current",
     "dump",
     "inference",
     "keys",
@@ -49,6 +53,7 @@ __all__ = [
     "loads",
     "meaning",
     "nearest",
+    "off_value",
     "parse",
     "placement_keys",
 ]

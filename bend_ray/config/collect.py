@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from bend_ray.config.section import Gpus, Section, placement
+from bend_ray.config.section import Gpus, Section, added, placement
 
 
 class Collect(Section):
@@ -33,14 +33,18 @@ class Collect(Section):
     """Share of a chain's target spread evenly over all classes. Chains behind a trunk that has fitted its rows (last
     block, head) grow too sure; the base's own smoothing keeps them from it."""
     init: Literal["base", "fresh"] = "base"
-    """Where a chain starts: at the base (all end in one mode), or with the subset initialised anew (each in its own
-    mode)."""
+    """Where a chain starts: at the base, or the trunk in its place (all end in one mode), or with the subset
+    initialised anew (each in its own mode)."""
     align: bool | None = None
     """Permute hidden units of each chain, which changes no function, so that chains of different modes lie as near to
     each other as they can; None: where init is fresh."""
+    trunk: Literal["base", "average", "each"] = added("base", off="base")
+    """The network that chains start from and members share: the base, or one whose weights are the average of those
+    that the cycles ended with (`base.cycles`), its batch-norm statistics estimated again. `each`: the base and each of
+    these ends, chains and members dealt out to them in turn; an answer then costs a forward pass of each."""
     subset: str = "auto"
-    """Parameters that vary: auto (norm+head where there are norms, else last_block), head, norm, norm+head, last_block,
-    regex:..., or names joined by commas."""
+    """Parameters that vary: auto (norm+head where there are norms, else last_block; behind an averaged trunk, or
+    several, the head), head, norm, norm+head, last_block, regex:..., or names joined by commas."""
     augment: bool = True
     """Whether chains train on changed images (`augment`), as the base does; false: on the images as they are, so that
     what the frozen part gives can be kept."""
@@ -54,8 +58,8 @@ class Collect(Section):
     max_memory: float = placement(1.0, ge=0)
     """GiB that a worker's kept features may take in memory (on a GPU, there); more lie in a file of its temporary
     folder."""
-    gate: float | None = Field(0.2, ge=0, le=1)
-    """A snapshot whose validation accuracy lies more than this below the base's is dropped; None: none is."""
+    accuracy_filter: float | None = Field(0.2, ge=0, le=1)
+    """A snapshot whose validation accuracy lies more than this below the trunk's is dropped; None: none is."""
     held_out: int = Field(4, ge=1)
     """Whole chains (the last ones) withheld from the generator, to measure novelty and reconstruction honestly."""
     cpus_per_worker: float = placement(1.0, gt=0)
@@ -67,6 +71,12 @@ class Collect(Section):
     def seen_chains(self) -> int:
         """Chains whose snapshots the generator may see: the first ones."""
         return self.chains - self.held_out
+
+    @property
+    def rule(self) -> str:
+        """What `subset` stands for. An averaged trunk is the best single network there is, and behind a head all
+        members cost one forward pass of it; on several trunks, one of each."""
+        return "head" if self.subset == "auto" and self.trunk != "base" else self.subset
 
     @property
     def aligned(self) -> bool:

@@ -2,8 +2,9 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from bend_ray.config.choices import ClassifierName
 from bend_ray.config.section import Section, placement
 
 
@@ -45,7 +46,7 @@ class Data(Section):
 
 
 class Classifier(Section):
-    name: Literal["convnet", "mlp", "resnet18", "resnet34", "vit_tiny"] | None = None
+    name: ClassifierName | None = None
     """A built-in classifier. In `kwargs` convnet takes width (16), mlp hidden (128) and depth (2), resnet18 and
     resnet34 width (64) and stem (cifar, imagenet), vit_tiny patch (4), width (192), depth (12) and heads (3)."""
     target: str | None = None
@@ -64,16 +65,20 @@ class Classifier(Section):
         return self
 
 
+CYCLE = 0.38
+"""Length of a cycle in trainings of the base, unless told otherwise."""
+
+
 class Base(Section):
-    epochs: int = Field(20, ge=1)
+    epochs: int | float = Field(20, ge=1)
     """Passes over the training split."""
     batch_size: int = Field(64, ge=2)
     """Rows a step, over all workers."""
     lr: float = Field(3e-3, gt=0)
     """Peak learning rate of AdamW."""
-    schedule: Literal["onecycle", "cosine"] = "onecycle"
-    """How the learning rate comes and goes: up for a third of the steps and down (one-cycle), or up for a twentieth and
-    down along a cosine."""
+    schedule: Literal["onecycle", "cosine", "falling"] = "onecycle"
+    """How the learning rate comes and goes: up for a third of the steps and down (one-cycle), up for a twentieth and
+    down along a cosine (cosine), or down along a cosine from the first step (falling)."""
     weight_decay: float = Field(1e-2, ge=0)
     """Decoupled weight decay."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
@@ -87,6 +92,26 @@ class Base(Section):
     shards: int = Field(2, ge=1)
     """Fixed pieces a step's batch is cut into and shared out over the workers; at most so many workers train the
     base. The bits depend on it, and not on the number of workers."""
+    cycles: int = Field(0, ge=0)
+    """Further trainings of the whole network after the base, each from where the one before ended (cyclic training);
+    each end is kept in `trunks/`. 0: none."""
+    cycle_epochs: float | None = Field(None, gt=0)
+    """Passes over the training split of one cycle; None: 0.38 times `epochs`, so that four cost one and a half
+    trainings."""
+    cycle_lr: float | None = Field(None, gt=0)
+    """Learning rate of AdamW at the start of a cycle, from where it falls to 0 along a cosine; None: `lr`."""
+
+    @field_validator("epochs")
+    @classmethod
+    def _whole(cls, epochs: int | float) -> int | float:
+        return int(epochs) if epochs == int(epochs) else epochs
+
+    @property
+    def cycle(self) -> "Base":
+        """What one cycle is trained by: an optimizer and a schedule of its own, no moving average."""
+        epochs = CYCLE * self.epochs if self.cycle_epochs is None else self.cycle_epochs
+        lr = self.lr if self.cycle_lr is None else self.cycle_lr
+        return self.model_copy(update={"epochs": epochs, "lr": lr, "schedule": "falling", "ema": 0.0})
 
 
 class Augment(Section):

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from bend_ray.config.section import Gpus, Section, placement
+from bend_ray.config.choices import SamplerName
+from bend_ray.config.section import Gpus, Section, added, placement
 
 
 class Autoencoder(Section):
@@ -69,7 +70,7 @@ class Diffusion(Section):
 class Sample(Section):
     members: int = Field(64, ge=1)
     """Members M: classifiers to generate."""
-    sampler: Literal["ddim", "ddpm", "dpm++", "heun"] = "ddim"
+    sampler: SamplerName = "ddim"
     """Sampler of the reverse process: dpm++ (2M) and heun are of second order, heun asks the network twice a step."""
     steps: int = Field(50, ge=1)
     """Reverse steps (at most diffusion.steps)."""
@@ -85,6 +86,14 @@ class Sample(Section):
     outside: float = Field(0.0, ge=0)
     """Noise outside the snapshots' span as well: so many standard deviations of each parameter over the snapshots. At 0
     members are combinations of snapshots."""
+    doubt: Literal["none", "laplace"] = added("none", off="none")
+    """Noise on the head of each member where training rows do not pin it down: the shape of a Laplace approximation's
+    posterior, as large as leaves the loss on validation rows as it is. Members then disagree about inputs unlike the
+    training rows."""
+    distance: Literal["none", "cosine", "gaussian"] = added("none", off="none")
+    """How answers measure the distance of an input to the training rows, in the features that members share. `cosine`:
+    the mean cosine distance to the 10 nearest of at most 5,000 rows; `gaussian`: the Mahalanobis distance to the
+    nearest class, from at most 20,000 rows."""
     wanted_loss: float | None = None
     """Validation loss that members are asked to have, in standard deviations from the snapshots' mean, below 0 better
     than that (needs val_loss in diffusion.condition); None: any."""
@@ -97,8 +106,8 @@ class Sample(Section):
     """Members to choose from (keep: best or greedy); None: four times `members`."""
     block: int = Field(16, ge=1)
     """Members sampled at once: the unit of work, the same for any number of actors."""
-    recalibrate: int = Field(0, ge=0)
-    """Batches of 256 training rows on which the statistics of batch norms behind generated parameters are counted anew
+    reestimate_batch_norm: int = Field(0, ge=0)
+    """Batches of 256 training rows on which the statistics of batch norms behind generated parameters are re-estimated
     for each member; 0: members share the base's."""
     actors: int = placement(2, ge=1)
     """Sampling actors."""
@@ -110,7 +119,7 @@ class Sample(Section):
     @property
     def needs_validation(self) -> bool:
         """Whether sampling looks at validation rows."""
-        return self.keep != "all" or self.spread == "matched"
+        return self.keep != "all" or self.spread == "matched" or self.doubt != "none" or self.distance != "none"
 
     @property
     def made(self) -> int:

@@ -1,21 +1,12 @@
 """What is done with members: ensemble, evaluate, serve."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from bend_ray.config.section import Gpus, Section
-
-BASELINES = (
-    "base_model",
-    "weight_average",
-    "random_originals",
-    "noised_originals",
-    "averaged_originals",
-    "gaussian",
-    "swag",
-    "autoencoder_only",
-)
+from bend_ray.config.choices import BASELINES, BaselineName
+from bend_ray.config.data import Data
+from bend_ray.config.section import Gpus, Section, added, placement
 
 
 class Ensemble(Section):
@@ -31,11 +22,14 @@ class Ensemble(Section):
     """Type in which members run; auto: float32 on a CPU, bfloat16 on a GPU, float16 on one without bfloat16."""
     compile: bool = False
     """Try torch.compile on the first batch of about a size, and keep it where it is faster."""
+    temperature: Annotated[float, Field(gt=0)] | Literal["auto"] = added("auto", off="auto")
+    """Temperature of the mean probability: `auto`, the one that `sample` fitted on validation rows and keeps in the
+    ensemble; 1: none; another number: that one. Votes do not depend on it."""
 
 
 class Evaluate(Section):
-    baselines: tuple[Literal[BASELINES], ...] = BASELINES  # type: ignore[valid-type]
-    """Null models to run beside ours, each with as many members as ours has."""
+    baselines: tuple[BaselineName, ...] = tuple(BASELINES)
+    """Baselines to run beside ours, each with as many members as ours has."""
     noise: float = Field(0.1, ge=0)
     """noised_originals: standard deviation of the noise, in units of each tensor's spread over the snapshots."""
     averaged: int = Field(16, ge=2)
@@ -44,6 +38,9 @@ class Evaluate(Section):
     """Whole classifiers trained on bootstraps, the honest rival; 0: not asked for."""
     deep_ensemble_members: int = Field(0, ge=0)
     """Whole classifiers trained on all rows from different seeds; 0: not asked for."""
+    strangers: tuple[Data, ...] = placement(())
+    """Data sets, each with the keys of `data`, of which the classifier knows nothing: how well doubt tells their images
+    (at most 500 of each, brought to its size) from test rows. None: test images with their patches shuffled."""
 
 
 class Serve(Section):

@@ -1,7 +1,8 @@
 """From YAML and the command line to a checked configuration, and back; errors say where and which key."""
 
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -12,6 +13,10 @@ from bend_ray.errors import ConfigError
 
 Parsed = TypeVar("Parsed", bound=Section)
 Settings = TypeVar("Settings", bound=Inference)
+
+_SHOULD = "Input should be "
+_SEVERAL = {key for key, field in keys().items() if get_origin(field.annotation) in (Union, UnionType)}
+"""Keys that take several kinds of value."""
 
 
 def load(path: str | Path, overrides: dict[str, str] | None = None) -> Config:
@@ -39,7 +44,9 @@ def loads(text: str, where: str, overrides: dict[str, str] | None = None) -> Con
     # Other processes have other working directories.
     data = config.data.model_copy(update={"path": _absolute(config.data.path)})
     classifier = config.classifier.model_copy(update={"weights": _absolute(config.classifier.weights)})
-    return config.model_copy(update={"data": data, "classifier": classifier})
+    strangers = tuple(one.model_copy(update={"path": _absolute(one.path)}) for one in config.evaluate.strangers)
+    evaluate = config.evaluate.model_copy(update={"strangers": strangers})
+    return config.model_copy(update={"data": data, "classifier": classifier, "evaluate": evaluate})
 
 
 def inference(model: type[Settings], overrides: dict[str, str], text: str = "", where: str = "") -> Settings:
@@ -58,7 +65,7 @@ def parse(model: type[Parsed], raw: dict[str, Any], where: str) -> Parsed:
         return model.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = _key(first["loc"])
         if first["type"] == "extra_forbidden":
             near = nearest(key, [*keys(model), *model.model_fields])
             hint = f"; did you mean {near}?" if near else f"; known: {', '.join(_siblings(key))}"
@@ -68,10 +75,20 @@ def parse(model: type[Parsed], raw: dict[str, Any], where: str) -> Parsed:
 
 
 def complaint(error: ValidationError) -> str:
-    """The first key that is wrong, and why."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    return f"{key + ': ' if key else ''}{first['msg'].removeprefix('Value error, ')}"
+    """The first key that is wrong, and why; of a key that takes several kinds of value, what each would be."""
+    errors = error.errors()
+    key = _key(errors[0]["loc"])
+    whys = [one["msg"].removeprefix("Value error, ") for one in errors if _key(one["loc"]) == key]
+    if len(whys) > 1:
+        kinds = dict.fromkeys(why.removeprefix(_SHOULD).split(", unable to parse")[0] for why in whys)
+        whys[0] = f"{_SHOULD}{', or '.join(kinds)}"
+    return f"{key + ': ' if key else ''}{whys[0]}"
+
+
+def _key(place: tuple[int | str, ...]) -> str:
+    """The dotted key at ``place``, which pydantic lengthens by the kind of value that it tried."""
+    several = len(place) > 2 and ".".join(map(str, place[:2])) in _SEVERAL
+    return ".".join(map(str, place[:2] if several else place))
 
 
 def dump(config: Config) -> str:
@@ -85,8 +102,8 @@ def _absolute(path: str | None) -> str | None:
 
 def _siblings(key: str) -> list[str]:
     section = Config.model_fields.get(key.split(".")[0])
-    known = section.annotation.model_fields if section and "." in key else Config.model_fields  # type: ignore[union-attr]
-    return list(known)
+    model: Any = section.annotation if section and "." in key else Config
+    return list(model.model_fields)
 
 
 def _yaml(text: str, where: str) -> Any:

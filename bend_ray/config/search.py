@@ -2,9 +2,9 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from bend_ray.config.section import Gpus, Section, placement
+from bend_ray.config.section import Gpus, Section, current, placement
 
 SEARCHED = ("autoencoder", "diffusion", "sample")
 """Sections whose keys a search may vary."""
@@ -76,3 +76,8 @@ class Search(Section):
     """GPUs of a trial; a fraction shares one."""
     loggers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = placement(())
     """Where trials are logged as well (Ray's integrations; mlflow and wandb are installed apart)."""
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _current_keys(cls, space: Any) -> Any:
+        return {current(key): domain for key, domain in space.items()} if isinstance(space, dict) else space

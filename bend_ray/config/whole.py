@@ -6,13 +6,14 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import Field, ValidationError, model_validator
 
+from bend_ray.config.choices import SAMPLERS, listed
 from bend_ray.config.cluster import Cluster
 from bend_ray.config.collect import Collect
 from bend_ray.config.data import Augment, Base, Classifier, Data
 from bend_ray.config.generator import Autoencoder, Diffusion, Sample
 from bend_ray.config.members import Ensemble, Evaluate, Serve
 from bend_ray.config.search import SEARCHED, Search
-from bend_ray.config.section import Section, placement_keys
+from bend_ray.config.section import Section, current, off_values, placement_keys
 
 
 class Config(Section):
@@ -43,6 +44,46 @@ class Config(Section):
             raise ValueError(f"sample.steps: {self.sample.steps} is more than diffusion.steps: {self.diffusion.steps}")
         return self
 
+    @property
+    def trunks(self) -> int:
+        """How many networks chains start from and members share. Chain and member i are of number i modulo so many."""
+        return 1 + self.base.cycles if self.collect.trunk == "each" else 1
+
+    @model_validator(mode="after")
+    def _trunk_fits(self) -> "Config":
+        needs = {"average": "that of what cycles end with", "each": "the base and what cycles end with"}
+        if (trunk := self.collect.trunk) in needs and not self.base.cycles:
+            raise ValueError(
+                f"collect.trunk: {trunk} is {needs[trunk]}, and base.cycles is 0; give 1 or more (4 is a start)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _several_trunks_fit(self) -> "Config":
+        """What members of several networks cannot have, and what each of these networks needs."""
+        if (T := self.trunks) == 1:
+            return self
+        if self.collect.seen_chains < 2 * T:
+            raise ValueError(
+                f"collect.chains: {self.collect.seen_chains} chains that are not withheld leave fewer than 2 for each"
+                f" of {T} trunks (collect.trunk: each); give {2 * T + self.collect.held_out} or more"
+            )
+        if self.sample.members < T:
+            raise ValueError(
+                f"sample.members: {self.sample.members} is fewer than one for each of {T} trunks (collect.trunk: each)"
+            )
+        by_chain = "chain" in self.diffusion.condition
+        refused = {
+            "collect.align: hidden units of several trunks have no order in common; give false": self.collect.aligned,
+            "search.trials: a search knows one trunk alone; give 0": self.search.trials > 0,
+            "sample.reestimate_batch_norm: is for members of one trunk; give 0": self.sample.reestimate_batch_norm > 0,
+            "sample.distance: members of several trunks share no features; give none": self.sample.distance != "none",
+            "diffusion.condition: a chain is of one trunk, and members are of each; leave chain out": by_chain,
+        }
+        if reasons := [reason for reason, is_set in refused.items() if is_set]:
+            raise ValueError(f"{reasons[0]}, or set collect.trunk to base or average")
+        return self
+
     @model_validator(mode="after")
     def _sampling_fits(self) -> "Config":
         if self.collect.features not in ("auto", "none") and self.changes_for_chains != Augment():
@@ -52,10 +93,17 @@ class Config(Section):
             )
         if self.sample.wanted_loss is not None and "val_loss" not in self.diffusion.condition:
             raise ValueError("sample.wanted_loss: the model is not told of losses; add val_loss to diffusion.condition")
-        if self.diffusion.objective == "flow" and (self.sample.eta or self.sample.sampler == "ddpm"):
-            raise ValueError("sample.eta: a flow has no noise to add; use ddim with eta 0, dpm++ or heun")
-        if self.sample.eta and self.sample.sampler in ("dpm++", "heun"):
-            raise ValueError(f"sample.eta: {self.sample.sampler} adds no noise; use ddim, or eta 0")
+        noise = SAMPLERS[self.sample.sampler].noise
+        if self.diffusion.objective == "flow" and (self.sample.eta or noise == "always"):
+            silent = listed(
+                f"{name} with eta 0" if one.noise == "eta" else name
+                for name, one in SAMPLERS.items()
+                if one.noise != "always"
+            )
+            raise ValueError(f"sample.eta: a flow has no noise to add; use {silent}")
+        if self.sample.eta and noise == "never":
+            noisy = listed(name for name, one in SAMPLERS.items() if one.noise == "eta")
+            raise ValueError(f"sample.eta: {self.sample.sampler} adds no noise; use {noisy}, or eta 0")
         if self.sample.guidance != 1 and not self.diffusion.condition:
             raise ValueError("sample.guidance: the model is told of nothing; set diffusion.condition")
         if self.sample.spread == "matched" and self.sample.members < 2:
@@ -73,10 +121,10 @@ class Config(Section):
         if self.search.trials:
             for key, domain in self.search.space.items():
                 for value in domain.values:
-                    known = self.as_value(key, value)
-                    if not self._goes_with(key, known):
+                    typed = self.as_value(key, value)
+                    if not self._goes_with(key, typed):
                         raise ValueError(
-                            f"search.space.{key}: {known!r} does not go with the other keys; give search.space without"
+                            f"search.space.{key}: {typed!r} does not go with the other keys; give search.space without"
                             " it"
                         )
         return self
@@ -91,8 +139,8 @@ class Config(Section):
     def as_value(self, key: str, value: Any) -> Any:
         """``value`` in the type of the searched ``key``, for YAML reads 1e-4 as a word. Raises ValueError."""
         section, _, name = key.partition(".")
-        if section not in SEARCHED or name not in Config.model_fields[section].annotation.model_fields:  # type: ignore[union-attr]
-            near = nearest(key, [known for known in keys() if known.split(".")[0] in SEARCHED])
+        if section not in SEARCHED or name not in type(getattr(self, section)).model_fields:
+            near = nearest(key, [other for other in keys() if other.split(".")[0] in SEARCHED])
             hint = f"; did you mean {near}?" if near else ""
             raise ValueError(f"search.space: {key} is no key of {', '.join(SEARCHED)}{hint}")
         try:
@@ -109,12 +157,14 @@ class Config(Section):
         return Config.model_validate(raw)
 
     def hashed(self, *sections: str) -> dict[str, Any]:
-        """What an artifact depends on: these sections (or plain keys) without the keys of placement."""
+        """What an artifact depends on: these sections (or plain keys) without the keys of placement, and without those
+        that were `added` where they are off."""
         picked: dict[str, Any] = {}
         for section in sections:
             value = getattr(self, section)
             if isinstance(value, Section):
-                kept = value.model_dump(mode="json", exclude=placement_keys(type(value)))
+                off = {key for key, absent in off_values(type(value)).items() if getattr(value, key) == absent}
+                kept = value.model_dump(mode="json", exclude=placement_keys(type(value)) | off)
                 picked |= {f"{section}.{key}": item for key, item in kept.items()}
             else:
                 picked[section] = value
@@ -135,13 +185,21 @@ class Serving(Inference):
 
 def keys(model: type[Section] = Config, prefix: str = "") -> dict[str, Any]:
     """Every dotted key with its pydantic field, in order."""
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            found |= keys(field.annotation, f"{prefix}{name}.")
+            fields |= keys(field.annotation, f"{prefix}{name}.")
         else:
-            found[prefix + name] = field
-    return found
+            fields[prefix + name] = field
+    return fields
+
+
+def off_value(key: str) -> Any:
+    """What a run is made by that lacks the dotted ``key``; None where all runs have it."""
+    section, _, name = key.partition(".")
+    field = Config.model_fields.get(section)
+    model: Any = field.annotation if field and name else None
+    return off_values(model).get(name) if model else None
 
 
 def meaning(field: Any) -> str:
@@ -157,12 +215,12 @@ def _names(kind: Any) -> list[str]:
     return [name for part in get_args(kind) for name in _names(part)]
 
 
-def nearest(key: str, known: Iterable[str]) -> str:
-    """What was meant by ``key``: a known one of the same name in another section, else the one spelt most alike; empty
+def nearest(key: str, candidates: Iterable[str]) -> str:
+    """What was meant by ``key``: a candidate of the same name in another section, else the one spelt most alike; empty
     where none is."""
-    among = list(known)
-    same = [other for other in among if _name(other) == _name(key)]
-    return next(iter(difflib.get_close_matches(key, same or among, n=1, cutoff=0.0 if same else 0.5)), "")
+    names = list(candidates)
+    same = [other for other in names if _name(other) == _name(key)]
+    return next(iter(difflib.get_close_matches(key, same or names, n=1, cutoff=0.0 if same else 0.5)), "")
 
 
 def _name(key: str) -> str:
@@ -171,7 +229,7 @@ def _name(key: str) -> str:
 
 def put(raw: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted ``key``, the sections on the way to it made where they are not there."""
-    *path, last = key.split(".")
+    *path, last = current(key).split(".")
     for part in path:
         inner = raw.get(part)
         raw[part] = inner = inner if isinstance(inner, dict) else {}

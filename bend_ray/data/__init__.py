@@ -1,1 +1,1 @@
-"""What is classified, and by what."""
+"""What is classified."""

@@ -8,35 +8,37 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bend_ray.data.images import PIECE, Pile, Split, Splits, as_images
-from bend_ray.errors import DataError, shown
-from bend_ray.folders import Folder, local_file
+from bend_ray.data.images import PIECE, SpillBuffer, Split, Splits, as_images
+from bend_ray.data.sources import Loaded, Place
+from bend_ray.errors import DataError
 from bend_ray.progress import counted
+from bend_ray.store.folders import Folder, local_file
 
 KEYS = {f"{kind}_{split}": split for split in ("train", "val", "test") for kind in "xy"}
 
 
-def load_npz(path: str, in_memory: float) -> Splits:
+def read_npz(place: Place) -> Loaded:
     """The splits of an .npz, which is read whole. Raises DataError, which names the array, where it cannot be used."""
-    where = f"data.path: {shown(path)}"
-    with local_file(path) as here:
+    where = place.where
+    with local_file(place.path) as here:
         held, arrays = _unzipped(here, where)
     if "x_train" not in arrays:
         raise DataError(f"{where}: has no x_train (it has {', '.join(held) or 'nothing'})")
-    return _splits(arrays, where, in_memory)
+    return _splits(arrays, where, place.data.in_memory), ()
 
 
-def load_npy(path: str, names: list[str], in_memory: float) -> Splits:
-    """The splits of a folder with files of these ``names``, x_train.npy and the like; they are read piece by piece.
-    Raises DataError, which names the file, where one cannot be used."""
-    where = f"data.path: {shown(path)}"
+def read_npy(place: Place) -> Loaded:
+    """The splits of a folder with x_train.npy and the like; they are read piece by piece. Raises DataError, which names
+    the file, where one cannot be used."""
+    where, names = place.where, place.inside(place.files)
     keys = [name.removesuffix(".npy") for name in names if name.removesuffix(".npy") in KEYS]
     if "x_train" not in keys:
         raise DataError(f"{where}: has no x_train.npy (it has {', '.join(names)})")
     with contextlib.ExitStack() as stack:
         # A copy of a remote file lasts as long as the block.
-        here = {key: stack.enter_context(Folder(path).local(f"{key}.npy")) for key in keys}
-        return _splits({key: _mapped(file, f"{where}: {key}.npy") for key, file in here.items()}, where, in_memory)
+        here = {key: stack.enter_context(Folder(place.path).local(f"{key}.npy")) for key in keys}
+        arrays = {key: _mapped(file, f"{where}: {key}.npy") for key, file in here.items()}
+        return _splits(arrays, where, place.data.in_memory), ()
 
 
 def _unzipped(here: Path, where: str) -> tuple[list[str], dict[str, np.ndarray]]:
@@ -55,11 +57,11 @@ def _unzipped(here: Path, where: str) -> tuple[list[str], dict[str, np.ndarray]]
 
 def _mapped(here: Path, where: str) -> np.ndarray:
     try:
-        found = np.load(here, mmap_mode="r", allow_pickle=False)
-        if not isinstance(found, np.ndarray):
-            found.close()
+        array = np.load(here, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            array.close()
             raise ValueError("it is an .npz of several arrays")
-        return found
+        return array
     except Exception as error:  # a broken header is parsed as Python and fails in as many ways
         raise DataError(f"{where}: is no .npy array of numbers ({error})") from None
 
@@ -80,13 +82,13 @@ def paired(images: np.ndarray, labels: np.ndarray, where: tuple[str, str], in_me
     """Arrays of images and their labels as a split; ``where`` each of them stands. Raises DataError."""
     if not np.issubdtype(labels.dtype, np.integer) or labels.ndim == 0 or labels.size != len(labels):
         raise DataError(f"{where[1]} is {labels.dtype} {labels.shape}; labels must be whole numbers of shape (N,)")
-    pile = Pile(in_memory)
+    buffer = SpillBuffer(in_memory)
     if images.ndim == 0 or len(images) <= PIECE:
-        pile.add(as_images(images, where[0]).numpy())
+        buffer.add(as_images(images, where[0]).numpy())
     else:
         for start in range(0, len(images), PIECE):
             piece = images[start : start + PIECE]
-            pile.add(as_images(piece, f"{where[0]}, rows {start} to {start + len(piece) - 1}").numpy())
-    if len(labels) != pile.rows:
-        raise DataError(f"{where[1]} has {counted(len(labels), 'labels')} for {counted(pile.rows, 'images')}")
-    return Split(pile.tensor(), torch.from_numpy(labels.reshape(-1).astype(np.int64)))
+            buffer.add(as_images(piece, f"{where[0]}, rows {start} to {start + len(piece) - 1}").numpy())
+    if len(labels) != buffer.rows:
+        raise DataError(f"{where[1]} has {counted(len(labels), 'labels')} for {counted(buffer.rows, 'images')}")
+    return Split(buffer.tensor(), torch.from_numpy(labels.reshape(-1).astype(np.int64)))

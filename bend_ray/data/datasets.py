@@ -12,9 +12,9 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from bend_ray.config import Data
-from bend_ray.data.images import MAX_PIXELS, PIECE, Split, Splits, as_images, piled, pixels
+from bend_ray.data.images import MAX_PIXELS, PIECE, Split, Splits, as_images, pixels, spilled
 from bend_ray.data.sources import load_source
-from bend_ray.data.splits import cut, first, shares
+from bend_ray.data.splits import cut, head_rows, shares
 from bend_ray.errors import DataError
 
 
@@ -69,14 +69,17 @@ class Preprocess:
                 if image.width * image.height > max_pixels:  # before anything is unpacked
                     size = f"{image.width}x{image.height}"
                     raise ValueError(f"a decompression bomb? It has {size} pixels, at most {max_pixels} are read")
-                fitted = Image.fromarray(pixels(image, colour=self.channels == 3))
+                return self.fitted(image)
         except UnidentifiedImageError:
             raise DataError(f"{name}: is no image that can be read; give PNG, JPEG or .npy") from None
         except Exception as error:  # decoders raise nearly anything on broken bytes
             raise DataError(f"{name}: is no image that can be read ({error}); give PNG, JPEG or .npy") from None
-        if fitted.size != (self.image_size, self.image_size):
-            fitted = fitted.resize((self.image_size, self.image_size), Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(fitted)).reshape(1, self.image_size, self.image_size, -1).permute(0, 3, 1, 2)
+
+    def fitted(self, image: Image.Image) -> Tensor:
+        """A decoded image as `decode` gives it. Raises ValueError for pixels of no known range."""
+        size, one = (self.image_size, self.image_size), Image.fromarray(pixels(image, colour=self.channels == 3))
+        one = one if one.size == size else one.resize(size, Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(one)).reshape(1, *size, -1).permute(0, 3, 1, 2)
 
     def fit(self, array: np.ndarray, name: str) -> Tensor:
         """Numbers as images, uint8 (N, C, H, W): whole ones from 0 to 255, fractions from 0 to 1; axes as they come.
@@ -185,7 +188,7 @@ def load_dataset(data: Data, seed: int) -> Dataset:
             splits["train"], data.test_fraction, "data.test_fraction", data.in_memory, seed
         )
     for split, limit in (("train", data.train_limit), ("test", data.test_limit)):
-        splits[split] = first(splits[split], limit, data.in_memory)
+        splits[split] = head_rows(splits[split], limit, data.in_memory)
     if "val" not in splits:
         splits["train"], splits["val"] = cut(
             splits["train"], data.val_fraction, "data.val_fraction", data.in_memory, seed
@@ -203,7 +206,9 @@ def _one_colour(splits: Splits, in_memory: float) -> Splits:
     """Where any split is in colour, grey ones are repeated over three channels."""
     channels = max(rows.images.shape[1] for rows in splits.values())
     return {
-        name: rows if rows.images.shape[1] == channels else replace(rows, images=piled(rows.images, in_memory, None, 3))
+        name: rows
+        if rows.images.shape[1] == channels
+        else replace(rows, images=spilled(rows.images, in_memory, None, 3))
         for name, rows in splits.items()
     }
 
@@ -214,8 +219,8 @@ def _check(where: str, splits: Splits, names: tuple[str, ...]) -> tuple[str, ...
     for split, rows in splits.items():
         if len(rows) == 0:
             raise DataError(f"{where}: the {split} split is empty")
-        if (found := tuple(rows.images.shape[1:])) != shape:
-            raise DataError(f"{where}: {split} images are {found}, training ones {shape}; all must be alike")
+        if (split_shape := tuple(rows.images.shape[1:])) != shape:
+            raise DataError(f"{where}: {split} images are {split_shape}, training ones {shape}; all must be alike")
     # Unnamed classes must be 0, 1, 2, ...; one stray number would otherwise make a head of millions of classes.
     rows_in_all = sum(map(len, splits.values()))
     classes = len(names) or min(rows_in_all, 1 + max(int(rows.labels.max()) for rows in splits.values()))

@@ -41,7 +41,7 @@ class Split:
 Splits = dict[str, Split]
 
 
-class Pile:
+class SpillBuffer:
     """Images put one upon another, grey until one in colour comes; in memory, or above ``in_memory`` GiB in a file.
 
     The file has no name, so that it is gone when the process is, whatever ended it. It lies where the system keeps
@@ -94,7 +94,7 @@ class Pile:
             return
         try:
             if self.file is None:
-                self.file = tempfile.TemporaryFile(prefix="bend-ray-")  # noqa: SIM115  # it lives as long as the pile
+                self.file = tempfile.TemporaryFile(prefix="bend-ray-")  # noqa: SIM115  # it lives as long as the buffer
                 self.file.write(self.memory)
                 self.memory = bytearray()
             self.file.write(data)
@@ -114,12 +114,13 @@ class Pile:
             self.add(piece.numpy())
 
 
-def piled(images: Tensor, in_memory: float, rows: Tensor | None = None, channels: int = 0) -> Tensor:
-    """A copy of ``images`` (of these ``rows``), as a `Pile` keeps it; grey ones repeated where ``channels`` is 3."""
-    pile = Pile(in_memory, channels)
+def spilled(images: Tensor, in_memory: float, rows: Tensor | None = None, channels: int = 0) -> Tensor:
+    """A copy of ``images`` (of these ``rows``), as a `SpillBuffer` keeps it; grey ones repeated where ``channels`` is
+    3."""
+    buffer = SpillBuffer(in_memory, channels)
     for piece in (torch.arange(len(images)) if rows is None else rows).split(PIECE):
-        pile.add(images[piece].numpy())
-    return pile.tensor()
+        buffer.add(images[piece].numpy())
+    return buffer.tensor()
 
 
 def pixels(image: Image.Image, colour: bool) -> np.ndarray:
@@ -149,10 +150,10 @@ def drawn(image: Image.Image, where: str) -> np.ndarray:
     """An image of Pillow's as `decoded` gives it. Raises DataError for pixels of no known range."""
     grey = image.mode in ("L", "1", "I", "F") or image.mode.startswith("I;16")
     try:
-        found = pixels(image, colour=not grey)
+        array = pixels(image, colour=not grey)
     except ValueError as error:
         raise DataError(f"{where}: {error}") from None
-    return found[None, None] if grey else found.transpose(2, 0, 1)[None]
+    return array[None, None] if grey else array.transpose(2, 0, 1)[None]
 
 
 def as_images(array: np.ndarray, where: str, fit: tuple[int, int] | None = None) -> Tensor:

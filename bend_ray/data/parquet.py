@@ -10,33 +10,35 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from bend_ray.config import Data
-from bend_ray.data.images import SPLITS, Pile, Split, Splits, decoded
+from bend_ray.data.images import SPLITS, SpillBuffer, Split, Splits, decoded
+from bend_ray.data.sources import Loaded, Place
 from bend_ray.errors import BendError, DataError, shown
-from bend_ray.folders import patiently
+from bend_ray.store.folders import patiently
 
 ROWS = 512
 """Rows that are decoded at once."""
 
 
-def load_parquet(data: Data, system: Any, root: str, files: list[str]) -> tuple[Splits, tuple[str, ...]]:
-    """Splits and class names (empty where the schemas know none) of ``files``, which lie under ``root`` in a file
-    ``system`` of pyarrow's. Raises DataError, which names file and row."""
-    path = data.path or ""
+def read_parquet(place: Place) -> Loaded:
+    """Splits and class names (empty where the schemas know none) of Parquet files. Raises DataError, which names file
+    and row."""
+    data = place.data
     splits: Splits = {}
-    known: dict[str, tuple[str, ...]] = {}
-    for split, members in _by_split(path, root, files).items():
-        pile = Pile(data.in_memory)
+    classes: dict[str, tuple[str, ...]] = {}
+    for split, members in _by_split(place).items():
+        buffer = SpillBuffer(data.in_memory)
         labels: list[np.ndarray] = []
         for file in members:
             try:
-                with _stream(path, system, file) as stream:
+                with _stream(place, file) as stream:
                     table = pq.ParquetFile(stream)
-                    image, label, known[file] = _columns(table.schema_arrow, file, data.image_column, data.label_column)
-                    _same_classes(known)
+                    image, label, classes[file] = _columns(
+                        table.schema_arrow, file, data.image_column, data.label_column
+                    )
+                    _same_classes(classes)
                     row = 0
                     for batch in table.iter_batches(ROWS, columns=[image, label]):
-                        labels.append(_add(batch, image, label, file, row, pile))
+                        labels.append(_add(batch, image, label, file, row, buffer))
                         row += len(batch)
             except (pa.ArrowException, OSError) as error:
                 if isinstance(error, BendError):
@@ -44,34 +46,33 @@ def load_parquet(data: Data, system: Any, root: str, files: list[str]) -> tuple[
                 raise DataError(f"{file}: is no whole Parquet file ({' '.join(str(error).split())})") from None
             if not row:
                 raise DataError(f"{file}: holds no rows")
-        splits[split] = Split(pile.tensor(), torch.from_numpy(np.concatenate(labels)))
-    return splits, next(iter(known.values()))
+        splits[split] = Split(buffer.tensor(), torch.from_numpy(np.concatenate(labels)))
+    return splits, next(iter(classes.values()))
 
 
-def _by_split(path: str, root: str, files: list[str]) -> dict[str, list[str]]:
+def _by_split(place: Place) -> dict[str, list[str]]:
     """The files of each split; one file, or files of no known name, are training rows."""
     by_split: dict[str, list[str]] = {}
-    for file in files:
-        by_split.setdefault(_split_of(file, root) if file != root else "train", []).append(file)
+    for file in place.files:
+        split = _split_of(file, place.root) if file != place.root else "train"
+        by_split.setdefault(split, []).append(file)
     if "train" not in by_split:
-        raise DataError(
-            f"data.path: {shown(path)}: has files of {', '.join(sorted(by_split))} and none of a training split"
-        )
+        raise DataError(f"{place.where}: has files of {', '.join(sorted(by_split))} and none of a training split")
     return by_split
 
 
 def _split_of(file: str, root: str) -> str:
     """By the file's name (train-00000-of-00001.parquet) or a folder's; the last one that says something wins."""
     words = [re.split(r"[-_.]", part)[0] for part in PurePosixPath(file[len(root) :]).parts]
-    known = [SPLITS[word] for word in words if word in SPLITS]
-    return known[-1] if known else "train"
+    splits = [SPLITS[word] for word in words if word in SPLITS]
+    return splits[-1] if splits else "train"
 
 
-def _stream(path: str, system: Any, file: str) -> Any:
+def _stream(place: Place, file: str) -> Any:
     """The file, open: a local one as it lies there, a remote one read whole."""
-    if "://" not in path:
-        return system.open_input_file(file)
-    return pa.BufferReader(patiently(shown(path), lambda: system.open_input_file(file).read_buffer()))
+    if "://" not in place.path:
+        return place.system.open_input_file(file)
+    return pa.BufferReader(patiently(shown(place.path), lambda: place.system.open_input_file(file).read_buffer()))
 
 
 def _columns(schema: pa.Schema, file: str, image: str | None, label: str | None) -> tuple[str, str, tuple[str, ...]]:
@@ -97,31 +98,31 @@ def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
 
 
 def _column(features: dict[str, Any], kind: str, schema: pa.Schema, file: str, key: str) -> str:
-    found = [name for name, feature in features.items() if feature.get("_type") == kind]
-    if len(found) != 1:
+    columns = [name for name, feature in features.items() if feature.get("_type") == kind]
+    if len(columns) != 1:
         raise DataError(
-            f"{key}: {file} names {len(found) or 'no'} columns of kind {kind}; say which of {', '.join(schema.names)}"
+            f"{key}: {file} names {len(columns) or 'no'} columns of kind {kind}; say which of {', '.join(schema.names)}"
         )
-    return found[0]
+    return columns[0]
 
 
-def _same_classes(known: dict[str, tuple[str, ...]]) -> None:
+def _same_classes(classes: dict[str, tuple[str, ...]]) -> None:
     """A label must mean the same in every file."""
-    (first, names), *others = known.items()
-    for file, found in others:
-        if found != names:
-            odd = sorted(set(names) ^ set(found))
+    (first, names), *others = classes.items()
+    for file, other in others:
+        if other != names:
+            odd = sorted(set(names) ^ set(other))
             what = repr(odd[0]) if odd else "their order"
-            raise DataError(f"{file}: its {len(found)} classes are not those of {first}: they differ in {what}")
+            raise DataError(f"{file}: its {len(other)} classes are not those of {first}: they differ in {what}")
 
 
-def _add(batch: pa.RecordBatch, image: str, label: str, file: str, start: int, pile: Pile) -> np.ndarray:
-    """Put the images on the pile; gives the labels."""
+def _add(batch: pa.RecordBatch, image: str, label: str, file: str, start: int, buffer: SpillBuffer) -> np.ndarray:
+    """Put the images into the buffer; gives the labels."""
     for row, value in enumerate(batch.column(image).to_pylist(), start):
         data = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(data, bytes):
             raise DataError(f"{file}: row {row} of {image!r} holds no image bytes")
-        pile.add(decoded(data, f"{file}: row {row} of {image!r}"), f"{file}: row {row}")
+        buffer.add(decoded(data, f"{file}: row {row} of {image!r}"), f"{file}: row {row}")
     labels = batch.column(label)
     if labels.null_count:
         row = start + labels.is_null().to_pylist().index(True)

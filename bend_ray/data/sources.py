@@ -1,5 +1,7 @@
 """Where data comes from: what kind of thing `data` names, and who reads it."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -7,9 +9,14 @@ import numpy as np
 import torch
 
 from bend_ray.config import Data
+from bend_ray.config.choices import FORMATS
+from bend_ray.config.target import imported
 from bend_ray.data.images import Split, Splits
-from bend_ray.errors import DataError, shown, why
-from bend_ray.folders import patiently
+from bend_ray.errors import BendError, DataError, shown, why
+from bend_ray.store.folders import patiently
+
+Loaded = tuple[Splits, tuple[str, ...]]
+"""Splits and class names, empty where the data has none."""
 
 
 def load_source(data: Data, seed: int) -> tuple[str, str, Splits, tuple[str, ...]]:
@@ -20,44 +27,76 @@ def load_source(data: Data, seed: int) -> tuple[str, str, Splits, tuple[str, ...
     if data.name is not None:
         return data.name, f"data.name: {data.name}", *_digits()
     if data.target is not None:
-        from bend_ray.data.own import load_own
+        from bend_ray.data.custom import load_custom
 
-        return data.target.rpartition(":")[2], f"data.target: {data.target}", *load_own(data, seed)
+        return data.target.rpartition(":")[2], f"data.target: {data.target}", *load_custom(data, seed)
     assert data.path is not None
     return Path(shown(data.path)).stem, f"data.path: {shown(data.path)}", *_load_path(data, data.path)
 
 
-def _digits() -> tuple[Splits, tuple[str, ...]]:
+def _digits() -> Loaded:
     from sklearn.datasets import load_digits  # a second that other data need not pay
 
-    found = load_digits()
-    images = torch.from_numpy(np.rint(found.images * 255 / 16).astype(np.uint8))[:, None]
-    return {"train": Split(images, torch.from_numpy(found.target.astype(np.int64)))}, tuple("0123456789")
+    digits = load_digits()
+    images = torch.from_numpy(np.rint(digits.images * 255 / 16).astype(np.uint8))[:, None]
+    return {"train": Split(images, torch.from_numpy(digits.target.astype(np.int64)))}, tuple("0123456789")
 
 
-def _load_path(data: Data, path: str) -> tuple[Splits, tuple[str, ...]]:
-    """By what lies there: an .npz, Parquet files, .npy files, or image files in folders."""
-    from bend_ray.data.arrays import load_npy, load_npz
-    from bend_ray.data.pictures import SUFFIXES, load_pictures
+@dataclass(frozen=True)
+class Place:
+    """What a format's reader is given: `data.path`, and what lies there."""
 
-    if shown(path).endswith(".npz"):
-        return load_npz(path, data.in_memory), ()
+    data: Data
+    path: str
+    system: Any = None
+    """pyarrow's file system, which the names below are in; None for a file that its own name tells the format of."""
+    root: str = ""
+    files: tuple[str, ...] = ()
+    """Those of the format, sorted; hidden ones are not among them."""
+    folders: tuple[str, ...] = ()
+
+    @property
+    def where(self) -> str:
+        """For errors."""
+        return f"data.path: {shown(self.path)}"
+
+    def inside(self, places: Iterable[str]) -> list[str]:
+        """Names from the root on."""
+        return [str(PurePosixPath(place).relative_to(self.root)) for place in places]
+
+
+def _load_path(data: Data, path: str) -> Loaded:
+    """By what lies there: the first of `FORMATS` that fits; a file of no other format is taken for Parquet."""
+    name = shown(path).lower()
+    for kind, one in FORMATS.items():
+        if name.endswith(one.file):
+            return _read(kind, Place(data, path))
     system, root, files, folders = _listed(path)
-    parquet = [file for file in files if file.endswith(".parquet") or file == root]
-    if parquet:
-        from bend_ray.data.parquet import load_parquet
-
-        return load_parquet(data, system, root, parquet)
-    names, inner = ([str(PurePosixPath(place).relative_to(root)) for place in places] for places in (files, folders))
-    arrays = [name for name in names if name.endswith(".npy") and "/" not in name]
-    if arrays:
-        return load_npy(path, arrays, data.in_memory), ()
-    pictures = [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES]
-    if pictures:
-        return load_pictures(path, pictures, inner, data.in_memory)
+    place = Place(data, path, system, root, tuple(files), tuple(folders))
+    if files == [root]:
+        return _read("parquet", place)
+    names = [name.lower() for name in place.inside(files)]
+    for kind, one in FORMATS.items():
+        mine = [
+            file
+            for file, name in zip(files, names, strict=True)
+            if name.endswith(one.folder) and (one.deep or "/" not in name)
+        ]
+        if mine:
+            return _read(kind, replace(place, files=tuple(mine)))
     raise DataError(
         f"data.path: {shown(path)}: no such file, or a folder without .parquet files, folders of images, or x_train.npy"
     )
+
+
+def _read(kind: str, place: Place) -> Loaded:
+    try:
+        splits, class_names = imported(FORMATS[kind].read, "data.path", DataError)(place)
+    except BendError:
+        raise
+    except (OSError, ValueError) as error:
+        raise DataError(f"{place.where}: cannot be read as {kind} ({why(error)})") from error
+    return splits, class_names
 
 
 def _listed(path: str) -> tuple[Any, str, list[str], list[str]]:
@@ -71,10 +110,10 @@ def _listed(path: str) -> tuple[Any, str, list[str], list[str]]:
         info = _ask(path, lambda: system.get_file_info(root))
         if info.type != fs.FileType.Directory:
             return system, root, [root] if info.type == fs.FileType.File else [], []
-        found = _ask(path, lambda: system.get_file_info(fs.FileSelector(root, recursive=True)))
+        infos = _ask(path, lambda: system.get_file_info(fs.FileSelector(root, recursive=True)))
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"data.path: {shown(path)}: cannot be opened ({why(error)})") from None
-    seen = [i for i in found if not any(part.startswith(".") for part in PurePosixPath(i.path[len(root) :]).parts)]
+    seen = [i for i in infos if not any(part.startswith(".") for part in PurePosixPath(i.path[len(root) :]).parts)]
     files, folders = (
         sorted(i.path for i in seen if i.type == kind) for kind in (fs.FileType.File, fs.FileType.Directory)
     )

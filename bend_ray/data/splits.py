@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 
 from bend_ray import seeds
-from bend_ray.data.images import Split, piled
+from bend_ray.data.images import Split, spilled
 from bend_ray.errors import DataError
 
 
-def first(rows: Split, limit: int | None, in_memory: float) -> Split:
+def head_rows(rows: Split, limit: int | None, in_memory: float) -> Split:
     """The first ``limit`` rows; where they lie class by class, the first of each class in turn, in the old order."""
     if limit is None or limit >= len(rows) or not rows.by_class:
         return rows.take(slice(limit))
     counts = rows.labels.unique(return_counts=True)[1].tolist()
     turn = torch.cat([torch.arange(count) for count in counts])
-    return _piled(rows, turn.argsort(stable=True)[:limit].sort().values, in_memory)
+    return _spilled(rows, turn.argsort(stable=True)[:limit].sort().values, in_memory)
 
 
 def cut(rows: Split, fraction: float, key: str, in_memory: float, seed: int) -> tuple[Split, Split]:
@@ -25,7 +25,7 @@ def cut(rows: Split, fraction: float, key: str, in_memory: float, seed: int) -> 
 
     Raises DataError where there are too few rows of a class.
     """
-    without, with_it = (_piled(rows, part, in_memory) for part in shares(rows.labels, fraction, key, seed))
+    without, with_it = (_spilled(rows, part, in_memory) for part in shares(rows.labels, fraction, key, seed))
     return without, with_it
 
 
@@ -49,5 +49,5 @@ def shares(labels: Tensor, fraction: float, key: str, seed: int) -> tuple[Tensor
     return torch.from_numpy(np.sort(kept)), torch.from_numpy(np.sort(taken))
 
 
-def _piled(rows: Split, chosen: Tensor, in_memory: float) -> Split:
-    return replace(rows, images=piled(rows.images, in_memory, chosen), labels=rows.labels[chosen])
+def _spilled(rows: Split, chosen: Tensor, in_memory: float) -> Split:
+    return replace(rows, images=spilled(rows.images, in_memory, chosen), labels=rows.labels[chosen])

@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bend_ray import seeds
+from bend_ray.errors import DataError, ModelError
+from bend_ray.progress import counted
 
 ECE_BINS = 15
 FLOOR = 1e-12
@@ -86,3 +88,29 @@ def paired_bootstrap(difference_B: Tensor, seed: int, draws: int = 2000) -> tupl
     )
     low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
+
+
+def check_logits(logits_MBK: Tensor, before: int = 0) -> None:
+    """Raises ModelError for logits that are no (M, B, K) or not finite; members are numbered from ``before``."""
+    if logits_MBK.ndim != 3 or logits_MBK.shape[0] == 0 or logits_MBK.shape[2] == 0:
+        raise ModelError(f"logits of shape {tuple(logits_MBK.shape)}; expected (members, rows, classes)")
+    bad_MB = ~torch.isfinite(logits_MBK).all(-1)
+    if bad_MB.any():
+        member = int(bad_MB.any(1).nonzero()[0])
+        rows = counted(int(bad_MB[member].sum()), "rows")
+        raise ModelError(f"member {before + member}: logits of {rows} are not finite; leave it out")
+
+
+def checked_labels(logits_MBK: Tensor, label_B: Tensor) -> Tensor:
+    """The labels as int64, whichever whole numbers they came as.
+
+    Raises DataError where they do not fit, ModelError as `check_logits`.
+    """
+    check_logits(logits_MBK)
+    _, B, K = logits_MBK.shape
+    if label_B.shape != (B,) or B == 0:
+        raise DataError(f"labels of shape {tuple(label_B.shape)} for {B} rows of logits; give one label a row")
+    whole_B = label_B.long()
+    if label_B.is_floating_point() or not bool(((whole_B >= 0) & (whole_B < K)).all()):
+        raise DataError(f"labels must be whole numbers from 0 to {K - 1}")
+    return whole_B

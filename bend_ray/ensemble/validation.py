@@ -1,7 +1,7 @@
-"""What members say of the validation rows: all that choosing them needs."""
+"""Predictions of members on the validation rows, by which members are chosen and a temperature is fitted."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -9,15 +9,25 @@ from torch import Tensor
 from bend_ray.data.datasets import Dataset
 from bend_ray.ensemble import metrics, select
 from bend_ray.ensemble.ensemble import ROWS
-from bend_ray.ensemble.trunk import SharedTrunk
+from bend_ray.ensemble.temperature import Temperature, fit
+from bend_ray.models.trunks import Trunk
 
 
 @dataclass(frozen=True)
 class Validation:
     """The validation split and what runs members on it."""
 
-    trunk: SharedTrunk
+    trunk: Trunk
     dataset: Dataset
+
+    def on(self, trunk_M: Tensor) -> "Validation":
+        """For members on the trunks of these numbers."""
+        return replace(self, trunk=self.trunk.on(trunk_M))
+
+    def temperature(self, theta_MD: Tensor, seed: int) -> Temperature:
+        """See `temperature.fit`."""
+        logits_MBK = torch.cat([logits_MBK for logits_MBK, _ in self._batches(theta_MD)], dim=1)
+        return fit(logits_MBK, self.dataset.val.labels, seed)
 
     def disagreement(self, theta_MD: Tensor) -> float:
         """See `metrics.diversity`."""
@@ -26,8 +36,12 @@ class Validation:
 
     def true_probability(self, theta_MD: Tensor) -> Tensor:
         """``p_MB`` (float32, on the CPU): see `select.true_probability`."""
-        found = [select.true_probability(logits_MBK, label_B) for logits_MBK, label_B in self._batches(theta_MD)]
-        return torch.cat(found, dim=1).float()
+        batches = [select.true_probability(logits_MBK, label_B) for logits_MBK, label_B in self._batches(theta_MD)]
+        return torch.cat(batches, dim=1).float()
+
+    def logits(self, theta_MD: Tensor) -> Tensor:
+        """``logits_MBK`` (on the CPU) of all validation rows."""
+        return torch.cat([logits_MBK for logits_MBK, _ in self._batches(theta_MD)], dim=1)
 
     def _batches(self, theta_MD: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """(logits_MBK, label_B), on the CPU."""

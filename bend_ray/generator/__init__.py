@@ -1,1 +1,1 @@
-"""From snapshots to new parameters: span, autoencoder, diffusion model, samplers, and the null models beside them."""
+"""From snapshots to new parameters: span, autoencoder, diffusion model, samplers, and the baselines beside them."""

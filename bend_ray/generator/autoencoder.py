@@ -5,12 +5,12 @@ from torch import Tensor, nn
 
 from bend_ray import seeds
 from bend_ray.config import Autoencoder as Settings
-from bend_ray.data.training import Progress
 from bend_ray.errors import TrainingError
 from bend_ray.generator.convolutional import ConvAutoencoder
 from bend_ray.generator.latents import Normalised
+from bend_ray.progress import ProgressCallback
 
-QUIET = -6.0
+START_LOG_VARIANCE = -6.0
 """Logarithm of the latents' variance at which a variational autoencoder starts."""
 
 
@@ -60,7 +60,7 @@ def make(settings: Settings, R: int) -> Autoencoder:
     return SpanAutoencoder(R, Z, settings.hidden)
 
 
-def fit(c_SR: Tensor, settings: Settings, seed: int, progress: Progress | None = None) -> Autoencoder:
+def fit(c_SR: Tensor, settings: Settings, seed: int, progress: ProgressCallback | None = None) -> Autoencoder:
     """Train an autoencoder on coordinates of snapshots (on their device) and return it in eval mode.
 
     The loss is the unexplained share of the variance. Noise on the input (``settings.input_noise``, in units of each
@@ -71,7 +71,7 @@ def fit(c_SR: Tensor, settings: Settings, seed: int, progress: Progress | None =
     S, R = c_SR.shape
     with seeds.seeded(seed, "autoencoder"):
         model = make(settings, R)
-        # A part of the training alone.
+        # Used in training only.
         log_variance = nn.Linear(R, len(model.mean_Z)).to(c_SR.device) if settings.kl else None
     if isinstance(model, SpanAutoencoder):
         model.start(c_SR.cpu())
@@ -79,7 +79,7 @@ def fit(c_SR: Tensor, settings: Settings, seed: int, progress: Progress | None =
     Z = len(model.mean_Z)
     if log_variance is not None:
         nn.init.zeros_(log_variance.weight)
-        nn.init.constant_(log_variance.bias, QUIET)
+        nn.init.constant_(log_variance.bias, START_LOG_VARIANCE)
     variance, spread_R = c_SR.square().sum(1).mean(), c_SR.square().mean(0).sqrt()
     generator = seeds.generator_for(seed, "autoencoder", "batches")
     learnt = [*model.parameters(), *(log_variance.parameters() if log_variance is not None else ())]

@@ -54,12 +54,12 @@ def _halve(inputs: int, outputs: int) -> nn.Conv1d:
 
 def _double(inputs: int, outputs: int) -> nn.ConvTranspose1d:
     conv = nn.ConvTranspose1d(inputs, outputs, KERNEL, stride=2, padding=KERNEL // 2, output_padding=1)
-    _start(conv, inputs * KERNEL / 2)  # a value hears of every other tap
+    _start(conv, inputs * KERNEL / 2)  # each value reads every other tap
     return conv
 
 
-def _start(conv: nn.Conv1d | nn.ConvTranspose1d, heard: float) -> None:
+def _start(conv: nn.Conv1d | nn.ConvTranspose1d, fan_in: float) -> None:
     """So that the signal leaves as large as it came (He et al. 2015): torch's own start shrinks it tenfold."""
     assert conv.bias is not None
-    nn.init.normal_(conv.weight, std=(2 / heard) ** 0.5)
+    nn.init.normal_(conv.weight, std=(2 / fan_in) ** 0.5)
     nn.init.zeros_(conv.bias)

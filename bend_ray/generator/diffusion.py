@@ -14,16 +14,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bend_ray import seeds
 from bend_ray.config import Diffusion as Settings
-from bend_ray.data.training import Progress
 from bend_ray.errors import TrainingError
 from bend_ray.generator import samplers
 from bend_ray.generator.denoiser import Condition, Denoiser
 from bend_ray.generator.samplers import Denoise
+from bend_ray.progress import ProgressCallback
 
-FORGET = 0.1
+CONDITION_DROPOUT = 0.1
 """Share of the rows of a batch that are trained without their loss, without their chain, and without either (which is
 what guidance starts from)."""
-REACH = 1.5
+CLIP = 1.5
 """How far a guess of a clean latent may lie, times the largest one seen, where it comes from a division by almost
 nothing."""
 
@@ -31,9 +31,9 @@ nothing."""
 class Diffusion(nn.Module):
     """A denoiser, its path between latent and noise, and what it predicts."""
 
-    reach: Tensor
+    clip: Tensor
 
-    def __init__(self, latent: int, settings: Settings, chains: int = 0) -> None:
+    def __init__(self, latent: int, settings: Settings, chains: int = 0, trunks: int = 1) -> None:
         super().__init__()
         self.denoiser = Denoiser(
             latent,
@@ -41,20 +41,21 @@ class Diffusion(nn.Module):
             settings.blocks,
             "val_loss" in settings.condition,
             chains if "chain" in settings.condition else 0,
+            trunks,
         )
         flow = settings.objective == "flow"
         self.prediction = "velocity" if flow else settings.prediction
         self.min_snr = None if flow else settings.min_snr
         # Not buffers: they stay float64 on the CPU, and follow from the settings.
         self.alpha_T, self.sigma_T = samplers.schedule("flow" if flow else settings.schedule, settings.steps)
-        self.register_buffer("reach", torch.tensor(math.inf))
+        self.register_buffer("clip", torch.tensor(math.inf))
 
     @property
-    def asks(self) -> bool:
-        """Whether it knows of conditions."""
-        return self.denoiser.loss is not None or self.denoiser.chain is not None
+    def conditional(self) -> bool:
+        """Whether the denoiser takes conditions."""
+        return any(told is not None for told in (self.denoiser.loss, self.denoiser.chain, self.denoiser.trunk))
 
-    def denoise(self, steps: int, asked: Condition | None = None, guidance: float = 1.0) -> Denoise:
+    def denoise(self, steps: int, condition: Condition | None = None, guidance: float = 1.0) -> Denoise:
         """The guess that samplers ask for, on the path of so many ``steps``.
 
         ``guidance`` (classifier-free: Ho & Salimans 2022) goes so many times as far from the guess without a condition
@@ -65,25 +66,25 @@ class Diffusion(nn.Module):
         def denoise(z_MZ: Tensor, n: int) -> Tensor:
             t = times[n]
             t_M = torch.full((len(z_MZ),), t, device=z_MZ.device)
-            found_MZ = self.denoiser(z_MZ, t_M, asked)
-            if asked is not None and guidance != 1:
-                plain_MZ = self.denoiser(z_MZ, t_M, Condition.none(len(z_MZ), z_MZ.device))
-                found_MZ = plain_MZ + guidance * (found_MZ - plain_MZ)
-            return self._clean(z_MZ, found_MZ, float(self.alpha_T[t]), float(self.sigma_T[t]))
+            predicted_MZ = self.denoiser(z_MZ, t_M, condition)
+            if condition is not None and guidance != 1:
+                plain_MZ = self.denoiser(z_MZ, t_M, Condition.none(len(z_MZ), z_MZ.device, condition.trunk_B))
+                predicted_MZ = plain_MZ + guidance * (predicted_MZ - plain_MZ)
+            return self._clean(z_MZ, predicted_MZ, float(self.alpha_T[t]), float(self.sigma_T[t]))
 
         return denoise
 
-    def _clean(self, z_MZ: Tensor, found_MZ: Tensor, alpha: float, sigma: float) -> Tensor:
+    def _clean(self, z_MZ: Tensor, predicted_MZ: Tensor, alpha: float, sigma: float) -> Tensor:
         match self.prediction:
             case "x0":
-                return found_MZ
+                return predicted_MZ
             case "v":  # Salimans & Ho 2022, appendix D
-                return alpha * z_MZ - sigma * found_MZ
+                return alpha * z_MZ - sigma * predicted_MZ
             case "epsilon":
-                return ((z_MZ - sigma * found_MZ) / alpha).clamp(-self.reach, self.reach)
-        return z_MZ - sigma * found_MZ  # flow: alpha = 1 - sigma
+                return ((z_MZ - sigma * predicted_MZ) / alpha).clamp(-self.clip, self.clip)
+        return z_MZ - sigma * predicted_MZ  # flow: alpha = 1 - sigma
 
-    def loss(self, z_BZ: Tensor, t_B: Tensor, noise_BZ: Tensor, asked: Condition | None = None) -> Tensor:
+    def loss(self, z_BZ: Tensor, t_B: Tensor, noise_BZ: Tensor, condition: Condition | None = None) -> Tensor:
         """Mean squared error of the prediction at timesteps ``t_B``, one for each row, weighted by min-SNR-gamma
         (Hang et al. 2023, arXiv 2303.09556) where asked for."""
         alpha_B1, sigma_B1 = (of_T[t_B.cpu()].to(z_BZ.device)[:, None] for of_T in (self.alpha_T, self.sigma_T))
@@ -99,7 +100,7 @@ class Diffusion(nn.Module):
                 wanted_BZ, unit_B = noise_BZ, snr_B
             case _:
                 wanted_BZ, unit_B = noise_BZ - z_BZ, snr_B
-        error_BZ = (self.denoiser(noisy_BZ, t_B, asked) - wanted_BZ).square()
+        error_BZ = (self.denoiser(noisy_BZ, t_B, condition) - wanted_BZ).square()
         if self.min_snr is None:
             return error_BZ.mean()
         # The clean latent's squared error is this one over its unit; that is weighted by the SNR, at most gamma.
@@ -111,25 +112,26 @@ def fit(
     z_SZ: Tensor,
     settings: Settings,
     seed: int,
-    progress: Progress | None = None,
-    look: Callable[[Diffusion], object] | None = None,
-    looks: int = 1,
-    asked: Condition | None = None,
+    progress: ProgressCallback | None = None,
+    callback: Callable[[Diffusion], object] | None = None,
+    calls: int = 1,
+    condition: Condition | None = None,
+    trunks: int = 1,
 ) -> Diffusion:
     """Train a diffusion model on latents of snapshots (on their device); returned with its averaged (EMA) weights.
 
-    ``asked`` holds what is known of each snapshot, for ``settings.condition``. ``look`` is shown the model, with the
-    averaged weights so far, after each of ``looks`` equal parts of the training. Raises TrainingError if the loss is
-    not finite.
+    ``condition`` holds what is known of each snapshot, for ``settings.condition``, and which of so many ``trunks`` it
+    is of. ``callback`` is called with the model, with the averaged weights so far, after each of ``calls`` equal pieces
+    of the training. Raises TrainingError if the loss is not finite.
     """
     S, Z = z_SZ.shape
     device = z_SZ.device
-    chains = asked.chains if asked is not None else 0
+    chains = condition.chains if condition is not None else 0
     with seeds.seeded(seed, "diffusion"):
-        model = Diffusion(Z, settings, chains)
+        model = Diffusion(Z, settings, chains, trunks)
     model = model.to(device)
-    model.reach.fill_(REACH * float(z_SZ.abs().max()))
-    asked = asked.to(device) if asked is not None and model.asks else None
+    model.clip.fill_(CLIP * float(z_SZ.abs().max()))
+    condition = condition.to(device) if condition is not None and model.conditional else None
     average = AveragedModel(model.denoiser, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
     generator = seeds.generator_for(seed, "diffusion", "batches")
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.0)
@@ -140,11 +142,11 @@ def fit(
         t_B = torch.randint(settings.steps, (B,), generator=generator)
         noise_BZ = torch.randn(B, Z, generator=generator)
         row_B, t_B, noise_BZ = row_B.to(device), t_B.to(device), noise_BZ.to(device)
-        asked_B = None
-        if asked is not None:
-            loss_B, chain_B, both_B = (torch.rand(3, B, generator=generator) < FORGET).to(device)
-            asked_B = asked.of(row_B).forget(loss_B | both_B, chain_B | both_B)
-        loss = model.loss(z_SZ[row_B], t_B, noise_BZ, asked_B)
+        condition_B = None
+        if condition is not None:
+            loss_B, chain_B, both_B = (torch.rand(3, B, generator=generator) < CONDITION_DROPOUT).to(device)
+            condition_B = condition.of(row_B).drop(loss_B | both_B, chain_B | both_B)
+        loss = model.loss(z_SZ[row_B], t_B, noise_BZ, condition_B)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -154,12 +156,12 @@ def fit(
             raise TrainingError(f"diffusion: the loss is not finite at step {step}; lower diffusion.lr")
         if progress is not None:
             progress(step + 1, settings.iterations)
-        if look is not None and (step + 1) * looks // settings.iterations > step * looks // settings.iterations:
-            look(_averaged(model, average))
+        if callback is not None and (step + 1) * calls // settings.iterations > step * calls // settings.iterations:
+            callback(_averaged(model, average))
     return _averaged(model, average)
 
 
 def _averaged(model: Diffusion, average: AveragedModel) -> Diffusion:
-    found = copy.deepcopy(model)
-    found.denoiser.load_state_dict(average.module.state_dict())
-    return found.eval().requires_grad_(False)
+    averaged = copy.deepcopy(model)
+    averaged.denoiser.load_state_dict(average.module.state_dict())
+    return averaged.eval().requires_grad_(False)

@@ -7,15 +7,15 @@ from torch import Tensor
 
 from bend_ray.errors import TrainingError
 from bend_ray.generator import span as spans
-from bend_ray.generator.span import Blocks, Scaling, Span
+from bend_ray.generator.span import Scaling, SnapshotStream, Span
 
-REAL = 1e-6
+RANK_TOLERANCE = 1e-6
 """Eigenvalues below this share of the largest are rounding."""
 
 
 @dataclass(frozen=True)
 class Gram:
-    """All that one pass over the snapshots tells: products of every pair of rows, standardised.
+    """What one pass over the snapshots gives: products of every pair of rows, standardised.
 
     The first S rows are those that the generator sees; they alone give mean and spread. Behind them come withheld ones.
     """
@@ -27,8 +27,8 @@ class Gram:
     S: int
 
     @classmethod
-    def of(cls, blocks: Blocks, S: int, scaling: Scaling = "tensor") -> "Gram":
-        """Pass once over ``blocks`` of X >= S rows, the first S of which the generator may see.
+    def of(cls, stream: SnapshotStream, S: int, scaling: Scaling = "tensor") -> "Gram":
+        """Pass once over ``stream`` of X >= S rows, the first S of which the generator may see.
 
         Products are made in float32 of differences from the mean, a few thousand columns at once, and added up in
         float64; what rounding leaves of the mean is taken off the products. One block is in memory at a time.
@@ -52,7 +52,7 @@ class Gram:
                 scales.append(torch.full((width,), spread))
             total_XX = centred_XX / spread**2 if total_XX is None else total_XX + centred_XX / spread**2
 
-        for name, theta_Xd in blocks():
+        for name, theta_Xd in stream():
             if name != now:
                 finish()
                 tensor_XX, pieces, now = None, [], name
@@ -71,22 +71,22 @@ class Gram:
         """Squared length of each row, standardised."""
         return self.product_XX.diag()
 
-    def span(self, blocks: Blocks, explained: float) -> tuple[Span, Tensor]:
-        """The span of the first S rows, cut to the smallest rank that keeps the share ``explained`` of their variance,
-        and the coordinates ``c_XR`` of all rows. ``blocks`` streams the first S rows.
+    def span(self, stream: SnapshotStream, explained: float) -> tuple[Span, Tensor]:
+        """The span of the first S rows, of the smallest rank that keeps the share ``explained`` of their variance,
+        and the coordinates ``c_XR`` of all rows. ``stream`` streams the first S rows.
 
         Raises TrainingError where they do not differ.
         """
         variance_S, vectors_SS = torch.linalg.eigh(self.product_XX[: self.S, : self.S])
         variance_S, vectors_SS = variance_S.flip(0).clamp_min(0), vectors_SS.flip(1)
         # One is exactly 0 in theory, for the mean is taken off.
-        real = int((variance_S > REAL * variance_S[0]).sum()) if variance_S[0] > 0 else 0
+        real = int((variance_S > RANK_TOLERANCE * variance_S[0]).sum()) if variance_S[0] > 0 else 0
         if real == 0:
             raise TrainingError("the snapshots are all the same; raise collect.lr or collect.epochs")
         kept_S = variance_S.cumsum(0) / variance_S.sum()
         R = min(real, int((kept_S < explained).sum()) + 1)
         weights_SR = vectors_SS[:, :R] / variance_S[:R].sqrt()
-        return Span(self.mean_D, self.scale_D, blocks, weights_SR), self.coordinates(weights_SR)
+        return Span(self.mean_D, self.scale_D, stream, weights_SR), self.coordinates(weights_SR)
 
     def coordinates(self, weights_SR: Tensor) -> Tensor:
         """``c_XR`` of all rows in the directions of a `Span`."""
@@ -96,7 +96,7 @@ class Gram:
 def _products(theta_Xd: Tensor, S: int, scaled: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """Products of every pair of rows of one block (float64), centred and, if ``scaled``, each column over its spread;
     the mean and the spread of its columns over the first S rows."""
-    found_XX = torch.zeros(len(theta_Xd), len(theta_Xd), dtype=torch.float64)
+    product_XX = torch.zeros(len(theta_Xd), len(theta_Xd), dtype=torch.float64)
     means, spreads = [], []
     for theta_Xc in theta_Xd.split(spans.COLUMNS, dim=1):
         first_c = theta_Xc[0]  # of a parameter that never moved, the mean itself, to the bit
@@ -108,9 +108,9 @@ def _products(theta_Xd: Tensor, S: int, scaled: bool) -> tuple[Tensor, Tensor, T
             spread_c = torch.where(spread_c > 0, spread_c, torch.ones_like(spread_c))
             spreads.append(spread_c)
             x_Xc = x_Xc / spread_c
-        found_XX += (x_Xc @ x_Xc.T).double()
+        product_XX += (x_Xc @ x_Xc.T).double()
         means.append(first_c + mean_c)
-    return found_XX, torch.cat(means), torch.cat(spreads) if scaled else None
+    return product_XX, torch.cat(means), torch.cat(spreads) if scaled else None
 
 
 def _centred(product_XX: Tensor, S: int) -> Tensor:

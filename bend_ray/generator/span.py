@@ -14,10 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bend_ray.weights.parts import IN_MEMORY
-from bend_ray.weights.snapshots import Held
+from bend_ray.snapshots.parquet import IN_MEMORY
+from bend_ray.snapshots.snapshots import InMemorySnapshots
 
-Blocks = Callable[[], Iterator[tuple[str, Tensor]]]
+SnapshotStream = Callable[[], Iterator[tuple[str, Tensor]]]
 """Streams (name, theta_Sd), columns of one parameter tensor after another, as often as it is called. A large tensor
 comes in several pieces, one after another."""
 Scaling = Literal["tensor", "parameter", "none"]
@@ -25,11 +25,11 @@ COLUMNS = 1 << 12
 """Columns at once, in float32."""
 
 
-def first(blocks: Blocks, S: int) -> Blocks:
-    """The first ``S`` rows of ``blocks``."""
+def head_rows(stream: SnapshotStream, S: int) -> SnapshotStream:
+    """The first ``S`` rows of ``stream``."""
 
     def rows() -> Iterator[tuple[str, Tensor]]:
-        for name, theta_Xd in blocks():
+        for name, theta_Xd in stream():
             yield name, theta_Xd[:S]
 
     return rows
@@ -56,7 +56,7 @@ class Span(Standard):
     Distances between coordinates are distances between standardised parameters.
     """
 
-    blocks: Blocks
+    stream: SnapshotStream
     """The snapshots it is of."""
     weights_SR: Tensor
     """float64: the combination of centred, standardised snapshots that is the direction of each coordinate, of length
@@ -86,15 +86,15 @@ class Span(Standard):
         combination_MS += 1 / combination_MS.shape[1] - combination_MS.mean(1, keepdim=True)
         combination_MS = combination_MS.float()
         theta_MD, start = c_MR.new_empty(len(c_MR), len(self.mean_D)), 0
-        for _, theta_Sd in self.blocks():
+        for _, theta_Sd in self.stream():
             for theta_Sc in theta_Sd.split(COLUMNS, dim=1):
-                there_Sc = theta_Sc.to(c_MR.device)
-                first_c = there_Sc[0]  # a parameter that never moves stays where it is, to the bit
+                snapshots_Sc = theta_Sc.to(c_MR.device)
+                first_c = snapshots_Sc[0]  # a parameter that never moves stays where it is, to the bit
                 theta_Mc = theta_MD[:, start : start + len(first_c)]
-                torch.addmm(first_c, combination_MS, there_Sc - first_c, out=theta_Mc)
+                torch.addmm(first_c, combination_MS, snapshots_Sc - first_c, out=theta_Mc)
                 if outside:
                     noise_Mc = torch.stack([torch.randn(len(first_c), generator=one) for one in noise])
-                    theta_Mc += outside * there_Sc.std(0, correction=0) * noise_Mc.to(c_MR.device)
+                    theta_Mc += outside * snapshots_Sc.std(0, correction=0) * noise_Mc.to(c_MR.device)
                 start += len(first_c)
         return theta_MD
 
@@ -110,7 +110,7 @@ class Span(Standard):
     def _standardised(self, theta_XD: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Columns of these rows and of the snapshots, float64."""
         start = 0
-        for _, theta_Sd in self.blocks():
+        for _, theta_Sd in self.stream():
             here = slice(start, start + theta_Sd.shape[1])
             mean_d, scale_d = self.mean_D[here].double(), self.scale_D[here].double()
             rows = (theta_XD[:, here], theta_Sd.to(theta_XD.device))
@@ -119,9 +119,9 @@ class Span(Standard):
             start = here.stop
 
     def to(self, device: torch.device | str) -> "Span":
-        few = isinstance(self.blocks, Held) and self.blocks.theta_SD.nbytes <= IN_MEMORY
-        blocks = self.blocks.to(device) if isinstance(self.blocks, Held) and few else self.blocks
-        return Span(self.mean_D.to(device), self.scale_D.to(device), blocks, self.weights_SR.to(device))
+        few = isinstance(self.stream, InMemorySnapshots) and self.stream.theta_SD.nbytes <= IN_MEMORY
+        stream = self.stream.to(device) if isinstance(self.stream, InMemorySnapshots) and few else self.stream
+        return Span(self.mean_D.to(device), self.scale_D.to(device), stream, self.weights_SR.to(device))
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""The report: numbers, figures and words about one run. Nouns only; the evaluate stage brings the predictions."""
+"""The report: metrics, figures and text about one run. No Ray; the evaluate stage brings the predictions."""

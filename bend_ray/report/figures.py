@@ -4,12 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bend_ray.folders import Folder
-from bend_ray.report.numbers import Scored
+from bend_ray.ensemble.reliability import selective_accuracy
+from bend_ray.report.metrics import Scored
+from bend_ray.store.folders import Folder
 
 GENERATED, ORIGINALS, MUTED = "#0b6e99", "#d9730d", "#8a8a8a"
 BINS = 15
@@ -22,6 +24,7 @@ def draw(
     plots: dict[str, Callable[[Axes], None]] = {
         "accuracy_against_size.png": lambda axes: _curves(axes, metrics, scored),
         "member_accuracy.png": lambda axes: _histograms(axes, metrics, scored),
+        "risk_coverage.png": lambda axes: _risk(axes, scored, label_B),
         "reliability.png": lambda axes: _reliability(axes, scored, label_B),
         "parameter_map.png": lambda axes: _map(axes, points),
         "accuracy_against_novelty.png": lambda axes: _novelty(axes, metrics, scored),
@@ -81,6 +84,20 @@ def _histograms(axes: Axes, metrics: dict[str, Any], scored: dict[str, Scored]) 
     axes.legend(frameon=False, fontsize=8)
 
 
+def _risk(axes: Axes, scored: dict[str, Scored], label_B: Tensor) -> None:
+    """Errors among the surest rows: what is left where the least sure are put aside."""
+    sets = {"generated": ("aBEND", GENERATED), "base_model": ("base model", MUTED), "laplace": ("Laplace", "#7a3e9d")}
+    shares = np.linspace(0.2, 1, 81)
+    for name, (label, color) in (sets | {"deep_ensemble": ("deep ensemble", "#2b8a3e")}).items():
+        if name in scored:
+            prob_BK = scored[name].tempered_BK
+            doubt_B, right_B = torch.special.entr(prob_BK).sum(1), prob_BK.argmax(1) == label_B
+            errors = [100 * (1 - selective_accuracy(doubt_B, right_B, share)) for share in shares]
+            axes.plot(100 * shares, errors, color=color, label=label, lw=1.4)
+    axes.set(xlabel="coverage: surest rows by entropy (%)", ylabel="errors among them (%)", title="Risk and coverage")
+    axes.legend(frameon=False, fontsize=8)
+
+
 def _reliability(axes: Axes, scored: dict[str, Scored], label_B: Tensor) -> None:
     sets = {"aBEND": ("generated", "prob_BK", GENERATED), "sBEND": ("generated", "vote_BK", "#7a3e9d")}
     if "base_model" in scored:
@@ -129,7 +146,7 @@ def _novelty(axes: Axes, metrics: dict[str, Any], scored: dict[str, Scored]) -> 
     for label, place in places.items():
         axes.scatter(*place, color=colors.get(label, MUTED), s=36, zorder=2)
     axes.margins(0.12)
-    _name(axes, places, colors)
+    _label_points(axes, places, colors)
     axes.set(
         xlabel="mean distance to the nearest snapshot seen (standardised)",
         ylabel="mean test accuracy (%)",
@@ -137,7 +154,7 @@ def _novelty(axes: Axes, metrics: dict[str, Any], scored: dict[str, Scored]) -> 
     )
 
 
-def _name(axes: Axes, places: dict[str, tuple[float, float]], colors: dict[str, str]) -> None:
+def _label_points(axes: Axes, places: dict[str, tuple[float, float]], colors: dict[str, str]) -> None:
     """Write names above, below or beside their points, wherever none is yet, and no point."""
     size = 7.0
     pixels = axes.figure.dpi / 72

@@ -1,4 +1,4 @@
-"""A search for people: a line a trial, the table of all, figures, and a README."""
+"""The report of a search: one line a trial, a table of all trials, figures, and a README."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from bend_ray.config import Config
-from bend_ray.folders import Folder
 from bend_ray.report.figures import GENERATED, MUTED, ORIGINALS, save
 from bend_ray.search import study
 from bend_ray.search.study import Trial
+from bend_ray.store.folders import Folder
 
 STYLES: dict[str, dict[str, Any]] = {
     "stopped": {"color": MUTED, "marker": "x", "s": 22},
@@ -25,104 +25,104 @@ def line(config: Config, trial: Trial) -> str:
     what = "the configuration as it stands" if trial.number == 0 else values
     if trial.status == "failed":
         return f"trial {trial.number} failed: {trial.reason} ({what})"
-    found = ", ".join(f"{name} {trial.metrics[name]:.4f}" for name in config.search.objective)
+    results = ", ".join(f"{name} {trial.metrics[name]:.4f}" for name in config.search.objective)
     stopped = f" (stopped at {len(trial.looks)}/{study.LOOKS})" if trial.status == "stopped" else ""
-    return f"trial {trial.number}: {found}{stopped}, {trial.seconds:.1f} s; {what}"
+    return f"trial {trial.number}: {results}{stopped}, {trial.seconds:.1f} s; {what}"
 
 
-def write_table(known: list[Trial], path: Path) -> None:
+def write_table(trials: list[Trial], path: Path) -> None:
     """One row a trial: number, status, reason, seconds, searched values, and what was measured last."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    metrics = sorted({name for trial in known for name in trial.metrics})
+    metrics = sorted({name for trial in trials for name in trial.metrics})
     columns: dict[str, list[Any]] = {
-        "number": [trial.number for trial in known],
-        "status": [trial.status for trial in known],
-        "reason": [trial.reason for trial in known],
-        "seconds": [trial.seconds for trial in known],
-        "looks": [len(trial.looks) for trial in known],
-        **{key: [_plain(trial.values.get(key)) for trial in known] for key in known[0].values},
-        **{name: [trial.metrics.get(name) for trial in known] for name in metrics},
+        "number": [trial.number for trial in trials],
+        "status": [trial.status for trial in trials],
+        "reason": [trial.reason for trial in trials],
+        "seconds": [trial.seconds for trial in trials],
+        "looks": [len(trial.looks) for trial in trials],
+        **{key: [_plain(trial.values.get(key)) for trial in trials] for key in trials[0].values},
+        **{name: [trial.metrics.get(name) for trial in trials] for name in metrics},
     }
-    for name in known[0].values:  # a column has one type; choices may mix them
+    for name in trials[0].values:  # a column has one type; choices may mix them
         if len({type(value) for value in columns[name]}) > 1:
             columns[name] = [str(value) for value in columns[name]]
     pq.write_table(pa.table(columns), path)
 
 
 def draw(
-    folder: Folder, config: Config, known: list[Trial], front: list[int], importances: dict[str, float]
+    folder: Folder, config: Config, trials: list[Trial], front: list[int], importances: dict[str, float]
 ) -> list[str]:
     """The figures, into ``folder``: the objective over trials; what mattered; the trade-off. Returns their names."""
-    plots: dict[str, Callable[[Axes], None]] = {"objective.png": lambda axes: _objective(axes, config, known)}
+    plots: dict[str, Callable[[Axes], None]] = {"objective.png": lambda axes: _objective(axes, config, trials)}
     if importances:
         plots["importance.png"] = lambda axes: _importance(axes, config, importances)
-    plots["tradeoff.png"] = lambda axes: _tradeoff(axes, config, known, front)
+    plots["tradeoff.png"] = lambda axes: _tradeoff(axes, config, trials, front)
     return save(folder, plots)
 
 
-def _objective(axes: Axes, config: Config, known: list[Trial]) -> None:
+def _objective(axes: Axes, config: Config, trials: list[Trial]) -> None:
     name = config.search.objective[0]
     better = min if study.direction(name) == "minimize" else max
     for status, style in STYLES.items():
-        some = [trial for trial in known if trial.status == status]
+        some = [trial for trial in trials if trial.status == status]
         axes.scatter([trial.number for trial in some], [trial.metrics[name] for trial in some], label=status, **style)
-    if failed := [trial.number for trial in known if trial.status == "failed"]:
+    if failed := [trial.number for trial in trials if trial.status == "failed"]:
         low = axes.get_xaxis_transform()
         axes.scatter(failed, [0.02] * len(failed), transform=low, color="#c92a2a", marker="v", s=22, label="failed")
     best, numbers, heights = None, [], []
-    for trial in known:
+    for trial in trials:
         if trial.status == "done":
             best = trial.metrics[name] if best is None else better(best, trial.metrics[name])
         if best is not None:
             numbers.append(trial.number)
             heights.append(best)
     axes.step(numbers, heights, where="post", color=GENERATED, lw=1.5, label="best so far")
-    if known[0].metrics:
-        axes.axhline(known[0].metrics[name], color=ORIGINALS, ls=":", lw=1.2, label="the configuration as it stands")
+    if trials[0].metrics:
+        axes.axhline(trials[0].metrics[name], color=ORIGINALS, ls=":", lw=1.2, label="the configuration as it stands")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="trial", ylabel=f"{_words(name)} (validation)", title="Objective over trials")
+    axes.set(xlabel="trial", ylabel=f"{_label(name)} (validation)", title="Objective over trials")
     axes.legend(frameon=False, fontsize=8)
 
 
 def _importance(axes: Axes, config: Config, importances: dict[str, float]) -> None:
     names = list(reversed(importances))
     axes.barh(names, [importances[name] for name in names], color=GENERATED)
-    axes.set(xlabel=f"share of the variance of {_words(config.search.objective[0])} (fANOVA)", title="What mattered")
+    axes.set(xlabel=f"share of the variance of {_label(config.search.objective[0])} (fANOVA)", title="What mattered")
 
 
-def _tradeoff(axes: Axes, config: Config, known: list[Trial], front: list[int]) -> None:
+def _tradeoff(axes: Axes, config: Config, trials: list[Trial], front: list[int]) -> None:
     objectives = config.search.objective
     y: str = objectives[0]
     x: str = objectives[1] if len(objectives) > 1 else "disagreement"
     if x == y:
         x = "member_accuracy"
     for status, style in STYLES.items():
-        some = [trial.metrics for trial in known if trial.status == status]
+        some = [trial.metrics for trial in trials if trial.status == status]
         axes.scatter([metrics[x] for metrics in some], [metrics[y] for metrics in some], label=status, **style)
     if len(objectives) > 1:
-        best = sorted((t.metrics[x], t.metrics[y]) for t in known if t.number in front)
+        best = sorted((t.metrics[x], t.metrics[y]) for t in trials if t.number in front)
         axes.plot([a for a, _ in best], [b for _, b in best], color=ORIGINALS, lw=1.2, label="Pareto front")
-    if default := known[0].metrics:
+    if default := trials[0].metrics:
         axes.scatter([default[x]], [default[y]], color=ORIGINALS, marker="*", s=80, label="as it stands")
-    axes.set(xlabel=_words(x), ylabel=_words(y), title="Trade-off (validation)")
+    axes.set(xlabel=_label(x), ylabel=_label(y), title="Trade-off (validation)")
     axes.legend(frameon=False, fontsize=8)
 
 
 def readme(
-    config: Config, known: list[Trial], best: Trial, front: list[int], importances: dict[str, float], files: list[str]
+    config: Config, trials: list[Trial], best: Trial, front: list[int], importances: dict[str, float], files: list[str]
 ) -> str:
     """What came out, first the gain over the configuration as it stands."""
-    name, default = config.search.objective[0], known[0]
+    name, default = config.search.objective[0], trials[0]
     gain = "trial 0, the configuration as it stands, did not come to its end"
     if default.status == "done":
-        there = default.metrics[name]
-        gain = f"the configuration as it stands has {there:.4f}, a difference of {best.metrics[name] - there:+.4f}"
-    counts = {status: sum(trial.status == status for trial in known) for status in study.STATES}
+        before = default.metrics[name]
+        gain = f"the configuration as it stands has {before:.4f}, a difference of {best.metrics[name] - before:+.4f}"
+    counts = {status: sum(trial.status == status for trial in trials) for status in study.STATES}
     lines = [
-        f"# Search: {len(known)} trials",
-        f"- Best is trial {best.number} with {_words(name)} {best.metrics[name]:.4f} on the validation split; {gain}."
+        f"# Search: {len(trials)} trials",
+        f"- Best is trial {best.number} with {_label(name)} {best.metrics[name]:.4f} on the validation split; {gain}."
         " The best of many is partly luck: what counts is the test split, in the run's report.",
         f"- {counts['done']} came to their end, {counts['stopped']} were stopped early, {counts['failed']} failed.",
         "`best.yaml` is a whole configuration with the best values; `trials.parquet` holds all trials.",
@@ -133,14 +133,14 @@ def readme(
         ),
     ]
     if len(config.search.objective) > 1:
-        lines.append(f"Not beaten in all of {', '.join(map(_words, config.search.objective))} at once: trials {front}.")
+        lines.append(f"Not beaten in all of {', '.join(map(_label, config.search.objective))} at once: trials {front}.")
     if counts["failed"]:
-        lines.append("\n".join(f"- trial {t.number} failed: {t.reason}" for t in known if t.status == "failed"))
+        lines.append("\n".join(f"- trial {t.number} failed: {t.reason}" for t in trials if t.status == "failed"))
     lines += [f"![{file.removesuffix('.png')}]({file})" for file in files if file.endswith(".png")]
     return "\n\n".join(lines) + "\n"
 
 
-def _words(name: str) -> str:
+def _label(name: str) -> str:
     return name.replace("abend", "aBEND's").replace("sbend", "sBEND's").replace("_", " ").replace("nll", "NLL")
 
 

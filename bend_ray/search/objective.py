@@ -1,7 +1,7 @@
 """How good a generator is on the validation split, cheaply: what all trials of a search share is prepared once.
 
-The span, the snapshots' coordinates in it, and what the classifier's trunk says of the validation rows do not depend on
-a trial. They are plain arrays, which processes of one machine share without a copy.
+The span, the snapshots' coordinates in it, and the trunk's values of the validation rows do not depend on a trial. They
+are plain arrays, which processes of one machine share without a copy.
 """
 
 import warnings
@@ -16,14 +16,14 @@ from torch import Tensor
 from bend_ray.config import Autoencoder, Config
 from bend_ray.data.datasets import Dataset
 from bend_ray.ensemble import aggregate, metrics
+from bend_ray.ensemble.batch_norm import BatchNormReestimation
 from bend_ray.ensemble.ensemble import ROWS
-from bend_ray.ensemble.recalibrate import Recalibration
-from bend_ray.ensemble.trunk import SharedTrunk
 from bend_ray.generator.generator import Generator
 from bend_ray.generator.gram import Gram
 from bend_ray.generator.span import Scaling, Span
-from bend_ray.weights.snapshots import Fact, Held, Snapshots
-from bend_ray.weights.subset import Subset
+from bend_ray.models.subset import Subset
+from bend_ray.models.trunk import SharedTrunk
+from bend_ray.snapshots.snapshots import Fact, InMemorySnapshots, Snapshots
 
 METRICS = (
     "abend_nll",
@@ -56,13 +56,13 @@ class Prepared:
 
     @staticmethod
     def of(
-        cut: SharedTrunk, snapshots: Snapshots, S: int, dataset: Dataset, scalings: Iterable[Scaling] = ("tensor",)
+        trunk: SharedTrunk, snapshots: Snapshots, S: int, dataset: Dataset, scalings: Iterable[Scaling] = ("tensor",)
     ) -> "Prepared":
         """Of ``snapshots``, the first ``S`` of which the generator may see."""
-        grams = {scaling: Gram.of(snapshots.blocks, S, scaling) for scaling in scalings}
+        grams = {scaling: Gram.of(snapshots.stream, S, scaling) for scaling in scalings}
         with torch.no_grad():
             features = [
-                tuple(value.numpy() if isinstance(value, Tensor) else value for value in cut.trunk(x))
+                tuple(value.numpy() if isinstance(value, Tensor) else value for value in trunk.trunk(x))
                 for x in inputs(dataset)
             ]
         return Prepared(
@@ -84,8 +84,8 @@ class Prepared:
 
     def coordinates(self, autoencoder: Autoencoder) -> tuple[Span, Tensor]:
         """The span and the snapshots' coordinates in it, as ``autoencoder`` asks for."""
-        held = Held(self.subset, as_tensor(self.theta_SD))
-        span, c_XR = self.gram(autoencoder.scaling).span(held, autoencoder.explained)
+        snapshots = InMemorySnapshots(self.subset, as_tensor(self.theta_SD))
+        span, c_XR = self.gram(autoencoder.scaling).span(snapshots, autoencoder.explained)
         return span, c_XR[: len(self.theta_SD)]
 
 
@@ -107,9 +107,9 @@ def as_tensor(value: Any) -> Any:
 def measure(
     generator: Generator,
     prepared: Prepared,
-    cut: SharedTrunk,
+    trunk: SharedTrunk,
     config: Config,
-    recalibration: Recalibration | None = None,
+    reestimation: BatchNormReestimation | None = None,
 ) -> dict[str, float]:
     """The ensemble that ``generator`` makes, on the validation split: as many members as asked for, none chosen.
 
@@ -119,25 +119,25 @@ def measure(
     time.
     """
     device, M, size = generator.span.mean_D.device, config.sample.members, config.sample.block
-    features = [tuple(_on(as_tensor(value), device) for value in batch) for batch in prepared.features]
+    features = [tuple(_to_device(as_tensor(value), device) for value in batch) for batch in prepared.features]
     label_B = as_tensor(prepared.labels)
     blocks = [
         generator.coordinates(range(start, start + size), config.seed, config.sample) for start in range(0, M, size)
     ]
     c_MR = torch.cat(blocks)[:M]
-    found = []
+    chunks = []
     few = max(1, DECODED // (4 * generator.subset.D))
     for start in range(0, M, few):
         ids = range(start, min(start + few, M))
         theta_mD = generator.parameters(c_MR[ids], ids, config.seed, config.sample)
-        theta_mD = recalibration(theta_mD) if recalibration else theta_mD
+        theta_mD = reestimation(theta_mD) if reestimation else theta_mD
         logits = [
-            torch.cat([cut.members(part_mD, shared) for part_mD in theta_mD.split(cut.at_once(rows))])
-            for shared, rows in zip(features, _rows(len(label_B)), strict=True)
+            torch.cat([trunk.members(part_mD, shared) for part_mD in theta_mD.split(trunk.at_once(rows))])
+            for shared, rows in zip(features, _batch_sizes(len(label_B)), strict=True)
         ]
-        found.append(torch.cat(logits, dim=1).cpu())
-    logits_MBK, c_MR = torch.cat(found), c_MR.cpu()
-    aggregate.check(logits_MBK)
+        chunks.append(torch.cat(logits, dim=1).cpu())
+    logits_MBK, c_MR = torch.cat(chunks), c_MR.cpu()
+    metrics.check_logits(logits_MBK)
     accuracy_M, nll_M = metrics.member_scores(logits_MBK, label_B)
     prob_BK = aggregate.abend(logits_MBK)
     assert isinstance(generator.span, Span)  # a search works in no other space
@@ -168,9 +168,9 @@ def _geometry(c_MR: Tensor, gram: Gram, c_XR: Tensor) -> tuple[float, float]:
     return nearest_M.mean().item() / max(withheld, 1e-12), variance.item()
 
 
-def _rows(total: int) -> list[int]:
+def _batch_sizes(total: int) -> list[int]:
     return [min(ROWS, total - start) for start in range(0, total, ROWS)]
 
 
-def _on(value: Any, device: torch.device) -> Any:
+def _to_device(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value

@@ -1,4 +1,4 @@
-"""Which values to try next: a pure function of the seed, the trial's number and what is known of other trials.
+"""Which values to try next: a pure function of the seed, the trial's number and the results of other trials.
 
 Optuna's samplers keep a random state of their own, so a search that was killed would go on differently. Here each trial
 has a seed of its own, and the study is made anew from the table of trials.
@@ -46,20 +46,20 @@ class Trial:
 
 
 def direction(objective: str) -> Literal["minimize", "maximize"]:
-    """Optuna's word for what is sought of an objective."""
+    """Which way an objective is optimised, as Optuna calls it."""
     return "minimize" if objective.endswith("nll") else "maximize"
 
 
-def own_values(config: Config) -> dict[str, Any]:
+def configured_values(config: Config) -> dict[str, Any]:
     """The configuration's own values of the searched keys."""
     pairs = (key.split(".") for key in config.search.space)
     return {f"{section}.{name}": getattr(getattr(config, section), name) for section, name in pairs}
 
 
-def suggest(config: Config, number: int, known: list[Trial], running: list[dict[str, Any]]) -> dict[str, Any]:
+def suggest(config: Config, number: int, trials: list[Trial], running: list[dict[str, Any]]) -> dict[str, Any]:
     """Values of trial ``number``, given finished trials and the values of those that are running."""
     if number == 0:
-        return own_values(config)
+        return configured_values(config)
     search = config.search
     seed = seeds.seed_for(config.seed, "search", number) % 2**32
     sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed)
@@ -67,7 +67,7 @@ def suggest(config: Config, number: int, known: list[Trial], running: list[dict[
         sampler = optuna.samplers.TPESampler(
             seed=seed, n_startup_trials=search.startup, multivariate=True, constant_liar=True
         )
-    study = study_of(config, known, sampler)
+    study = study_of(config, trials, sampler)
     distributions = distributions_of(config)
     for values in running:
         if _inside(values, distributions):
@@ -75,13 +75,13 @@ def suggest(config: Config, number: int, known: list[Trial], running: list[dict[
     return dict(study.ask(distributions).params)
 
 
-def study_of(config: Config, known: list[Trial], sampler: optuna.samplers.BaseSampler | None = None) -> optuna.Study:
+def study_of(config: Config, trials: list[Trial], sampler: optuna.samplers.BaseSampler | None = None) -> optuna.Study:
     """Optuna's study of the finished trials that lie in the space."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     objectives = config.search.objective
     study = optuna.create_study(sampler=sampler, directions=[direction(name) for name in objectives])
     distributions = distributions_of(config)
-    for trial in sorted(known, key=lambda trial: trial.number):
+    for trial in sorted(trials, key=lambda trial: trial.number):
         if _inside(trial.values, distributions):
             study.add_trial(_frozen(trial, objectives, distributions))
     return study
@@ -89,7 +89,7 @@ def study_of(config: Config, known: list[Trial], sampler: optuna.samplers.BaseSa
 
 def _frozen(trial: Trial, objectives: tuple[str, ...], distributions: dict[str, BaseDistribution]) -> FrozenTrial:
     # Several objectives know no stopping early, and a trial that was stopped has values that count for less.
-    seen = {look: metrics[objectives[0]] for look, metrics in enumerate(trial.looks)} if len(objectives) == 1 else {}
+    seen = {step: metrics[objectives[0]] for step, metrics in enumerate(trial.looks)} if len(objectives) == 1 else {}
     return optuna.create_trial(
         state=STATES[trial.status],
         params=trial.values,
@@ -99,56 +99,56 @@ def _frozen(trial: Trial, objectives: tuple[str, ...], distributions: dict[str, 
     )
 
 
-def best_of(config: Config, known: list[Trial]) -> Trial | None:
+def best_of(config: Config, trials: list[Trial]) -> Trial | None:
     """The finished trial that is best by the first objective; where equal by the next, then the lower number. None
     where none finished."""
-    ranked = sorted(_costs(config, known).items(), key=lambda item: (item[1], item[0]))
-    by_number = {trial.number: trial for trial in known}
+    ranked = sorted(_costs(config, trials).items(), key=lambda item: (item[1], item[0]))
+    by_number = {trial.number: trial for trial in trials}
     return by_number[ranked[0][0]] if ranked else None
 
 
-def front_of(config: Config, known: list[Trial]) -> list[int]:
+def front_of(config: Config, trials: list[Trial]) -> list[int]:
     """Numbers of the finished trials that no other beats in all objectives at once (the Pareto front), ordered."""
-    costs = _costs(config, known)
+    costs = _costs(config, trials)
 
     def beaten(mine: list[float]) -> bool:
         return any(
-            all(theirs <= own for theirs, own in zip(other, mine, strict=True)) and other != mine
+            all(theirs <= ours for theirs, ours in zip(other, mine, strict=True)) and other != mine
             for other in costs.values()
         )
 
     return sorted(number for number, mine in costs.items() if not beaten(mine))
 
 
-def _costs(config: Config, known: list[Trial]) -> dict[int, list[float]]:
+def _costs(config: Config, trials: list[Trial]) -> dict[int, list[float]]:
     """What finished trials come to in each objective, lower being better, by number."""
     signs = {name: 1 if direction(name) == "minimize" else -1 for name in config.search.objective}
-    done = [trial for trial in known if trial.status == "done"]
+    done = [trial for trial in trials if trial.status == "done"]
     return {trial.number: [sign * trial.metrics[name] for name, sign in signs.items()] for trial in done}
 
 
-def importances_of(config: Config, known: list[Trial]) -> dict[str, float]:
+def importances_of(config: Config, trials: list[Trial]) -> dict[str, float]:
     """Share of the first objective's variance that each key explains (fANOVA: Hutter et al. 2014), largest first.
 
     Empty where fewer than four trials finished or all are equally good.
     """
-    done = [trial for trial in known if trial.status == "done"]
+    done = [trial for trial in trials if trial.status == "done"]
     objective = config.search.objective[0]
     if len(done) < 4 or len({trial.metrics[objective] for trial in done}) < 2:
         return {}
     study = study_of(config, done)
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=seeds.seed_for(config.seed, "importance") % 2**32)
     try:
-        found = optuna.importance.get_param_importances(
+        shares = optuna.importance.get_param_importances(
             study, evaluator=evaluator, target=lambda trial: trial.values[0], params=list(config.search.space)
         )
     except (ValueError, RuntimeError):  # no key took two values
         return {}
-    return dict(found)
+    return dict(shares)
 
 
 def distributions_of(config: Config) -> dict[str, BaseDistribution]:
-    """Optuna's words for the space."""
+    """The search space as Optuna's distributions."""
     return {key: _distribution(config, key, domain) for key, domain in config.search.space.items()}
 
 

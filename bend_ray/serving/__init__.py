@@ -1,1 +1,1 @@
-"""What is said over HTTP, without Ray: bodies to images, answers to bodies, the routes between them."""
+"""HTTP without Ray: requests to images, predictions to responses, the routes between them, and a client."""

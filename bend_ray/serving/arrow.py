@@ -79,10 +79,10 @@ def _unnested(column: pa.Array, where: str, fit: Preprocess) -> np.ndarray:
 
 
 def _image_column(schema: pa.Schema) -> str:
-    found = [name for name in schema.names if name in ARROW_NAMES] or list(schema.names)
-    if len(found) != 1:
+    candidates = [name for name in schema.names if name in ARROW_NAMES] or list(schema.names)
+    if len(candidates) != 1:
         raise DataError(f"body: which column holds images? Name one of {brief(schema.names)} 'image'")
-    return str(found[0])
+    return str(candidates[0])
 
 
 def refuse_compressed(body: bytes) -> None:

@@ -30,14 +30,14 @@ MAX_AXES = 4
 
 def images(encoded: Iterable[tuple[str, bytes]], fit: Preprocess) -> Tensor:
     """Encoded images with their names, uint8 (B, C, H, W); all together of no more than ``MAX_PIXELS``."""
-    found, left = [], MAX_PIXELS
+    decoded, left = [], MAX_PIXELS
     for name, data in encoded:
         area, jpeg = _header(data)
         if jpeg and data.count(JPEG_SCAN) > MAX_SCANS:  # other formats may hold these bytes by chance
             raise DataError(f"{name}: is a JPEG of more than {MAX_SCANS} scans")
-        found.append(fit.decode(io.BytesIO(data), name, left, FORMATS))
+        decoded.append(fit.decode(io.BytesIO(data), name, left, FORMATS))
         left -= area
-    return torch.cat(found)
+    return torch.cat(decoded)
 
 
 def _header(data: bytes) -> tuple[int, bool]:
@@ -50,7 +50,7 @@ def _header(data: bytes) -> tuple[int, bool]:
 
 
 def numbers(array: np.ndarray, name: str, fit: Preprocess) -> Tensor:
-    """`Preprocess.fit` for arrays from strangers."""
+    """`Preprocess.fit` for arrays from clients."""
     if array.dtype.kind not in "uif":
         raise DataError(f"{name}: holds no numbers (type {array.dtype})")
     return fit.fit(array, name)
@@ -59,23 +59,23 @@ def numbers(array: np.ndarray, name: str, fit: Preprocess) -> Tensor:
 def load_json(body: bytes, name: str = "body") -> dict[str, Any]:
     """A JSON object. Raises DataError."""
     try:
-        found = json.loads(body)
+        value = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{name}: is no JSON ({error})") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise DataError(f"{name}: is JSON, but no object with keys such as images")
-    return found
+    return value
 
 
 def from_json(body: bytes, fit: Preprocess) -> tuple[Tensor, dict[str, Any]]:
     """``{"images": nested lists of pixels, ...}``."""
-    found = load_json(body)
-    if "images" not in found:
-        raise DataError(f"body: has no images; its keys are {', '.join(map(brief, list(found)[:5])) or 'none'}")
-    images = found.pop("images")
-    if unknown := found.keys() - {"strategy", "members"}:
+    content = load_json(body)
+    if "images" not in content:
+        raise DataError(f"body: has no images; its keys are {', '.join(map(brief, list(content)[:5])) or 'none'}")
+    images = content.pop("images")
+    if unknown := content.keys() - {"strategy", "members"}:
         raise DataError(f"body: unknown key {brief(min(unknown))}; known are images, strategy, members")
-    return numbers(nested(images, "images"), "images", fit), found
+    return numbers(nested(images, "images"), "images", fit), content
 
 
 def nested(lists: Any, name: str) -> np.ndarray:

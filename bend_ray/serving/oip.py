@@ -37,7 +37,10 @@ OUTPUTS = {  # of a Prediction: datatype and the shape behind B
     "mutual_information": ("FP64", ()),
     "disagreement": ("FP64", ()),
     "members": ("INT64", ()),
+    "distance": ("FP64", ()),
 }
+MEASURED = ("distance",)
+"""Outputs that only some ensembles have."""
 
 
 @dataclass(frozen=True)
@@ -51,18 +54,24 @@ class Request:
     """Names, and whether each comes back as bytes."""
 
 
-def metadata(name: str, version: str, fit: Preprocess, classes: int) -> dict[str, Any]:
+def offered(distance: bool) -> tuple[str, ...]:
+    """Names of the outputs of an ensemble that measures a ``distance``, or does not."""
+    return tuple(name for name in OUTPUTS if distance or name not in MEASURED)
+
+
+def metadata(name: str, version: str, fit: Preprocess, classes: int, distance: bool = False) -> dict[str, Any]:
     """What the model takes and gives."""
     outputs = [
-        {"name": output, "datatype": kind, "shape": [-1, *(classes for _ in behind)]}
-        for output, (kind, behind) in OUTPUTS.items()
+        {"name": output, "datatype": OUTPUTS[output][0], "shape": [-1, *(classes for _ in OUTPUTS[output][1])]}
+        for output in offered(distance)
     ]
     images = {"name": "images", "datatype": "UINT8", "shape": [-1, fit.channels, fit.image_size, fit.image_size]}
     return {"name": name, "versions": [version], "platform": "bend_ray", "inputs": [images], "outputs": outputs}
 
 
-def read(body: bytes, header_length: str | None, fit: Preprocess) -> Request:
-    """The request in ``body``. Raises DataError, which says what does not fit."""
+def read(body: bytes, header_length: str | None, fit: Preprocess, distance: bool = False) -> Request:
+    """The request in ``body``, to an ensemble that measures a ``distance`` or does not. Raises DataError, which says
+    what does not fit."""
     length = len(body)
     if header_length is not None:
         if not LENGTHS.fullmatch(header_length) or int(header_length) > len(body):
@@ -78,7 +87,7 @@ def read(body: bytes, header_length: str | None, fit: Preprocess) -> Request:
     if not isinstance(strategy, str) or not (id_ is None or isinstance(id_, str)):
         raise DataError("id, parameters.strategy: must be strings")
     binary = _flag(parameters, "binary_data_output", False)
-    return Request(images, id_, strategy, _outputs(raw.get("outputs"), binary))
+    return Request(images, id_, strategy, _outputs(raw.get("outputs"), binary, offered(distance)))
 
 
 def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
@@ -128,19 +137,19 @@ def _tensor(tensor: dict[str, Any], behind: memoryview) -> np.ndarray:
     return array.reshape(shape)
 
 
-def _outputs(asked: Any, binary: bool) -> dict[str, bool]:
-    if asked is None or asked == []:
-        return dict.fromkeys(OUTPUTS, binary)
-    if not isinstance(asked, list):
+def _outputs(requested: Any, binary: bool, names: tuple[str, ...]) -> dict[str, bool]:
+    if requested is None or requested == []:
+        return dict.fromkeys(names, binary)
+    if not isinstance(requested, list):
         raise DataError("outputs: must be a list of tensors")
-    found: dict[str, bool] = {}
-    for index, output in enumerate(asked):
+    as_bytes: dict[str, bool] = {}
+    for index, output in enumerate(requested):
         name = _object(output, f"outputs[{index}]").get("name")
-        if not isinstance(name, str) or name not in OUTPUTS:
-            raise DataError(f"outputs[{index}].name: {brief(name)} is unknown; there are {', '.join(OUTPUTS)}")
+        if not isinstance(name, str) or name not in names:
+            raise DataError(f"outputs[{index}].name: {brief(name)} is unknown; there are {', '.join(names)}")
         parameters = _object(output.get("parameters", {}), f"outputs[{index}].parameters")
-        found[name] = _flag(parameters, "binary_data", binary)
-    return found
+        as_bytes[name] = _flag(parameters, "binary_data", binary)
+    return as_bytes
 
 
 def field(output: str) -> str:
@@ -159,11 +168,11 @@ def write(request: Request, prediction: Prediction, name: str, version: str) -> 
             outputs.append({**facts, "parameters": {"binary_data_size": len(behind[-1])}})
         else:
             outputs.append({**facts, "data": tensor.reshape(-1).tolist()})
-    said: dict[str, Any] = {"model_name": name, "model_version": version, "outputs": outputs}
-    said["parameters"] = {"strategy": prediction.strategy}
+    response: dict[str, Any] = {"model_name": name, "model_version": version, "outputs": outputs}
+    response["parameters"] = {"strategy": prediction.strategy}
     if request.id is not None:
-        said["id"] = request.id
-    head = json.dumps(said).encode()
+        response["id"] = request.id
+    head = json.dumps(response).encode()
     if not behind:
         return head, {"Content-Type": "application/json"}
     return b"".join([head, *behind]), {"Content-Type": "application/octet-stream", LENGTH: str(len(head))}
@@ -172,14 +181,14 @@ def write(request: Request, prediction: Prediction, name: str, version: str) -> 
 def tensors(body: bytes, header_length: str | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """A response's JSON and its outputs: the inverse of `write`, for clients."""
     length = int(header_length) if header_length is not None else len(body)
-    said = json.loads(body[:length])
-    found, start = {}, length
-    for output in said["outputs"]:
+    response = json.loads(body[:length])
+    arrays, start = {}, length
+    for output in response["outputs"]:
         dtype, size = np.dtype(TYPES[output["datatype"]]), output.get("parameters", {}).get("binary_data_size")
         if size is None:
             flat = np.asarray(output["data"], dtype)
         else:
             flat = np.frombuffer(body[start : start + size], dtype)
             start += size
-        found[output["name"]] = flat.reshape(output["shape"])
-    return said, found
+        arrays[output["name"]] = flat.reshape(output["shape"])
+    return response, arrays

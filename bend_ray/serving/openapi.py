@@ -1,18 +1,21 @@
-"""What the OpenAPI document says of requests, errors and headers; of responses, see `schemas`."""
+"""The OpenAPI document's requests, errors and headers; for responses see `schemas`."""
 
 from typing import Any
 
 from pydantic import BaseModel
 
+from bend_ray.config.choices import AGGREGATIONS, listed
 from bend_ray.data.datasets import Preprocess
 from bend_ray.serving.oip import LENGTH as LENGTH_HEADER
 from bend_ray.serving.oip import MODEL
 from bend_ray.serving.schemas import Error
 
-DESCRIPTION = """An ensemble of image classifiers sampled from a diffusion model over their parameters (BEND).
+STRATEGIES = listed(f"`{name}` ({one.label})" for name, one in AGGREGATIONS.items())
+DESCRIPTION = f"""An ensemble of image classifiers sampled from a diffusion model over their parameters (BEND).
 
-`strategy` is `abend` (mean of the members' probabilities) or `sbend` (votes). Of the entropy of an answer (nats),
-`mutual_information` is what the members disagree about; `disagreement` is the share of members that vote otherwise."""
+`strategy` is {STRATEGIES}. Of the entropy of an answer (nats),
+`mutual_information` is what the members disagree about; `disagreement` is the share of members that vote otherwise.
+`distance` is how far the image is from the training rows, where the ensemble measures it (`GET /ensemble` says how)."""
 ERRORS = {
     400: "The body or a parameter cannot be used",
     401: "A token is needed",
@@ -31,11 +34,11 @@ LENGTH = {
 
 
 def responses(model: type[BaseModel], *errors: int, binary: bool = False) -> dict[int | str, dict[str, Any]]:
-    """A route's responses; 503 and, where a token is asked for, 401 are added by `as_it_is`."""
-    found: dict[int | str, dict[str, Any]] = {200: {"model": model, "description": "Answered"}}
+    """A route's responses; 503 and, where a token is asked for, 401 are added by `correct`."""
+    documented: dict[int | str, dict[str, Any]] = {200: {"model": model, "description": "Answered"}}
     if binary:
-        found[200]["content"] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-    return found | {status: {"model": Error, "description": ERRORS[status]} for status in errors}
+        documented[200]["content"] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    return documented | {status: {"model": Error, "description": ERRORS[status]} for status in errors}
 
 
 def predict_body(fit: Preprocess) -> dict[str, Any]:
@@ -53,7 +56,7 @@ def predict_body(fit: Preprocess) -> dict[str, Any]:
                 "items": _nested(fit, {"type": "number", "minimum": 0, "maximum": 255}),
                 "description": "(B, C, H, W), also (B, H, W) or (B, H, W, C); whole numbers, or fractions from 0 to 1",
             },
-            "strategy": {"type": "string", "enum": ["abend", "sbend"]},
+            "strategy": {"type": "string", "enum": list(AGGREGATIONS)},
             "members": {"type": "boolean", "description": "Also the vote of each member"},
         },
     }
@@ -96,7 +99,7 @@ def infer_body(fit: Preprocess) -> dict[str, Any]:
             "parameters": {
                 "type": "object",
                 "properties": {
-                    "strategy": {"type": "string", "enum": ["abend", "sbend"]},
+                    "strategy": {"type": "string", "enum": list(AGGREGATIONS)},
                     "binary_data_output": {"type": "boolean"},
                 },
             },
@@ -113,16 +116,16 @@ def infer_body(fit: Preprocess) -> dict[str, Any]:
 
 
 def _nested(fit: Preprocess, pixel: dict[str, Any]) -> dict[str, Any]:
-    found = pixel
+    schema = pixel
     for count in (fit.image_size, fit.image_size, fit.channels):
-        found = {"type": "array", "minItems": count, "maxItems": count, "items": found}
-    return found
+        schema = {"type": "array", "minItems": count, "maxItems": count, "items": schema}
+    return schema
 
 
-def as_it_is(document: dict[str, Any], token: bool) -> dict[str, Any]:
-    """FastAPI's document as our routes are: no 422, what the guard may say, and OpenAPI 3.0's word for null."""
+def correct(document: dict[str, Any], token: bool) -> dict[str, Any]:
+    """FastAPI's document as our routes are: no 422, what the middleware may answer, null as OpenAPI 3.0 writes it."""
     document["components"]["schemas"]["Error"] = Error.model_json_schema()
-    said = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    error_content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     retry = {"Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}}
     for path, operations in document["paths"].items():
         for operation in operations.values():
@@ -132,16 +135,16 @@ def as_it_is(document: dict[str, Any], token: bool) -> dict[str, Any]:
                     parameter["schema"] = {"type": "string", "enum": [MODEL]}
             if path.startswith("/v2/health"):
                 continue
-            operation["responses"]["503"] = {"description": ERRORS[503], "content": said, "headers": retry}
+            operation["responses"]["503"] = {"description": ERRORS[503], "content": error_content, "headers": retry}
             if token:
-                operation["responses"]["401"] = {"description": ERRORS[401], "content": said}
+                operation["responses"]["401"] = {"description": ERRORS[401], "content": error_content}
                 operation["security"] = [{"bearer": []}]
     if token:
         document["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
-    found: dict[str, Any] = _nullable(document)
-    return found
+    corrected: dict[str, Any] = _nullable(document)
+    return corrected
 
 
 def _nullable(part: Any) -> Any:

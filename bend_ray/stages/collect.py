@@ -1,89 +1,187 @@
-"""collect: data and classifier in, `base/` and `snapshots/` out.
+"""collect: data and classifier in, `base/`, `trunks/` (where cycles are asked for) and `snapshots/` out.
 
-A Ray Train job: the workers train the base classifier together, then share out the chains. Each epoch of the base
-leaves a checkpoint, each finished chain is one Parquet part; a worker, driver or machine that dies costs what was under
-way, and the same command goes on. Where chains end in different modes, a Ray task then aligns them, and what it was
-given goes.
+A Ray Train job: the workers train the base classifier and its cycles together, then share out the chains. Each epoch
+leaves a checkpoint, each finished cycle is a file, each finished chain is one Parquet shard; a worker, driver or
+machine that dies costs what was under way, and the same command goes on. Where chains end in different modes, a Ray
+task then aligns them, and what it was given goes.
 """
 
 import hashlib
 import math
+import uuid
 from typing import Any
 
-from bend_ray import alignment, artifacts, collecting, lineage
-from bend_ray.artifacts import Manifest
-from bend_ray.config import Config
-from bend_ray.data import training
-from bend_ray.data.datasets import Dataset
-from bend_ray.folders import Folder, local_file
+import ray
+
+from bend_ray.cluster import connection, failures, private
+from bend_ray.cluster.heartbeat import heartbeat, run_task
 from bend_ray.progress import Progress, counted, say
-from bend_ray.weights import chains as chain_training
-from bend_ray.weights import gate, parts
+from bend_ray.run import Run
+from bend_ray.snapshots import accuracy_filter, parquet
+from bend_ray.snapshots import chains as chain_training
+from bend_ray.store import artifacts, lineage
+from bend_ray.store.artifacts import Manifest
+from bend_ray.store.folders import local_file
+from bend_ray.store.kinds import ARTIFACTS, numbered, trunk_kind, wanted
+from bend_ray.training import loop
+from bend_ray.workers.align import align_snapshots
+from bend_ray.workers.collect import Job, checkpoint_of, collect, inputs_after_base, stem_of
+from bend_ray.workers.cycles import checkpoint_of as cycles_checkpoint
+from bend_ray.workers.cycles import finished
 
 
-def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
-    """Make the snapshots of ``config`` in ``run``, or find them there whole. Returns their manifest."""
-    if (whole := found(config, run, dataset)) is not None:
+def execute(run: Run) -> Manifest:
+    """Make the snapshots of ``run``, or find them there whole. Returns their manifest."""
+    if (whole := existing(run)) is not None:
         return whole
-    base_inputs = inputs_of_base(config, dataset)
-    base = lineage.there(run, "base", config, base_inputs)
-    done = 0
-    if base is not None:
-        recipe = artifacts.recipe("snapshots", config, {"base": base.digest, **base_inputs})
-        folder = run / "snapshots"
-        stem, chains = collecting.stem_of(config), range(config.collect.chains)
-        done = sum(folder.each(lambda chain: parts.part_is_done(folder, chain, recipe, stem), chains))
-    base_steps, chain_steps = _steps(config, dataset)
-    total = base_steps + config.collect.chains * chain_steps
-    epochs = config.base.epochs if base else collecting.checkpoint_of(config, run, base_inputs).epochs()
-    begun = base_steps * epochs // config.base.epochs
-    already = begun + done * chain_steps
+    config, base_inputs = run.config, inputs_of_base(run)
+    total, done, begun, status = _progress(run, base_inputs)
+    already = done + sum(begun.values())
     with Progress("collect", "steps", total, already) as show:
-        if base is not None:
-            show.line(f"the base is there already, and {done} of {counted(config.collect.chains, 'chains')}")
-        elif epochs:
-            show.line(f"the base has {epochs} of {counted(config.base.epochs, 'epochs')} behind it")
-        collecting.train(config, run, base_inputs, show, already, begun)
-    base = artifacts.load(run / "base", "base")
-    inputs = {"base": base.digest, **base_inputs}
-    aligned = alignment.align_chains(config, run, artifacts.recipe("snapshots", config, inputs))
-    manifest = _publish(config, run, inputs, aligned)
-    say("collect", gate.in_words(config.collect, manifest.facts["dropped"]))
+        if status:
+            show.line(status)
+        with heartbeat(show, config.cluster.stall, already) as heart:
+            _train(Job(run, base_inputs, heart, begun))
+    inputs = inputs_after_base(run, "snapshots", base_inputs)
+    manifest = lineage.verified(run.folder, "snapshots", config, inputs)  # cycles may come later
+    if manifest is None:
+        manifest = _publish(run, inputs, _align(run, artifacts.recipe("snapshots", config, inputs)))
+    say("collect", accuracy_filter.describe(config.collect, manifest.facts["dropped"]))
     return manifest
 
 
-def found(config: Config, run: Folder, dataset: Dataset) -> Manifest | None:
-    """The snapshots, if they and their base are there whole."""
-    inputs = inputs_of_base(config, dataset)
-    base = lineage.there(run, "base", config, inputs)
-    return base and lineage.there(run, "snapshots", config, {"base": base.digest, **inputs})
+def existing(run: Run) -> Manifest | None:
+    """The snapshots, if they and what they are made from are there whole."""
+    base_inputs, manifest = inputs_of_base(run), None
+    for kind in (kind for kind in wanted(run.config) if ARTIFACTS[kind].stage == "collect"):
+        inputs = base_inputs if kind == "base" else inputs_after_base(run, kind, base_inputs)
+        manifest = lineage.verified(run.folder, kind, run.config, inputs)
+        if manifest is None:
+            return None
+    return manifest
 
 
-def inputs_of_base(config: Config, dataset: Dataset) -> dict[str, str]:
+def _progress(run: Run, base_inputs: dict[str, str]) -> tuple[int, int, dict[str, int], str]:
+    """Steps in all, those of what is done, those of a training that is begun, and in words what is there."""
+    config, collect = run.config, run.config.collect
+    cycles, (base_steps, cycle_steps, chain_steps) = config.base.cycles, _steps(run)
+    total = base_steps + cycles * cycle_steps + collect.chains * chain_steps
+    if lineage.verified(run.folder, "base", config, base_inputs) is None:
+        epochs = checkpoint_of(run, base_inputs).epochs()
+        status = f"the base has {epochs} of {_epochs(config.base.epochs)} behind it" if epochs else ""
+        return total, 0, {"base": round(base_steps * epochs / config.base.epochs)}, status
+    recipe = artifacts.recipe("trunks", config, inputs_after_base(run, "trunks", base_inputs))
+    ended, begun = finished(run.folder, recipe, cycles), {}
+    status = "the base is there already, and "
+    if cycles:
+        status += f"{ended} of {counted(cycles, 'cycles')} after it, and "
+    if ended < cycles and (epochs := cycles_checkpoint(run.folder, recipe, ended).epochs()):
+        begun = {numbered("cycle", ended): round(cycle_steps * epochs / config.base.cycle.epochs)}
+    chains = _chains_done(run, base_inputs)
+    status += f"{chains} of {counted(collect.chains, 'chains')}"
+    return total, base_steps + ended * cycle_steps + chains * chain_steps, begun, status
+
+
+def _epochs(epochs: int | float) -> str:
+    return f"{epochs:g} epoch{'s' * (epochs != 1)}"
+
+
+def _chains_done(run: Run, base_inputs: dict[str, str]) -> int:
+    """How many chains have ended."""
+    config, folder = run.config, run.folder / "snapshots"
+    if artifacts.read_manifest(run.folder / trunk_kind(config), trunk_kind(config)) is None:
+        return 0
+    inputs = inputs_after_base(run, "snapshots", base_inputs)
+    if lineage.find(run.folder, "snapshots", config, inputs) is not None:
+        return config.collect.chains
+    recipe, stem = artifacts.recipe("snapshots", config, inputs), stem_of(config)
+    chains = range(config.collect.chains)
+    return sum(folder.each(lambda chain: parquet.shard_is_done(folder, chain, recipe, stem), chains))
+
+
+def inputs_of_base(run: Run) -> dict[str, str]:
     """Digests of the data and, where the user brings a trained classifier, of its file."""
-    inputs = {"data": dataset.digest()}
-    if config.classifier.weights:
-        with local_file(config.classifier.weights) as path:
+    inputs = {"data": run.data_digest}
+    if run.config.classifier.weights:
+        with local_file(run.config.classifier.weights) as path:
             inputs["weights"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    if config.collect.unseen:
-        inputs["collect.unseen"] = str(config.collect.unseen)
+    if run.config.collect.unseen:
+        inputs["collect.unseen"] = str(run.config.collect.unseen)
     return inputs
 
 
-def _steps(config: Config, dataset: Dataset) -> tuple[int, int]:
-    """Steps of the base's training and of one chain's, for the progress line."""
-    rows, of_chains = dataset.rows_of_each(config.collect.unseen, config.seed)
-    base = 0 if config.classifier.weights else training.steps_of(config.base, rows)
-    return base, chain_training.steps_of(config.collect, of_chains)
+def _steps(run: Run) -> tuple[int, int, int]:
+    """Steps of the base's training, of one cycle and of one chain, for the progress line."""
+    config = run.config
+    rows, of_chains = run.dataset.rows_of_each(config.collect.unseen, run.seed)
+    base = 0 if config.classifier.weights else loop.steps_of(config.base, rows)
+    return base, loop.steps_of(config.base.cycle, rows), chain_training.steps_of(config.collect, of_chains)
 
 
-def _publish(config: Config, run: Folder, inputs: dict[str, str], aligned: dict[str, Any]) -> Manifest:
-    collect = config.collect
-    subset, known = parts.read_facts(run / "snapshots", collect.chains)
-    gate.check_left(collect, [fact.chain for fact in known], run)
-    accuracy = [fact.val_accuracy for fact in known]
+def _train(job: Job) -> None:
+    """A Ray Train job that makes `base/`, `trunks/` and the shards of `snapshots/`, or what is missing of them.
+
+    Raises a BendError (see `failures.plainly`) where a worker met one, or Ray gives up.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig
+
+    settings = job.run.config.collect
+    gpu = settings.gpus_per_worker
+    if isinstance(settings.workers, tuple) and not connection.live_drivers():
+        private.forget_requests()  # of a run that was killed here a moment ago
+    trainer = private.stoppable_trainer()(
+        collect,
+        train_loop_config={"job": job},
+        # Workers that share a GPU cannot use NCCL.
+        torch_config=TorchConfig(backend="nccl" if gpu and gpu == int(gpu) else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=settings.workers,  # type: ignore[arg-type]  # two are elastic
+            use_gpu=gpu > 0,
+            resources_per_worker={"CPU": settings.cpus_per_worker} | ({"GPU": gpu} if gpu else {}),
+        ),
+        run_config=RunConfig(
+            name=uuid.uuid4().hex,  # a name seen before would make Ray look for its own checkpoints
+            storage_path=connection.scratch(),
+            failure_config=FailureConfig(  # type: ignore[call-arg]  # of Train V2, which the types do not know
+                max_failures=failures.RETRIES,
+                controller_failure_limit=10 * failures.RETRIES,  # groups that cannot start
+            ),
+        ),
+    )
+    try:
+        trainer.fit()
+    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+        raise failures.plainly(error) from error
+    except KeyboardInterrupt:
+        if trainer.controller is not None:
+            ray.kill(trainer.controller)  # and with it its workers
+        raise
+
+
+def _align(run: Run, recipe: str) -> dict[str, Any]:
+    """Make the shards of ``snapshots/`` from the raw ones. Returns what is to be known of it; nothing where no
+    alignment was asked for."""
+    collect = run.config.collect
+    if not collect.aligned:
+        return {}
+    task = align_snapshots.options(num_cpus=collect.cpus_per_worker, max_retries=failures.RETRIES)
+    with Progress("collect", "matches of chains", 2 * collect.seen_chains) as show:
+        facts: dict[str, Any] = run_task(task, show, run.config.cluster.stall, run, recipe)
+        moved, left = facts["aligned"], facts["not_aligned"]
+        show.line(f"{counted(len(moved), 'groups')} of hidden units permuted ({', '.join(map(str, moved)) or 'none'})")
+        for sentence in left:
+            show.line(f"left as they are: {sentence}")
+    return facts
+
+
+def _publish(run: Run, inputs: dict[str, str], aligned: dict[str, Any]) -> Manifest:
+    collect, folder = run.config.collect, run.folder / "snapshots"
+    subset, kept = parquet.read_facts(folder, collect.chains)
+    accuracy_filter.check_left(collect, [fact.chain for fact in kept], run.folder, run.config.trunks)
+    accuracy = [fact.val_accuracy for fact in kept]
     mean = math.fsum(accuracy) / len(accuracy)
-    dropped = collect.chains * collect.snapshots_per_chain - len(known)
+    dropped = collect.chains * collect.snapshots_per_chain - len(kept)
     facts = {
         "count": len(accuracy),
         "dropped": dropped,
@@ -93,16 +191,32 @@ def _publish(config: Config, run: Folder, inputs: dict[str, str], aligned: dict[
         **aligned,
     }
     readme = (
-        f"# Snapshots\n\n{len(accuracy)} snapshots of {subset.D} parameters (`{collect.subset}`): "
-        f"{collect.chains} chains of {collect.snapshots_per_chain}, one Parquet part a chain. Mean validation accuracy "
-        f"{mean:.4f}; {gate.in_words(collect, dropped)}. Withheld from the generator: the last"
-        f" {counted(collect.held_out, 'chains')}.{alignment.in_words(aligned)}\n\n"
+        f"# Snapshots\n\n{len(accuracy)} snapshots of {subset.D} parameters (`{collect.rule}`): "
+        f"{collect.chains} chains of {collect.snapshots_per_chain}, one Parquet shard a chain{_on_trunks(run)}. Mean"
+        f" validation accuracy {mean:.4f}; {accuracy_filter.describe(collect, dropped)}. Withheld from the generator:"
+        f" the last {counted(collect.held_out, 'chains')}.{_alignment_in_words(aligned)}\n\n"
         '```python\nimport pandas\npandas.read_parquet("snapshots")  # chain, step, seed, val_loss, val_accuracy, '
         "theta.<parameter>...\n```\n"
     )
-    files = [parts.part_name(chain) for chain in range(collect.chains)]
-    manifest = artifacts.publish(run, "snapshots", config, inputs, facts, files, readme)
-    folder = run / "snapshots"
-    for _ in folder.each(folder.delete, [name for name in folder.list() if name.startswith(f"{parts.RAW}-")]):
+    files = [parquet.shard_name(chain) for chain in range(collect.chains)]
+    manifest = artifacts.publish(run.folder, "snapshots", run.config, inputs, facts, files, readme)
+    for _ in folder.each(folder.delete, [name for name in folder.list() if name.startswith(f"{parquet.RAW}-")]):
         pass
     return manifest
+
+
+def _on_trunks(run: Run) -> str:
+    """Which chains are on which trunk, in a README; nothing where all are on one."""
+    T = run.config.trunks
+    return f", chain i on trunk i modulo {T} (0: the base, t: the end of cycle t - 1)" if T > 1 else ""
+
+
+def _alignment_in_words(facts: dict[str, Any]) -> str:
+    """What `_align` returned, as further sentences of a README."""
+    if not facts:
+        return ""
+    return (
+        " Hidden units of each chain were permuted to match those of the others, which changes no function:"
+        f" {counted(len(facts['aligned']), 'groups')} of {', '.join(map(str, facts['aligned'])) or 'none'}."
+        + "".join(f" Left as it was: {sentence}." for sentence in facts["not_aligned"])
+    )

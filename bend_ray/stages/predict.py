@@ -3,30 +3,33 @@
 import json
 from typing import Any
 
-from bend_ray import lineage
 from bend_ray.config import Inference
 from bend_ray.data.datasets import Preprocess
 from bend_ray.ensemble.aggregate import Strategy
+from bend_ray.ensemble.distance import Distance
 from bend_ray.ensemble.ensemble import Ensemble
-from bend_ray.folders import Folder
-from bend_ray.serving import answers
+from bend_ray.serving import responses
+from bend_ray.store import lineage
+from bend_ray.store.folders import Folder
 
 CHUNK = 256
 
 
-def run(where: str, inputs: list[str], strategy: Strategy, as_json: bool, overrides: dict[str, str]) -> None:
+def execute(where: str, inputs: list[str], strategy: Strategy, as_json: bool, overrides: dict[str, str]) -> None:
     """Print what the ensemble at ``where`` (a run or an ensemble) says of the images in ``inputs``."""
     ensemble = Ensemble.load(where, settings=lineage.inference(Inference, Folder(where), overrides).ensemble)
-    names = ensemble.description.class_names
-    preprocess: Preprocess = ensemble.description.preprocess
+    names, distance = ensemble.spec.class_names, ensemble.distance
+    preprocess: Preprocess = ensemble.spec.preprocess
     for path in inputs:
         images = preprocess.read(path)
         for start in range(0, len(images), CHUNK):
             prediction = ensemble.predict(images[start : start + CHUNK], strategy)
-            for row, facts in enumerate(answers.rows(prediction, names), start):
-                said = _facts(facts, names, strategy)
+            for row, facts in enumerate(responses.rows(prediction, names), start):
+                entry = _facts(facts, names, strategy)
                 where_row = path if len(images) == 1 else f"{path}[{row}]"
-                print(json.dumps({"input": where_row, **said}) if as_json else f"{where_row}: {_words(said)}")
+                print(
+                    json.dumps({"input": where_row, **entry}) if as_json else f"{where_row}: {_words(entry, distance)}"
+                )
 
 
 def _facts(facts: dict[str, Any], names: tuple[str, ...], strategy: Strategy) -> dict[str, Any]:
@@ -36,9 +39,13 @@ def _facts(facts: dict[str, Any], names: tuple[str, ...], strategy: Strategy) ->
     return {**kept, "votes": votes, "strategy": strategy}
 
 
-def _words(facts: dict[str, Any]) -> str:
+def _words(facts: dict[str, Any], distance: Distance | None) -> str:
     votes = ", ".join(f"{name}: {count}" for name, count in sorted(facts["votes"].items(), key=lambda item: -item[1]))
+    far = ""
+    if distance is not None:
+        nearer = distance.share_below(facts["distance"])
+        far = f"  distance {facts['distance']:.3g}, above that of {nearer:.0%} of validation rows"
     return (
         f"{facts['class']}  probability {facts['probability']:.3f}  votes {{{votes}}}"
-        f"  entropy {facts['entropy']:.3f} nats, of it by disagreement {facts['mutual_information']:.3f}"
+        f"  entropy {facts['entropy']:.3f} nats, of it by disagreement {facts['mutual_information']:.3f}{far}"
     )

@@ -3,169 +3,137 @@
 A pool of (GPU) actors samples blocks of members. A block is the unit of work, always computed whole, so that a member's
 bits depend on (seed, member id) and not on how many actors there are or how many members are asked for. Finished blocks
 are files; after a kill only the others are sampled. Where members are chosen among candidates (`sample.keep`), each
-block brings what its candidates say of the validation rows.
+block brings what its candidates say of the validation rows. On these rows the temperature of all members together is
+fitted at the end.
 """
 
-import bisect
 import math
-import time
 from typing import Any
 
-import ray
 import torch
 from torch import Tensor
 
-from bend_ray import artifacts, cluster, lineage
-from bend_ray.artifacts import Manifest
-from bend_ray.board import reporting, watched
-from bend_ray.config import Config, Sample
-from bend_ray.data import base as bases
-from bend_ray.data.datasets import Dataset, load_dataset
-from bend_ray.ensemble import select
-from bend_ray.ensemble.ensemble import MEMBERS, make_trunk
-from bend_ray.ensemble.recalibrate import Recalibration, of_base
-from bend_ray.ensemble.validation import Validation
-from bend_ray.errors import TrainingError
-from bend_ray.folders import Folder
-from bend_ray.generator.generator import Generator
-from bend_ray.pool import pool
+from bend_ray.cluster import failures
+from bend_ray.cluster.heartbeat import run_task
+from bend_ray.cluster.pool import pool
+from bend_ray.ensemble import distance as distances
+from bend_ray.ensemble import doubt, select
+from bend_ray.ensemble import temperature as temperatures
+from bend_ray.ensemble.batch_norm import of_trunk
+from bend_ray.ensemble.distance import Distance
+from bend_ray.ensemble.doubt import Doubt
+from bend_ray.ensemble.ensemble import MEMBERS, trunk_file
+from bend_ray.ensemble.temperature import Temperature
+from bend_ray.errors import ArtifactError
+from bend_ray.models import base as bases
+from bend_ray.models.subset import Subset
 from bend_ray.progress import Progress
-from bend_ray.tensors import read_note, read_tensors, write_rows, write_tensors
-from bend_ray.timings import note_seconds, numbered
-from bend_ray.weights import parts
-from bend_ray.weights.subset import Subset
-
-SPREADS = tuple(spread / 40 for spread in range(8, 81))
-"""What a matched spread may be: from 0.2 to 2."""
-FIRST = 64
-"""Members and snapshots that it is measured with."""
+from bend_ray.run import Run
+from bend_ray.store import artifacts, lineage
+from bend_ray.store.artifacts import Manifest
+from bend_ray.store.folders import Folder
+from bend_ray.store.kinds import ARTIFACTS
+from bend_ray.store.tensors import read_note, read_tensors, write_rows
+from bend_ray.workers.sample import Sampler, block_name, match_spread, measure_distance, measure_doubt
 
 
-def run(config: Config, run: Folder, dataset: Dataset) -> Manifest:
-    """Make the ensemble of ``config`` in ``run``, or find it there whole. Returns its manifest."""
-    inputs, asked = _inputs(config, run, dataset), config
-    if (whole := lineage.there(run, "ensemble", config, inputs)) is not None:
+def execute(run: Run) -> Manifest:
+    """Make the ensemble of ``run``, or find it there whole. Returns its manifest."""
+    config, folder, inputs = run.config, run.folder / "ensemble", _inputs(run)
+    if (whole := lineage.verified(run.folder, "ensemble", config, inputs)) is not None:
         return whole
     recipe = artifacts.recipe("ensemble", config, inputs)
     blocks = range(math.ceil(config.sample.made / config.sample.block))
-    done = set(_done(run / "ensemble", recipe))
+    done = set(_done(folder, recipe))
     todo = [block for block in blocks if block not in done]
     already = len(blocks) - len(todo)
+    _check_rows(run)
     with Progress("sample", "blocks", len(blocks), already) as show:
         if already:
             show.line(f"{already} of {len(blocks)} blocks are there already")
-        config = _with_spread(config, run, show, sorted(done))
-        _sample_all(config, run, recipe, todo, show)
-    return _publish(asked, config.sample.spread, run, dataset, inputs, len(blocks))
+        matched = _with_spread(run, show, sorted(done))
+        _measure_doubt(matched, recipe, show)
+        _measure_distance(matched, recipe, show)
+        sample = matched.config.sample
+        size = (sample.actors, sample.cpus_per_actor, sample.gpus_per_actor)
+        with pool(Sampler, *size, matched, recipe, stall=config.cluster.stall) as actors:
+            for count, _ in enumerate(actors.map("sample", todo), already + 1):
+                show.update(count)
+            names = [block_name(block) for block in blocks]
+            kept, rejected = _write_members(run, names)
+            trunk_M = [member % config.trunks for member in kept]
+            enough = len(run.dataset.val) >= temperatures.FEWEST  # of fewer nobody need ask the members
+            (temperature,) = actors.map("temperature", [(MEMBERS, trunk_M)]) if enough else (temperatures.UNDETERMINED,)
+    facts = {"rejected": rejected, "spread": sample.spread, "temperature": temperature.to_json()}
+    facts |= {"trunk_of_member": trunk_M} if config.trunks > 1 else {}
+    return _publish(run, facts, inputs, names)
 
 
-def found(config: Config, run: Folder, dataset: Dataset) -> Manifest | None:
+def existing(run: Run) -> Manifest | None:
     """The ensemble, if it is there whole."""
-    return lineage.there(run, "ensemble", config, _inputs(config, run, dataset))
+    return lineage.verified(run.folder, "ensemble", run.config, _inputs(run))
 
 
-def _inputs(config: Config, run: Folder, dataset: Dataset) -> dict[str, str]:
-    kinds: tuple[artifacts.Kind, ...] = ("generator", "base", "snapshots")
-    inputs = {kind: artifacts.load(run / kind, kind).digest for kind in kinds}
-    needs_rows = config.sample.recalibrate or config.sample.needs_validation
-    return inputs | ({"data": dataset.digest()} if needs_rows else {})
+def _inputs(run: Run) -> dict[str, str]:
+    sample, inputs = run.config.sample, artifacts.inputs_of(run.folder, "ensemble", run.config)
+    needs_rows = sample.reestimate_batch_norm or sample.needs_validation
+    return inputs | ({"data": run.data_digest} if needs_rows else {})
 
 
-def _with_spread(config: Config, run: Folder, show: Progress, done: list[int]) -> Config:
-    """``config`` with a number for a spread that is to be matched: that of blocks which are there, or a new one."""
-    if config.sample.spread != "matched":
-        return config
+def _with_spread(run: Run, show: Progress, done: list[int]) -> Run:
+    """``run`` with a number for a spread that is to be matched: that of blocks which are there, or a new one."""
+    config, sample = run.config, run.config.sample
+    if sample.spread != "matched":
+        return run
     if done:
-        tensors, _ = read_tensors(run / "ensemble", _block_name(done[0]))
-        return config.with_keys({"sample.spread": tensors["spread"].item()})
-    task = _match_spread.options(
-        num_cpus=config.sample.cpus_per_actor, num_gpus=config.sample.gpus_per_actor, max_retries=cluster.RETRIES
+        tensors, _ = read_tensors(run.folder / "ensemble", block_name(done[0]))
+        return run.but(config=config.with_keys({"sample.spread": tensors["spread"].item()}))
+    task = match_spread.options(
+        num_cpus=sample.cpus_per_actor, num_gpus=sample.gpus_per_actor, max_retries=failures.RETRIES
     )
-    spread: float = watched(task, show, config.cluster.stall, config.model_dump(mode="json"), run.address)
+    spread: float = run_task(task, show, config.cluster.stall, run)
     show.line(f"spread {spread:g}: there members disagree as much as snapshots do on validation rows")
-    return config.with_keys({"sample.spread": spread})
+    return run.but(config=config.with_keys({"sample.spread": spread}))
 
 
-@ray.remote
-def _match_spread(config_json: dict[str, Any], where: str, said: Any) -> float:
-    """The smallest of `SPREADS` at which the first members disagree as much as snapshots do on validation rows; the
-    largest where they never do. Members disagree the more the further apart they lie, so it is bisected."""
-    with reporting(said) as desk:
-        start, alive = time.monotonic(), desk.progress("")
-        sampler = _Sampler(config_json, where, "")
-        config, validation, seen = sampler.config, sampler.validation, sampler.generator.facts["snapshots"]
-        assert validation is not None
-        rows = torch.linspace(0, seen - 1, min(seen, FIRST)).long()  # of all chains alike
-        snapshots = parts.Parts.open(sampler.run / "snapshots", config.collect.chains)
-        theta_SD = torch.cat([theta_Sd[rows] for _, theta_Sd in snapshots()], dim=1).to(sampler.device)
-        if sampler.recalibration is not None:
-            theta_SD = sampler.recalibration.as_trained(theta_SD)
-
-        def disagreement(spread: float) -> float:
-            alive(0, 1)
-            tried = config.sample.model_copy(update={"spread": spread})
-            theta_MD = sampler.members(range(FIRST), tried)
-            return validation.disagreement(theta_MD.to(sampler.device))
-
-        found = bisect.bisect_left(SPREADS, validation.disagreement(theta_SD), key=disagreement)
-        note_seconds(sampler.run, "block-spread", time.monotonic() - start)
-        return SPREADS[min(found, len(SPREADS) - 1)]
+def _check_rows(run: Run) -> None:
+    """Raises ArtifactError where the rows here are not those of the base."""
+    base = artifacts.described(run.folder / "base", "base")
+    if base.inputs.get("data") != run.data_digest:
+        raise ArtifactError(
+            f"{run.folder / 'base'}: was made from another data than the one here now, on which the temperature would"
+            " be fitted; use another --run-dir, or bring the data back"
+        )
 
 
-def _sample_all(config: Config, run: Folder, recipe: str, todo: list[int], show: Progress) -> None:
-    if not todo:
-        return
-    sample, done = config.sample, show.done
-    arguments = (config.model_dump(mode="json"), run.address, recipe)
-    placed = (sample.actors, sample.cpus_per_actor, sample.gpus_per_actor)
-    with pool(_Sampler, *placed, *arguments, stall=config.cluster.stall) as actors:
-        for _ in actors.map("sample", todo):
-            done += 1
-            show.update(done)
+def _measure_doubt(run: Run, recipe: str, show: Progress) -> None:
+    """Make the noise of ``sample.doubt``, where it is asked for and not there."""
+    if run.config.sample.doubt != "none" and not _measured(run, doubt.files(run.config.trunks), recipe):
+        scale = _ask(run, measure_doubt, recipe, show)
+        show.line(f"doubt {scale:g}: the most noise that leaves the loss on validation rows as it is")
 
 
-class _Sampler:
-    """One actor: it loads the generator once, by path, so that Ray can start it again."""
+def _measure_distance(run: Run, recipe: str, show: Progress) -> None:
+    """Make the index of ``sample.distance``, where it is asked for and not there."""
+    if run.config.sample.distance != "none" and not _measured(run, [distances.FILE], recipe):
+        show.line(f"distance: {_ask(run, measure_distance, recipe, show)}")
 
-    def __init__(self, config_json: dict[str, Any], where: str, recipe: str) -> None:
-        self.config, self.run, self.recipe = Config.model_validate(config_json), Folder(where), recipe
-        config, sample = self.config, self.config.sample
-        cluster.threads(sample.cpus_per_actor)
-        self.device = cluster.device(sample.gpus_per_actor)
-        self.generator = Generator.load(self.run).to(self.device)
-        self.recalibration: Recalibration | None = None
-        self.validation: Validation | None = None
-        if sample.recalibrate or sample.needs_validation:
-            dataset = load_dataset(config.data, config.seed)
-            subset = self.generator.subset
-            if sample.recalibrate:
-                self.recalibration = of_base(config, self.run, dataset, subset, self.device)
-                subset = self.recalibration.subset
-            if sample.needs_validation:
-                description = bases.Description.of(config.classifier, dataset)
-                module = bases.load(self.run / "base", description, self.device)
-                self.validation = Validation(make_trunk(module, subset, description), dataset)
 
-    def sample(self, block: int) -> None:
-        """Put the block's members, ``theta_MD``."""
-        start, size = time.monotonic(), self.config.sample.block
-        ids = range(block * size, (block + 1) * size)
-        theta_MD = self.members(ids, self.config.sample)[: self.config.sample.made - ids[0]]
-        if not torch.isfinite(theta_MD).all():
-            raise TrainingError(f"block {block} of members: not finite; raise sample.steps or lower diffusion.lr")
-        spread = torch.tensor(self.config.sample.spread, dtype=torch.float64)
-        tensors = {"theta_MD": theta_MD, "spread": spread}
-        if self.validation is not None and self.config.sample.keep != "all":
-            tensors["p_MB"] = self.validation.true_probability(theta_MD.to(self.device))
-        note_seconds(self.run, numbered("block", block), time.monotonic() - start)
-        write_tensors(self.run / "ensemble", _block_name(block), tensors, self.recipe)
+def _measured(run: Run, files: list[str], recipe: str) -> bool:
+    """Whether ``files`` are there. Raises ArtifactError where one is of another recipe."""
+    folder = run.folder / "ensemble"
+    if not all(folder.exists(file) for file in files):
+        return False
+    for file in files:
+        lineage.check_recipe(folder, file, read_note(folder, file).split("\n")[0], recipe)
+    return True
 
-    def members(self, ids: range, sample: Sample) -> Tensor:
-        """``theta_MD`` of the members ``ids``, on the CPU, with statistics of their own where asked for."""
-        theta_MD = self.generator.sample(ids, self.config.seed, sample)
-        if self.recalibration is not None:
-            theta_MD = self.recalibration(theta_MD.to(self.device)).cpu()
-        return theta_MD
+
+def _ask(run: Run, task: Any, recipe: str, show: Progress) -> Any:
+    """What ``task`` returns, in a process like those of members."""
+    sample = run.config.sample
+    ready = task.options(num_cpus=sample.cpus_per_actor, num_gpus=sample.gpus_per_actor, max_retries=failures.RETRIES)
+    return run_task(ready, show, run.config.cluster.stall, run, recipe)
 
 
 def _chosen_in_words(facts: dict[str, Any]) -> str:
@@ -176,34 +144,42 @@ def _chosen_in_words(facts: dict[str, Any]) -> str:
     return f"Chosen among {facts['candidates']} candidates ({how}); {facts['rejected']} rejected.\n\n"
 
 
-def _block_name(block: int) -> str:
-    return f"block-{block:05d}.safetensors"
+def _distance_in_words(facts: dict[str, Any]) -> str:
+    """What answers say of how far an input is; nothing where they do not."""
+    if (index := facts.get("distance")) is None:
+        return ""
+    where = "averaged values where members part" if index["pooled"] else "values where members part"
+    return (
+        f"Distance to the training rows (`{distances.FILE}`): {index['measure']}, in {index['features']} {where}, from"
+        f" {index['rows']} rows. Validation rows: median {index['median']:.3g}, 95 % below {index['q95']:.3g}, 99 %"
+        f" below {index['q99']:.3g}.\n\n"
+    )
 
 
 def _done(folder: Folder, recipe: str) -> list[int]:
     """Blocks that are there. Raises ArtifactError where one is of another recipe."""
-    names = [name for name in folder.list() if name.startswith(lineage.UNITS["ensemble"])]
+    names = [name for name in folder.list() if name.startswith(ARTIFACTS["ensemble"].unit_files)]
     made_by = folder.each(lambda name: read_note(folder, name), names)
     for name, note in zip(names, made_by, strict=True):
         lineage.check_recipe(folder, name, note, recipe)
     return [int(name.split("-")[1].split(".")[0]) for name in names]
 
 
-def _publish(
-    config: Config, spread: float | str, run: Folder, dataset: Dataset, inputs: dict[str, str], blocks: int
-) -> Manifest:
-    base, generator = artifacts.load(run / "base", "base"), artifacts.described(run / "generator", "generator")
-    subset = Subset.from_json(generator.facts["subset"])
-    if config.sample.recalibrate:
-        subset = of_base(config, run, dataset, subset).subset
-    folder = run / "ensemble"
-    names = [_block_name(block) for block in range(blocks)]
-    sample = config.sample
+def _subset(run: Run) -> Subset:
+    """What a member's parameters are, with the statistics of its own."""
+    subset = Subset.from_json(artifacts.described(run.folder / "generator", "generator").facts["subset"])
+    return of_trunk(run, subset).subset if run.config.sample.reestimate_batch_norm else subset
+
+
+def _write_members(run: Run, names: list[str]) -> tuple[list[int], int]:
+    """Put the members that are kept, from the blocks of these ``names``. Returns their numbers as candidates, and how
+    many candidates were not kept."""
+    folder, sample = run.folder / "ensemble", run.config.sample
     kept = list(range(sample.members))
     if sample.keep != "all":
         p_CB = torch.cat(list(folder.each(lambda name: read_tensors(folder, name)[0]["p_MB"], names)))
         kept = sorted(select.choose(sample.keep, p_CB, sample.members))
-    rows_of: dict[int, list[int]] = {block: [] for block in range(blocks)}
+    rows_of: dict[int, list[int]] = {block: [] for block in range(len(names))}
     for i in kept:
         rows_of[i // sample.block].append(i % sample.block)
 
@@ -212,21 +188,46 @@ def _publish(
         theta_MD: Tensor = read_tensors(folder, names[block])[0]["theta_MD"]
         return theta_MD if rows_of[block] == list(range(len(theta_MD))) else theta_MD[rows_of[block]]
 
-    shape = (sample.members, subset.D)
+    shape = (sample.members, _subset(run).D)
     write_rows(folder, MEMBERS, "theta_MD", shape, folder.each(members, rows_of))  # never all of them at once
-    folder.write(bases.FILE, (run / "base").read(bases.FILE))
+    return kept, sample.made - len(set(kept))
+
+
+def _publish(run: Run, more: dict[str, Any], inputs: dict[str, str], names: list[str]) -> Manifest:
+    """The artifact from the members that were written, with ``more`` facts; the files of blocks go."""
+    base, sample, folder = artifacts.load(run.folder / "base", "base"), run.config.sample, run.folder / "ensemble"
+    places = bases.trunk_places(run.folder, run.config)
+    networks = [bases.FILE] if len(places) == 1 else [trunk_file(number) for number in range(len(places))]
+    for name, (source, file) in zip(networks, places, strict=True):
+        folder.write(name, source.read(file))
     facts = {key: base.facts[key] for key in ("classifier", "class_names", "preprocess", "dataset")}
-    facts |= {"subset": subset.to_json(), "members": sample.members}
-    rejected = sample.made - len(set(kept))
-    facts |= {"keep": sample.keep, "candidates": sample.made, "rejected": rejected, "spread": spread}
+    facts |= {"subset": _subset(run).to_json(), "members": sample.members}
+    facts |= {"keep": sample.keep, "candidates": sample.made} | more
+    temperature = Temperature.from_json(facts["temperature"], str(folder))
+    files = [MEMBERS, *networks]
+    if sample.doubt != "none":
+        of_trunks = doubt.files(len(places))
+        facts["doubt_scale"] = Doubt.load(folder, of_trunks[0]).scale
+        files += of_trunks
+    if sample.distance != "none":
+        facts["distance"] = Distance.load(folder).facts()
+        files.append(distances.FILE)
+    frozen = f"one frozen network (`{bases.FILE}`)"
+    if len(places) > 1:
+        frozen = (
+            f"{len(places)} frozen networks (`{networks[0]}` ..., of each member by `trunk_of_member` in config.json)"
+        )
     readme = (
-        f"# The ensemble\n\n{sample.members} classifiers for {base.facts['dataset']}: one frozen base"
-        " (`model.safetensors`) and as many sets of the subset's parameters (`members.safetensors`, theta_MD).\n\n"
+        f"# The ensemble\n\n{sample.members} classifiers for {base.facts['dataset']}: {frozen} and as many sets of the"
+        " subset's parameters (`members.safetensors`, theta_MD).\n\n"
         + _chosen_in_words(facts)
-        + "```python\nfrom bend_ray.ensemble.ensemble import Ensemble\n"
+        + f"Temperature, fitted on validation rows: {temperature} (95 % interval {temperature.low:.3g} to"
+        f" {temperature.high:.3g}; none where that holds 1).\n\n"
+        + _distance_in_words(facts)
+        + "```python\nfrom bend_ray import Ensemble\n"
         'Ensemble.load("ensemble").predict(images, strategy="abend")\n```\n'
     )
-    manifest = artifacts.publish(run, "ensemble", config, inputs, facts, [MEMBERS, bases.FILE], readme)
+    manifest = artifacts.publish(run.folder, "ensemble", run.config, inputs, facts, files, readme)
     for _ in folder.each(folder.delete, names):
         pass
     return manifest

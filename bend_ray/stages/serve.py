@@ -15,12 +15,12 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from bend_ray import lineage
 from bend_ray.config import Serve, Serving
 from bend_ray.errors import ResourceError
-from bend_ray.folders import Folder
 from bend_ray.progress import counted
-from bend_ray.serving import front, guard
+from bend_ray.serving import middleware, proxy
+from bend_ray.store import lineage
+from bend_ray.store.folders import Folder
 
 START_SECONDS = 120.0
 """How long the endpoint may take to answer once its replicas are there."""
@@ -28,36 +28,38 @@ JOIN_SECONDS = 2.0
 """How long a cluster that is there already may take to answer."""
 
 
-def run(where: str, overrides: dict[str, str], verbose: bool = False) -> None:
+def execute(where: str, overrides: dict[str, str], verbose: bool = False) -> None:
     """Serve the ensemble at ``where`` until stopped; on a cluster that is there already, deploy it and return."""
     folder = Folder(where)
     settings = lineage.inference(Serving, folder, overrides)
     limits = settings.serve
     with contextlib.ExitStack() as ending:
-        scratch = Path(tempfile.mkdtemp(prefix="bend-", dir="/tmp"))  # short, for sockets' paths
+        scratch = Path(tempfile.mkdtemp(prefix=f"bend-{os.getpid()}-", dir="/tmp"))  # short, for sockets' paths
         ending.callback(shutil.rmtree, scratch, ignore_errors=True)
-        environment = front.settings(scratch)
+        environment = proxy.settings(scratch)
         os.environ |= {**environment, **os.environ}
         _join(limits)
-        from bend_ray import cluster, deployment, replica  # Ray reads the environment above when it is imported
+        from bend_ray.cluster import connection
+        from bend_ray.stages import deployment
+        from bend_ray.workers import replica  # Ray reads the environment above when it is imported
 
         arguments = replica.Arguments(run=folder.address, ensemble=settings.ensemble, serve=limits)
         served = deployment.tried(arguments)
-        own = cluster.connect(verbose)
+        own_cluster = connection.connect(verbose)
         deployment.check(limits)
-        if own:
+        if own_cluster:
             ending.callback(deployment.stop)
-            ending.callback(_note(limits, cluster.address()).unlink, missing_ok=True)
+            ending.callback(_note(limits, connection.address()).unlink, missing_ok=True)
         started = deployment.start(limits, {name: os.environ[name] for name in environment}, verbose)
-        if started and not own:
+        if started and not own_cluster:
             ending.pop_all()  # its files are needed after us
         deployment.deploy(arguments, verbose)
         _wait_ready(limits)
-        print(_words(served.members, str(folder), limits, cluster.metrics_address(), own), flush=True)
+        print(_words(served.members, str(folder), limits, connection.metrics_address(), own_cluster), flush=True)
         with contextlib.suppress(KeyboardInterrupt):  # Control-C or SIGTERM: the end that was asked for
-            while own:
+            while own_cluster:
                 time.sleep(1.0)
-    if own:
+    if own_cluster:
         print("serve: stopped", flush=True)
 
 
@@ -66,11 +68,11 @@ def _join(limits: Serve) -> None:
     if "RAY_ADDRESS" in os.environ:
         return
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads(_note_file(limits).read_text())
-        os.kill(found["pid"], 0)  # which may be another process by now, so:
-        host, _, port = found["address"].rpartition(":")
+        note = json.loads(_note_file(limits).read_text())
+        os.kill(note["pid"], 0)  # which may be another process by now, so:
+        host, _, port = note["address"].rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), JOIN_SECONDS).close()
-        os.environ["RAY_ADDRESS"] = found["address"]
+        os.environ["RAY_ADDRESS"] = note["address"]
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # what a cluster that Ray starts by itself asks for
 
 
@@ -103,7 +105,7 @@ def _wait_ready(limits: Serve) -> None:
     raise ResourceError(f"serve: {_url(limits)} does not answer after {START_SECONDS:g} s; see --verbose")
 
 
-def _words(members: int, where: str, limits: Serve, metrics: str, own: bool) -> str:
+def _words(members: int, where: str, limits: Serve, metrics: str, own_cluster: bool) -> str:
     url = _url(limits)
     lines = [
         f"serving:   {counted(members, 'members')} of {where} at {url}",
@@ -111,7 +113,9 @@ def _words(members: int, where: str, limits: Serve, metrics: str, own: bool) -> 
         f"predict:   curl -F image=@digit.png {url}/predict",
         f"metrics:   {metrics}",
     ]
-    if limits.host not in guard.LOOPBACK and not os.environ.get(guard.TOKEN):
-        lines.append(f"warning:   anybody who reaches {limits.host} may ask; set {guard.TOKEN} to ask for a token")
-    lines.append("new one:   bend-ray serve OTHER_RUN, while this goes on" + ("; stop: Control-C" if own else ""))
+    if limits.host not in middleware.LOOPBACK and not os.environ.get(middleware.TOKEN):
+        lines.append(f"warning:   anybody who reaches {limits.host} may ask; set {middleware.TOKEN} to ask for a token")
+    lines.append(
+        "new one:   bend-ray serve OTHER_RUN, while this goes on" + ("; stop: Control-C" if own_cluster else "")
+    )
     return "\n".join(lines)

@@ -1,40 +1,32 @@
 """show: a run in, words out: what is there, from what it was made, how good it is, how to go on."""
 
 import json
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
-from bend_ray import artifacts, lineage
-from bend_ray.artifacts import DEPENDS, Kind, Manifest
 from bend_ray.config import Inference
 from bend_ray.errors import ArtifactError, BendError
-from bend_ray.folders import Folder
 from bend_ray.progress import counted
-from bend_ray.report import words
+from bend_ray.report import text
+from bend_ray.store import artifacts, lineage
+from bend_ray.store.artifacts import Manifest
+from bend_ray.store.folders import Folder
+from bend_ray.store.kinds import ARTIFACTS, Kind
 
 if TYPE_CHECKING:
-    from bend_ray.ensemble.trunk import SharedTrunk
-
-MAKES: dict[Kind, str] = {
-    "base": "collect",
-    "snapshots": "collect",
-    "search": "search",
-    "generator": "fit",
-    "ensemble": "sample",
-    "report": "evaluate",
-}
-
+    from bend_ray.models.trunks import Trunk
 
 SHOWN = (1, 256)
 """Batch sizes whose plan is shown."""
 
 
-def run(where: str, overrides: dict[str, str]) -> None:
+def execute(where: str, overrides: dict[str, str]) -> None:
     """Print what stands in the run at ``where``. Raises ArtifactError where there is nothing of ours."""
     run = Folder(where)
     where = str(run)
-    manifests = {kind: artifacts.read_manifest(run / kind, kind) for kind in get_args(Kind)}
-    if manifests["search"] is None and not lineage.finished_units(run, "search"):
-        del manifests["search"]  # few runs have one
+    manifests = {kind: artifacts.read_manifest(run / kind, kind) for kind in ARTIFACTS}
+    for kind, artifact in ARTIFACTS.items():
+        if artifact.wanted is not None and manifests[kind] is None and not lineage.finished_units(run, kind):
+            del manifests[kind]  # few runs have one
     if not any(manifests.values()) and not run.exists("config.yaml"):
         raise ArtifactError(f"{where}: is no run; give the folder that bend-ray run wrote (its --run-dir)")
     print(f"{where}\n")
@@ -44,10 +36,10 @@ def run(where: str, overrides: dict[str, str]) -> None:
         print(f"\n{_plan(run, overrides)}")
     missing = [kind for kind, manifest in manifests.items() if manifest is None]
     if missing:
-        stages = " ".join(dict.fromkeys(MAKES[kind] for kind in missing))
+        stages = " ".join(dict.fromkeys(ARTIFACTS[kind].stage for kind in missing))
         print(f"\nnot there yet: {', '.join(missing)}; to go on: bend-ray run CONFIG.yaml --run-dir {where} ({stages})")
         return
-    print(f"\n{words.table(json.loads((run / 'report').read('metrics.json')))}")
+    print(f"\n{text.table(json.loads((run / 'report').read('metrics.json')))}")
     print(f"\nto use it: bend-ray predict {where} IMAGE_OR_NPY... or bend-ray serve {where}")
 
 
@@ -70,8 +62,10 @@ def _plan(run: Folder, overrides: dict[str, str]) -> str:
         ensemble = Ensemble.load(run, settings=lineage.inference(Inference, run, overrides).ensemble)
     except BendError as error:
         return f"  {'plan':<10} none, the ensemble cannot be used: {error}"
-    fit = ensemble.description.preprocess
+    fit = ensemble.spec.preprocess
     share = f"{ensemble.trunk.trunk_share:.0%} of operations run once for all members"
+    if ensemble.trunks > 1:
+        share += f" of a trunk, of which there are {ensemble.trunks}"
     lines = [f"  {'plan':<10} D = {ensemble.subset.D}, {share}"]
     for rows in SHOWN:
         x = torch.zeros(rows, fit.channels, fit.image_size, fit.image_size)
@@ -80,29 +74,32 @@ def _plan(run: Folder, overrides: dict[str, str]) -> str:
     return "\n".join([*lines, f"  {'':<10} to pin one: --ensemble.plan, --ensemble.chunk, --ensemble.max_memory"])
 
 
-def _way(cut: "SharedTrunk", rows: int) -> str:
-    at_once = f", {counted(cut.at_once(rows), 'members')} at once" if cut.plan == "vmap" else ""
-    compiled = ", compiled" if cut.compiled else ""
-    precision = "" if cut.precision.itemsize == 4 else f", {str(cut.precision).removeprefix('torch.')}"
-    return f"{cut.plan}{at_once}{precision}{compiled}"
+def _way(trunk: "Trunk", rows: int) -> str:
+    at_once = f", {counted(trunk.at_once(rows), 'members')} at once" if trunk.plan == "vmap" else ""
+    compiled = ", compiled" if trunk.compiled else ""
+    precision = "" if trunk.precision.itemsize == 4 else f", {str(trunk.precision).removeprefix('torch.')}"
+    return f"{trunk.plan}{at_once}{precision}{compiled}"
 
 
 def _half_done(run: Folder, kind: Kind) -> str:
     names = lineage.finished_units(run, kind)
     if kind == "base" and names:  # one file, of the last epoch
-        from bend_ray.data.checkpoint import Checkpoint  # and torch, a second
+        from bend_ray.training.checkpoint import Checkpoint  # and torch, a second
 
         return f", {counted(Checkpoint(run / kind, '').epochs(), 'epochs')} done"
-    found = {name.split("-")[1] for name in names}  # a chain may be there raw, too
-    return f", {counted(len(found), lineage.UNITS[kind][0].replace('-', 's'))} done" if found else ""
+    units = {name.split("-")[1] for name in names}  # a chain may be there raw, too
+    return f", {counted(len(units), ARTIFACTS[kind].unit)} done" if units else ""
 
 
 def _facts(kind: Kind, manifest: Manifest) -> str:
     facts = manifest.facts
     if kind == "base":
         return f"; validation accuracy {facts['val_accuracy']:.4f} on {facts['dataset']}"
+    if kind == "trunks":
+        ended = counted(len(facts["cycles"]), "cycles")
+        return f"; {ended}, their average's validation accuracy {facts['val_accuracy']:.4f}"
     if kind == "snapshots":
-        dropped = f", {facts['dropped']} dropped" if facts.get("dropped") else ""  # runs before there was a gate
+        dropped = f", {facts['dropped']} dropped" if facts.get("dropped") else ""  # runs before there was a filter
         return (
             f"; {facts['count']} of D = {facts['subset_size']}, validation accuracy {facts['val_accuracy_mean']:.4f}"
             f"{dropped}"
@@ -112,7 +109,11 @@ def _facts(kind: Kind, manifest: Manifest) -> str:
         return f"; best of {counted(facts['trials'], 'trials')}: {name} {facts['found'][name]:.4f} on validation"
     if kind == "generator":
         return f"; rank {facts['rank']}, latent {facts['latent']}"
-    return f"; {counted(facts['members'], 'members')}" if kind == "ensemble" else ""
+    if kind == "ensemble":
+        from bend_ray.ensemble.temperature import Temperature  # and torch
 
-
-assert set(MAKES) == set(DEPENDS)
+        temperature = f", {Temperature.from_json(facts['temperature'], kind)}" if "temperature" in facts else ""
+        trunks = len(set(facts.get("trunk_of_member", [0])))
+        on_trunks = f" on {trunks} trunks" if trunks > 1 else ""
+        return f"; {counted(facts['members'], 'members')}{on_trunks}{temperature}"
+    return ""

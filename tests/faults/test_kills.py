@@ -15,40 +15,45 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from bend_ray import cluster
-from bend_ray.artifacts import read_manifest
-from bend_ray.folders import Folder
-from conftest import TOY, bits
+from bend_ray.cluster import failures
+from bend_ray.cluster.heartbeat import Heartbeat
+from bend_ray.store.artifacts import read_manifest
+from bend_ray.store.folders import Folder
+from bend_ray.store.kinds import ARTIFACTS, Kind
+from bend_ray.workers.evaluate import Evaluator
+from bend_ray.workers.fit import fit
+from bend_ray.workers.sample import Sampler
+from bend_ray.workers.train_rival import train_rival
+from conftest import WHOLE, bits
 from processes import Start, start, workers
 
 __all__ = ["start"]
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-CONFIG = TOY | {
-    "search": {"trials": 3, "concurrent": 1, "method": "random", "startup": 1, "early_stop": False},
-    "evaluate": {"bagging_members": 2},
+MAKES: dict[str, tuple[Kind, ...]] = {
+    "collect": ("base", "snapshots"),
+    "search": ("search",),
+    "fit": ("generator",),
+    "sample": ("ensemble",),
 }
-MAKES = {"collect": ("base", "snapshots"), "search": ("search",), "fit": ("generator",), "sample": ("ensemble",)}
 MAKES["evaluate"] = ("report",)
-OURS = ("RayTrainWorker", "TrainController", "ImplicitFunc", "_fit", "_Sampler", "_Evaluator", "_train_rival", "_Board")
-"""Titles of the processes that a run has, beside its driver."""
+OURS = ("RayTrainWorker", "TrainController", "ImplicitFunc", fit, Sampler, Evaluator, train_rival, Heartbeat)
+"""Of the processes that a run has, beside its driver."""
 LIMIT_S = 300.0
 
 
-@pytest.fixture(scope="session")
-def whole(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
-    """An undisturbed run with a search and rivals, and how long each stage took as a command of its own."""
-    run, seconds = tmp_path_factory.mktemp("whole") / "run", {}
-    maker = start.__wrapped__(ray_cluster, run.parent)  # the fixture's own function
-    begin = next(maker)
-    for stage in MAKES:
-        before = time.monotonic()
-        said, _ = begin(stage, config=CONFIG).communicate(timeout=LIMIT_S)
-        assert read_manifest(Folder(run) / MAKES[stage][-1], MAKES[stage][-1]) is not None, said
-        seconds[stage] = time.monotonic() - before
-    maker.close()
-    return run, seconds
+START_S = 4.0
+"""About what a command takes before its stage begins."""
+
+
+def seconds(whole: Path, stage: str) -> float:
+    """About how long ``stage`` takes as a command of its own; collect, with Ray Train's processes and the base."""
+    ended = {name: (whole / kinds[-1] / ARTIFACTS[kinds[-1]].manifest).stat().st_mtime for name, kinds in MAKES.items()}
+    if stage == "collect":
+        return ended["collect"] - (whole / "base" / "README.md").stat().st_mtime + 3 * START_S
+    before = [*MAKES][[*MAKES].index(stage) - 1]
+    return ended[stage] - ended[before] + START_S
 
 
 def without(whole: Path, run: Path, stage: str) -> None:
@@ -58,7 +63,7 @@ def without(whole: Path, run: Path, stage: str) -> None:
     shutil.copytree(whole, run, ignore=lambda where, _: gone if where == str(whole) else ())
 
 
-def victim(driver: subprocess.Popen, choose: random.Random) -> psutil.Process | None:
+def victim(driver: subprocess.Popen[str], choose: random.Random) -> psutil.Process | None:
     """One of the run's processes that live now, the driver among them."""
     found = sorted((process for title in OURS for process in workers(title)), key=lambda process: process.pid)
     with contextlib.suppress(psutil.NoSuchProcess):
@@ -73,29 +78,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("kill", kills)
 
 
-def test_a_kill_at_a_random_moment(
-    kill: str, whole: tuple[Path, dict[str, float]], start: Start, tmp_path: Path
-) -> None:
+def test_a_kill_at_a_random_moment(kill: str, whole: Path, start: Start, tmp_path: Path) -> None:
     stage, seed = kill.split("-")
     choose = random.Random(int(seed))
-    undisturbed, seconds = whole
-    run, moment, killed = tmp_path / "run", choose.uniform(0.0, seconds[stage]), None
+    run, moment, killed = tmp_path / "run", choose.uniform(0.0, seconds(whole, stage)), None
     while killed is None:
         shutil.rmtree(run, ignore_errors=True)
-        without(undisturbed, run, stage)
-        driver = start(stage, config=CONFIG)
+        without(whole, run, stage)
+        driver = start(stage, config=WHOLE)
         killed = killed_at(moment, driver, choose)
         moment *= 0.8  # it had ended before
-    for _ in range(cluster.RETRIES):
+    for _ in range(failures.RETRIES):
         said, _ = driver.communicate(timeout=LIMIT_S)
         if driver.returncode == 0:
             break
-        driver = start(stage, config=CONFIG)
+        driver = start(stage, config=WHOLE)
     assert driver.returncode == 0, said
-    assert made(run, stage) == made(undisturbed, stage)
+    assert made(run, stage) == made(whole, stage)
 
 
-def killed_at(moment: float, driver: subprocess.Popen, choose: random.Random) -> psutil.Process | None:
+def killed_at(moment: float, driver: subprocess.Popen[str], choose: random.Random) -> psutil.Process | None:
     """Kill one of the run's processes so many seconds after its start; None where it had ended by then."""
     when = time.monotonic() + moment
     while driver.poll() is None:

@@ -3,19 +3,24 @@
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
-from bend_ray import preflight
+from bend_ray.cluster import preflight
 from bend_ray.errors import ArtifactError
-from bend_ray.folders import Folder
-from bend_ray.tensors import write_tensors
-from bend_ray.weights.parts import write_part
-from bend_ray.weights.snapshots import Fact
-from bend_ray.weights.subset import Subset
-from conftest import TOY, bits
+from bend_ray.models.subset import Subset
+from bend_ray.snapshots.parquet import write_shard
+from bend_ray.snapshots.snapshots import Fact
+from bend_ray.store.folders import Folder
+from bend_ray.store.tensors import write_tensors
+from bend_ray.workers.evaluate import Evaluator
+from bend_ray.workers.fit import fit
+from bend_ray.workers.sample import Sampler
+from conftest import TWO, bits
 from processes import LIMIT_S, Start, count, ended_well, first_worker, kill, start, wait_for, workers
 
 __all__ = ["start"]
@@ -23,36 +28,33 @@ __all__ = ["start"]
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-def test_killed_workers_of_collect(start: Start, reference: Path, tmp_path: Path) -> None:
+def has_chains(run: Path, wanted: int) -> bool:
+    return count(run, "snapshots/chain-*.parquet") >= wanted
+
+
+def test_killed_workers_of_every_stage_beside_a_second_driver(start: Start, reference: Path, tmp_path: Path) -> None:
+    """Its workers are killed, a second driver is refused, and it ends with the bits of a run that was left alone."""
     run, process = tmp_path / "run", start()
     kept: dict[Path, int] = {}
-    moments: list[Callable[[], object]] = [
-        lambda: workers("RayTrainWorker"),
-        lambda: count(run, "snapshots/chain-*.parquet") >= 1 and workers("RayTrainWorker"),
-        lambda: count(run, "snapshots/chain-*.parquet") >= 3 and workers("RayTrainWorker"),
-    ]
-    for number, moment in enumerate(moments):
-        wait_for(moment, process)
-        victims = workers("RayTrainWorker")
-        kill(victims[number % len(victims)], process)
+    for number in (0, 1, 3):
+        victim = first_worker("RayTrainWorker", partial(has_chains, run, number), process)
+        group = workers("RayTrainWorker")
+        kill(victim, process)
+        psutil.wait_procs(group, timeout=LIMIT_S)  # Ray starts another
         kept |= {path: path.stat().st_mtime_ns for path in run.glob("snapshots/chain-*.parquet")}
+    second = start()
+    for kind, moment in (
+        (fit, lambda: True),
+        (Sampler, lambda: True),
+        (Sampler, lambda: count(run, "ensemble/block-*") >= 1),
+        (Evaluator, lambda: True),
+    ):
+        kill(first_worker(kind, moment, process), process)
+    said, _ = second.communicate(timeout=LIMIT_S)
+    assert second.returncode == 2 and f"another bend-ray (process {process.pid} on " in said, said
     ended_well(process)
-    assert bits(run) == bits(reference)
+    assert bits(run) == bits(reference) and not (run / "driver.json").exists()
     assert kept and all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
-
-
-def test_killed_fit_samplers_and_evaluators(start: Start, reference: Path, tmp_path: Path) -> None:
-    run, process = tmp_path / "run", start()
-    moments: list[tuple[str, Callable[[], object]]] = [
-        ("_fit", lambda: True),
-        ("_Sampler", lambda: True),
-        ("_Sampler", lambda: count(run, "ensemble/block-*") >= 1),
-        ("_Evaluator", lambda: True),
-    ]
-    for title, moment in moments:
-        kill(first_worker(title, moment, process), process)
-    ended_well(process)
-    assert bits(run) == bits(reference)
 
 
 def test_killed_driver_in_every_stage(start: Start, reference: Path, tmp_path: Path) -> None:
@@ -62,10 +64,10 @@ def test_killed_driver_in_every_stage(start: Start, reference: Path, tmp_path: P
         lambda: workers("RayTrainWorker"),  # training the base, or about to
         lambda: (run / "base" / "config.json").exists(),
         lambda: count(run, "snapshots/chain-*.parquet") >= 2,
-        lambda: (run / "snapshots" / "_config.json").exists() and workers("_fit"),
-        lambda: (run / "generator" / "config.json").exists() and workers("_Sampler"),
+        lambda: (run / "snapshots" / "_config.json").exists() and workers(fit),
+        lambda: (run / "generator" / "config.json").exists() and workers(Sampler),
         lambda: count(run, "ensemble/block-*") >= 1,
-        lambda: (run / "ensemble" / "config.json").exists() and workers("_Evaluator"),
+        lambda: (run / "ensemble" / "config.json").exists() and workers(Evaluator),
         lambda: (run / "report" / "metrics.json").exists(),
     ]
     for moment in moments:
@@ -76,21 +78,10 @@ def test_killed_driver_in_every_stage(start: Start, reference: Path, tmp_path: P
         kept |= {path: path.stat().st_mtime_ns for path in run.glob("snapshots/chain-*.parquet")}
     said = ended_well(start())
     assert bits(run) == bits(reference)
-    assert len(kept) == TOY["collect"]["chains"]
+    assert len(kept) == TWO["collect"]["chains"]
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
     assert "chains" not in said  # collected long ago: skipped without a word
     assert count(run, "**/.tmp-*") == 0 and not (run / ".ray").exists()
-
-
-def test_a_second_driver_is_refused_and_the_first_goes_on(start: Start, reference: Path, tmp_path: Path) -> None:
-    first = start()
-    wait_for(lambda: (tmp_path / "run" / "base" / "config.json").exists(), first)
-    second = start()
-    said, _ = second.communicate(timeout=LIMIT_S)
-    assert second.returncode == 2 and f"another bend-ray (process {first.pid} on " in said, said
-    ended_well(first)
-    assert bits(tmp_path / "run") == bits(reference)
-    assert not (tmp_path / "run" / "driver.json").exists()
 
 
 @pytest.fixture
@@ -134,5 +125,5 @@ def test_a_full_disk_leaves_nothing_half(small_disk: Path, what: str) -> None:
         else:
             subset = Subset(("x",), ((1 << 20,),), ("float32",))
             facts = [Fact(0, step, 0, 0.0, 0.0) for step in range(100)]
-            write_part(folder, 0, subset, torch.randn(100, 1 << 20), facts, "recipe")
+            write_shard(folder, 0, subset, torch.randn(100, 1 << 20), facts, "recipe")
     assert list(small_disk.iterdir()) == []

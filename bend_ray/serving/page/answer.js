@@ -13,7 +13,8 @@ const OTHERS = ["#8a939b", BLACK];
 
 export const $ = (id) => document.getElementById(id);
 
-export function show({ predictions: [prediction], class_names: names, strategy: used }) {
+/* An answer of POST predict; ``index``: the `distance` of GET ensemble. */
+export function show({ predictions: [prediction], class_names: names, strategy: used }, index) {
   const colours = coloursFor(prediction.votes);
   const [tone, words] = judge(prediction, names);
   const share = used === "sbend" ? "of the votes" : "probability";
@@ -21,6 +22,7 @@ export function show({ predictions: [prediction], class_names: names, strategy: 
   showAnswer(prediction.class, `${percent(prediction.probability)} ${share}`, words);
   showVotes(prediction, names, colours);
   showUncertainty(prediction, names.length);
+  showDistance(prediction.distance, index);
   showBars(prediction, names, colours);
 }
 
@@ -119,6 +121,17 @@ function showUncertainty({ entropy, mutual_information }, classes) {
     $(id).textContent = percent(share);
   }
   $("total").textContent = `${percent(entropy / most)} of the maximum`;
+}
+
+/* How far it is from the training images, beside what is usual for images that were not among them. */
+function showDistance(distance, index) {
+  $("far").hidden = distance == null || index?.q99 == null;
+  if ($("far").hidden) return;
+  $("distance").textContent = distance.toPrecision(2);
+  const share = distance > index.q99 ? "99 %" : distance > index.q95 ? "95 %" : distance > index.median ? "half" : "";
+  $("far-words").textContent = share
+    ? `distance to the training images, above that of ${share} of other images like them`
+    : "distance to the training images, as usual for images like them";
 }
 
 /* All classes in their order where they are few, else the leading ones. */

@@ -34,11 +34,12 @@ async function meet(signal) {
   introduce(ensemble);
 }
 
-function introduce({ model, members, image, run, digest, subset_size }) {
+function introduce({ model, members, image, run, digest, subset_size, trunks, strategies }) {
   document.title = `${model} · bend_ray`;
   $("model").textContent = model;
   $("members").textContent = count(members, "member");
-  $("members").title = `They differ in ${subset_size} parameters.`;
+  const shared = trunks > 1 ? `, on ${trunks} networks` : "";
+  $("members").title = `They differ in ${subset_size} parameters${shared}.`;
   $("run").textContent = run;
   $("version").textContent = digest.slice(0, 12); // as answers name it
   $("size").textContent = `${image.size} × ${image.size}`;
@@ -46,7 +47,18 @@ function introduce({ model, members, image, run, digest, subset_size }) {
     $("hint").textContent = "Best drop, paste or choose a PNG or JPEG: members know colour. You can draw as well.";
   }
   if ($("votes").childElementCount !== members) makeGrid(members);
+  strategies.filter((name) => !$(`strategy-${name}`)).forEach(addStrategy);
   showAccuracy();
+}
+
+/* One that the page has no words for goes by its name. */
+function addStrategy(name) {
+  const made = (tag, facts) => Object.assign(document.createElement(tag), facts);
+  const id = `strategy-${name}`;
+  const radio = made("input", { id, className: "unseen", type: "radio", name: "strategy", value: name });
+  const label = made("label", { htmlFor: id });
+  label.append(made("b", { textContent: name }));
+  document.querySelector(".switch").append(radio, label);
 }
 
 function showAccuracy() {
@@ -62,12 +74,10 @@ function listen() {
     give(target.files[0]);
     target.value = ""; // so that the same file can be picked again
   });
-  for (const radio of document.getElementsByName("strategy")) {
-    radio.addEventListener("change", () => {
-      showAccuracy();
-      if (!empty) ask();
-    });
-  }
+  document.querySelector(".switch").addEventListener("change", () => {
+    showAccuracy();
+    if (!empty) ask();
+  });
   addEventListener("paste", (event) => give(event.clipboardData.files[0]));
   addEventListener("dragover", (event) => {
     event.preventDefault();
@@ -171,7 +181,7 @@ function ask() {
     const url = `predict?strategy=${strategy()}&members=true`;
     const answer = await call(url, { method: "POST", headers: { "Content-Type": body.type }, body, signal });
     if (signal.aborted) return;
-    show(answer);
+    show(answer, ensemble.distance);
     setState("answered");
   });
 }
@@ -204,9 +214,9 @@ async function call(url, options) {
   const response = await fetch(url, options).catch(() => {
     throw new Error("The server cannot be reached.");
   });
-  const said = await response.json().catch(() => null);
-  if (response.ok && said) return said;
-  const error = new Error(said?.error ?? `The server answered ${response.status} and gave no reason.`);
+  const body = await response.json().catch(() => null);
+  if (response.ok && body) return body;
+  const error = new Error(body?.error ?? `The server answered ${response.status} and gave no reason.`);
   if (response.status === 503) error.seconds = Number(response.headers.get("Retry-After"));
   throw error;
 }

@@ -1,0 +1,87 @@
+"""The user's own data: whatever a callable returns."""
+
+from collections.abc import Mapping, Sized
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bend_ray import seeds
+from bend_ray.config import Data
+from bend_ray.config.target import imported
+from bend_ray.data.arrays import paired
+from bend_ray.data.images import SPLITS, SpillBuffer, Split, Splits, as_images, drawn
+from bend_ray.errors import BendError, DataError
+
+EXPECTED = "expected a torch Dataset of (image, label), a pair (x, y) of arrays, or a dict of such by split"
+
+
+def load_custom(data: Data, seed: int) -> tuple[Splits, tuple[str, ...]]:
+    """Splits and class names (empty where it has none) of what ``data.target`` returns:
+
+    a map-style torch Dataset of (image, label), images of Pillow's, arrays or tensors, class names in ``classes``;
+    a pair (x, y) of arrays or tensors; or a dict of either for train, and for validation and test where there are such.
+    Raises DataError, which names split and row.
+    """
+    where = f"data.target: {data.target}"
+    make = imported(data.target or "", "data.target", DataError)
+    with seeds.seeded(seed, "data"):  # for what draws as it is made, or as a row is asked for
+        try:
+            returned = make(**data.kwargs)
+        except BendError:
+            raise
+        except Exception as error:
+            raise DataError(f"{where}: fails with {data.kwargs or 'no arguments'} ({error})") from error
+        given = returned if isinstance(returned, Mapping) else {"train": returned}
+        if unknown := [key for key in given if key not in SPLITS]:
+            raise DataError(f"{where}: gave a split {unknown[0]!r}; expected train, validation, test")
+        if "train" not in [SPLITS[key] for key in given]:
+            raise DataError(f"{where}: gave no training split, but {', '.join(given) or 'an empty dict'}")
+        splits = {SPLITS[key]: _split(rows, f"{where}: {SPLITS[key]}", data.in_memory) for key, rows in given.items()}
+    names = {SPLITS[key]: classes for key, rows in given.items() if (classes := _names(rows))}
+    if len(set(names.values())) > 1:
+        raise DataError(f"{where}: its splits name other classes: {names}; a label must mean the same in all")
+    return splits, next(iter(names.values()), ())
+
+
+def _names(rows: Any) -> tuple[str, ...]:
+    """Of its classes, where it has some, as torchvision's do."""
+    names = getattr(rows, "classes", ())
+    are_names = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    return tuple(names) if are_names else ()
+
+
+def _split(rows: Any, where: str, in_memory: float) -> Split:
+    if isinstance(rows, tuple | list) and len(rows) == 2 and all(isinstance(a, Tensor | np.ndarray) for a in rows):
+        images, labels = (a.detach().cpu().numpy() if isinstance(a, Tensor) else a for a in rows)
+        return paired(images, labels, (f"{where} x", f"{where} y"), in_memory)
+    if not (isinstance(rows, Sized) and hasattr(rows, "__getitem__")) or isinstance(rows, str | Tensor | np.ndarray):
+        raise DataError(f"{where} is a {type(rows).__name__}; {EXPECTED}")
+    buffer, labels_N = SpillBuffer(in_memory), []
+    for row in range(len(rows)):
+        here = f"{where} row {row}"
+        try:
+            image, label = rows[row]
+        except Exception as error:
+            raise DataError(f"{here} cannot be had ({error}); {EXPECTED}") from error
+        buffer.add(_drawn(image, here), here)
+        labels_N.append(_label(label, here))
+    return Split(buffer.tensor(), torch.tensor(labels_N, dtype=torch.int64))
+
+
+def _drawn(image: Any, where: str) -> np.ndarray:
+    if isinstance(image, Image.Image):
+        return drawn(image, where)
+    if not isinstance(image, Tensor | np.ndarray):
+        raise DataError(f"{where} has a {type(image).__name__} for an image; expected Pillow's, an array or a tensor")
+    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
+    return as_images(array[None], where).numpy()
+
+
+def _label(label: Any, where: str) -> int:
+    number = np.asarray(label)
+    if number.ndim or not np.issubdtype(number.dtype, np.integer):
+        raise DataError(f"{where} has label {label!r}; labels must be whole numbers from 0 on")
+    return int(number)

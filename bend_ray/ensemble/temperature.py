@@ -1,0 +1,188 @@
+"""One temperature for an ensemble's answer, chosen and fitted on validation rows.
+
+Logits over a temperature T (Guo et al. 2017) can stand at two places of an ensemble: on the pool, ``p^(1/T)``
+normalised, where p is the mean probability, or inside the mean, ``mean_m softmax(logits_m / T)``. Members are never
+calibrated one by one and then averaged: the mean of calibrated networks is too little sure (Rahaman and Thiery 2021).
+Few validation rows determine no temperature, and one that they do not determine is left out.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from bend_ray import seeds
+from bend_ray.ensemble import metrics
+from bend_ray.errors import ArtifactError
+
+Place = Literal["pool", "members"]
+WIDEST = 5.0
+"""Temperatures are sought from 1 / 5 to 5."""
+GRID = 33
+"""Temperatures looked at first, evenly in log T, for the loss may have more than one valley."""
+PRECISION = 1e-5
+"""Of log T."""
+FOLDS, DRAWS = 5, 500
+"""Of cross-validation, and of the bootstrap for the interval of log T."""
+FEWEST = 100
+"""Rows from which on a temperature is sought: of fewer, bootstrap intervals hold the truth too seldom."""
+VALUES = 2**23
+"""Logits that are worked on at once."""
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """What makes an ensemble's mean probability sharper (below 1) or flatter (above 1). Votes do not know of it."""
+
+    kind: Literal["none", "pool", "members"] = "none"
+    """Where it stands: nowhere, on the mean probability, or on the members' logits."""
+    value: float = 1.0
+    """T; 1 where it stands nowhere."""
+    low: float = 1.0
+    high: float = 1.0
+    """95 % bootstrap interval of T; where T was fitted and left out, of the one that was."""
+
+    def of_members(self, logits_MBK: Tensor) -> Tensor:
+        """Members' logits, over T where it stands inside the mean."""
+        return logits_MBK / self.value if self.kind == "members" else logits_MBK
+
+    def of_pool(self, prob_BK: Tensor) -> Tensor:
+        """The mean of the members' probabilities, ``p^(1/T)`` normalised where T stands on it. Keeps the order."""
+        return (prob_BK.double().log() / self.value).softmax(-1) if self.kind == "pool" else prob_BK
+
+    def apply(self, logits_MBK: Tensor) -> Tensor:
+        """``prob_BK``, float64: the mean probability of ``logits_MBK`` with this temperature."""
+        return self.of_pool(self.of_members(logits_MBK).double().softmax(-1).mean(0))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: Any, where: str) -> "Temperature":
+        """Raises ArtifactError, naming ``where``, if ``data`` describes no temperature."""
+        try:
+            kind, numbers = data["kind"], [float(data[name]) for name in ("value", "low", "high")]
+            if kind not in ("none", "pool", "members") or not all(0 < number < math.inf for number in numbers):
+                raise ValueError(f"{kind!r} with {numbers}")
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{where}: describes no temperature ({error})") from None
+        return Temperature(kind, *numbers)
+
+    def __str__(self) -> str:
+        place = {"none": "", "pool": " on the mean probability", "members": " on the members' logits"}[self.kind]
+        return f"T = {self.value:.3g}{place}"
+
+
+NONE = Temperature()
+UNDETERMINED = Temperature("none", 1.0, 1 / WIDEST, WIDEST)
+"""What so few rows say."""
+
+
+def fixed(value: float) -> Temperature:
+    """A temperature that was given and not fitted: on the mean probability; 1 is none."""
+    return NONE if value == 1 else Temperature("pool", value, value, value)
+
+
+def fit(logits_MBK: Tensor, label_B: Tensor, seed: int = 0) -> Temperature:
+    """The temperature of lowest NLL: none, on the pool or inside the mean, whichever has the lowest NLL in 5-fold
+    cross-validation.
+
+    None as well where the 95 % bootstrap interval of log T holds 0, where T is at the lower end of the search (rows
+    without an error do not say how sure is too sure), and with fewer than 100 rows. Raises DataError for labels that do
+    not fit, ModelError for logits that are not finite.
+    """
+    label_B, logits_MBK = metrics.checked_labels(logits_MBK, label_B).cpu(), logits_MBK.cpu()
+    M, B, _ = logits_MBK.shape
+    if B < FEWEST:
+        return UNDETERMINED
+    places: dict[Place, Tensor] = {"pool": _pooled(logits_MBK)}
+    held_out: dict[str, float] = {"none": losses(places["pool"], label_B, 0.0).mean().item()}
+    if M > 1:  # of one member both are the same
+        places["members"] = logits_MBK
+    fold_B = torch.randperm(B, generator=seeds.generator_for(seed, "temperature", "folds")) % FOLDS
+    counts_DB = _resampled(B, seed)
+    fitted: dict[str, Temperature] = {}
+    for place, logits in places.items():
+        loss_GB = torch.stack([losses(logits, label_B, log_t) for log_t in _grid().tolist()])
+        held_out[place] = _held_out(logits, label_B, loss_GB, fold_B)
+        log_t = _lowest_near(logits, label_B, loss_GB.mean(1))
+        low, high = _lowest(counts_DB @ loss_GB.T / B).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
+        fitted[place] = Temperature(place, math.exp(log_t), math.exp(min(low, log_t)), math.exp(max(high, log_t)))
+    chosen = min(held_out, key=lambda name: held_out[name])  # where equal the simpler one, which comes first
+    best = fitted["pool" if chosen == "none" else chosen]
+    undecided = best.low <= 1 <= best.high or best.value < math.exp(_grid()[1])
+    return Temperature("none", 1.0, best.low, best.high) if chosen == "none" or undecided else best
+
+
+def lowest_loss(logits_MBK: Tensor, label_B: Tensor) -> float:
+    """The mean NLL of the pool at the T where it is lowest: what is left when being too sure, or not sure enough, is
+    no matter."""
+    log_1BK = _pooled(logits_MBK)
+    loss_G = torch.stack([losses(log_1BK, label_B, log_t).mean() for log_t in _grid().tolist()])
+    return losses(log_1BK, label_B, _lowest_near(log_1BK, label_B, loss_G)).mean().item()
+
+
+def losses(logits_MBK: Tensor, label_B: Tensor, log_t: float) -> Tensor:
+    """NLL of each row (float64) of ``mean_m softmax(logits_m / T)``; of a pool's logarithm as the only member's logits
+    that of the pool with T."""
+    M, _, K = logits_MBK.shape
+    rows, t = max(1, VALUES // (M * K)), math.exp(log_t)
+    log_B = [
+        (part_MbK.double() / t).log_softmax(-1).gather(-1, label_b.expand(M, -1)[..., None])[..., 0].logsumexp(0)
+        for part_MbK, label_b in zip(logits_MBK.split(rows, dim=1), label_B.split(rows), strict=True)
+    ]
+    return -(torch.cat(log_B) - math.log(M)).clamp_min(math.log(metrics.FLOOR))
+
+
+def _pooled(logits_MBK: Tensor) -> Tensor:
+    """``log_1BK``: the logarithm of the mean probability, as the logits of one member."""
+    M, _, K = logits_MBK.shape
+    parts = logits_MBK.split(max(1, VALUES // (M * K)), dim=1)
+    return torch.cat([part_MbK.double().log_softmax(-1).logsumexp(0) for part_MbK in parts])[None] - math.log(M)
+
+
+def _grid() -> Tensor:
+    return torch.linspace(-math.log(WIDEST), math.log(WIDEST), GRID, dtype=torch.float64)
+
+
+def _resampled(B: int, seed: int) -> Tensor:
+    """``counts_DB``, float64: how often each row is drawn, with replacement, in each draw."""
+    index_DB = torch.randint(B, (DRAWS, B), generator=seeds.generator_for(seed, "temperature", "bootstrap"))
+    counts_DB = torch.zeros(DRAWS, B, dtype=torch.float64)
+    return counts_DB.scatter_add_(1, index_DB, torch.ones_like(counts_DB))
+
+
+def _lowest(loss_XG: Tensor) -> Tensor:
+    """``log_t_X``: where the parabola through the lowest loss on the grid and its neighbours has its lowest point."""
+    grid, at_X = _grid(), loss_XG.argmin(1)
+    middle_X = at_X.clamp(1, GRID - 2)
+    left_X, mid_X, right_X = (loss_XG.gather(1, (middle_X + i)[:, None])[:, 0] for i in (-1, 0, 1))
+    curve_X = left_X - 2 * mid_X + right_X
+    shift_X = ((left_X - right_X) / (2 * curve_X.clamp_min(1e-12))).clamp(-0.5, 0.5)
+    return grid[at_X] + torch.where(at_X == middle_X, shift_X, 0.0) * (grid[1] - grid[0])
+
+
+def _lowest_near(logits_MBK: Tensor, label_B: Tensor, loss_G: Tensor) -> float:
+    """log T of the lowest NLL, sought between the neighbours of the lowest one on the grid."""
+    from scipy.optimize import minimize_scalar
+
+    grid, at = _grid().tolist(), int(loss_G.argmin())
+    lowest = minimize_scalar(
+        lambda log_t: losses(logits_MBK, label_B, log_t).mean().item(),
+        bounds=(grid[max(at - 1, 0)], grid[min(at + 1, GRID - 1)]),
+        method="bounded",
+        options={"xatol": PRECISION},
+    )
+    return float(lowest.x)
+
+
+def _held_out(logits_MBK: Tensor, label_B: Tensor, loss_GB: Tensor, fold_B: Tensor) -> float:
+    """Mean NLL of all rows, each with the temperature of the other folds."""
+    log_t_F = _lowest(torch.stack([loss_GB[:, fold_B != fold].mean(1) for fold in range(FOLDS)]))
+    parts = [
+        losses(logits_MBK[:, fold_B == fold], label_B[fold_B == fold], log_t).sum()
+        for fold, log_t in enumerate(log_t_F.tolist())
+    ]
+    return (torch.stack(parts).sum() / len(label_B)).item()

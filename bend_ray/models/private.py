@@ -1,0 +1,36 @@
+"""What bend_ray uses of torch that torch does not promise to keep, all of it: each part has a test of its shape.
+
+Where a public way exists it is taken instead. Versions: see the range of torch in pyproject.toml.
+"""
+
+from typing import Any
+
+import torch
+import torch.export.passes
+from torch import fx
+
+BATCH_NORM_WITH_STATISTICS = torch.ops.aten._native_batch_norm_legit_no_training.default
+"""A batch norm in eval mode after decomposition: it gives three values, of which the first is the output."""
+CHECKS = (torch.ops.aten._assert_tensor_metadata.default,)
+"""Operations of a graph that only check that it runs as it was exported: with reduced precision it does not."""
+
+
+def silence_vmap_fallback() -> None:
+    """Where vmap has no rule for an operation it loops over it; from now on it does so without a word on stderr."""
+    torch._C._functorch._set_vmap_fallback_warning_enabled(False)  # type: ignore[attr-defined]  # no stub has it
+
+
+def schema(node: fx.Node) -> Any | None:
+    """What torch declares of the operation that ``node`` calls: ``name``, ``arguments`` and ``is_mutable``. None where
+    it calls something else."""
+    return getattr(node.target, "_schema", None)
+
+
+def expression(size: torch.SymInt) -> Any:
+    """A size of an exported graph as a SymPy expression in the graph's symbols."""
+    return size.node.expr
+
+
+def moved(program: torch.export.ExportedProgram, device: torch.device) -> torch.export.ExportedProgram:
+    """``program`` with its tensors, and the devices named in its operations, on ``device``."""
+    return torch.export.passes.move_to_device_pass(program, device)

@@ -1,0 +1,206 @@
+"""What a user could deploy instead, side by side: one row each in `metrics.json` under `rivals`, and a recommendation.
+
+Every row gets its temperature from the same validation rows by the same rule. Votes have none.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from bend_ray.config import BASELINES, Config
+from bend_ray.ensemble import metrics
+from bend_ray.ensemble.reliability import ece_floor, error_auroc, selective_accuracy
+from bend_ray.ensemble.temperature import NONE
+from bend_ray.report import strangers
+from bend_ray.report.flops import Flops
+from bend_ray.report.metrics import Scored
+
+COVERAGES = (80, 90)
+"""Per cent of rows, the surest, whose accuracy is reported."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One row: a set of classifiers that was scored, and how it answers."""
+
+    label: str
+    source: str
+    """The name under which it was scored."""
+    trained: Literal["base", "cycles", "chains", "generator", "networks"]
+    """What had to be trained for it: the base alone; the base and cycles; what members share, and chains; the
+    generator, too; or whole networks."""
+    answer: Literal["network", "tails", "heads", "networks"]
+    """What runs for an answer: one network; many tails on one trunk, or last layers; or many whole networks."""
+    votes: bool = False
+    deployable: bool = False
+    """Whether the run holds what it takes to deploy it, so that it may be recommended."""
+
+
+CONTENDERS: dict[str, Contender] = {
+    "abend": Contender("aBEND (mean of probabilities)", "generated", "generator", "tails", deployable=True),
+    "sbend": Contender("sBEND (votes)", "generated", "generator", "tails", votes=True, deployable=True),
+    "base": Contender(BASELINES["base_model"].label, "base_model", "base", "network", deployable=True),
+    "vector_scaling": Contender("the base with vector scaling", "vector_scaling", "base", "network"),
+    "laplace": Contender("the base with a last-layer Laplace", "laplace", "base", "heads"),
+    "average_of_cycles": Contender(
+        "average of cycles (one network)", "average_of_cycles", "cycles", "network", deployable=True
+    ),
+    "cycle_ends": Contender("ensemble of base and cycle ends", "cycle_ends", "cycles", "networks", deployable=True),
+    **{
+        name: Contender(
+            one.label,
+            name,
+            "generator" if name == "autoencoder_only" else "chains",
+            "network" if one.single else "tails",
+        )
+        for name, one in BASELINES.items()
+        if name != "base_model"
+    },
+    "bagging": Contender("true bagging (whole trainings)", "bagging", "networks", "networks", deployable=True),
+    "deep_ensemble": Contender(
+        "deep ensemble (whole trainings)", "deep_ensemble", "networks", "networks", deployable=True
+    ),
+}
+"""By name, in the report's order."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What rows are measured with."""
+
+    config: Config
+    label_B: Tensor
+    val_label_B: Tensor
+    train: tuple[int, int]
+    """Training rows of the base, and of a chain."""
+    flops: Flops
+
+
+def measure(scored: dict[str, Scored], rows: Rows) -> dict[str, Any]:
+    """The keys ``rivals``, ``strangers``, ``recommended`` and ``recommendation`` of `metrics.json`."""
+    ours, built_in = scored["generated"], not rows.config.evaluate.strangers
+    ours_B = metrics.nll(ours.tempered_BK, rows.label_B)
+    measured = [_row(name, one, scored.get(one.source), rows, ours_B) for name, one in CONTENDERS.items()]
+    for row in measured:
+        contender = CONTENDERS[row["name"]]
+        if (one := scored.get(contender.source)) is not None:
+            equal, generated = one.members == ours.members > 1, contender.source == "generated"
+            row["auroc_strangers"] = strangers.of_row(one.strangers, contender.votes, equal, generated)
+    sets = {name: {"rows": aurocs["rows"], "built_in": built_in} for name, aurocs in ours.strangers.items()}
+    return {"rivals": measured, "strangers": sets, **_recommend(measured, scored, rows)}
+
+
+def _row(name: str, contender: Contender, scored: Scored | None, rows: Rows, ours_B: Tensor) -> dict[str, Any]:
+    """``ours_B``: the NLL of aBEND with its temperature."""
+    if scored is None:
+        return dict.fromkeys(_keys()) | {"name": name}
+    label_B, seed = rows.label_B, rows.config.seed
+    votes_BK = metrics.smoothed_votes(scored.vote_BK, scored.members)
+    plain_BK = scored.vote_BK if contender.votes else scored.prob_BK
+    answer_BK = scored.vote_BK if contender.votes else scored.tempered_BK
+    predicted_B = scored.sbend_B if contender.votes else plain_BK.argmax(-1)
+    answered_B = scored.sbend_B if contender.votes else answer_BK.argmax(-1)
+    plain, tempered = (
+        metrics.scores(prob_BK, label_B, chosen_B)
+        for prob_BK, chosen_B in ((plain_BK, predicted_B), (answer_BK, answered_B))
+    )
+    floor, floor_t = (
+        ece_floor(prob_BK.gather(1, chosen_B[:, None])[:, 0], seed)
+        for prob_BK, chosen_B in ((plain_BK, predicted_B), (answer_BK, answered_B))
+    )
+    doubt_B, right_B = torch.special.entr(answer_BK).sum(-1), answered_B == label_B
+    facts = {
+        "name": name,
+        "cost_trainings": _trainings(contender, scored, rows),
+        "answer_forwards": _forwards(contender, scored.members, rows.flops),
+        "accuracy": plain["accuracy"],
+        "nll": metrics.nll(votes_BK, label_B).mean().item() if contender.votes else plain["nll"],
+        "ece": plain["ece"],
+        "ece_floor": floor[0],
+        "ece_floor_95": floor[1],
+        "auroc_errors": error_auroc(doubt_B, ~right_B),
+        **{f"accuracy_at_{share}": selective_accuracy(doubt_B, right_B, share / 100) for share in COVERAGES},
+        "members": scored.members,
+        "temperature": (NONE if contender.votes else scored.temperature).to_json(),
+        "note": scored.note,
+    }
+    with_t = {
+        "accuracy_t": tempered["accuracy"],
+        "nll_t": tempered["nll"],
+        "nll_t_gain": _gain(metrics.nll(answer_BK, label_B) - ours_B, seed),
+        "ece_t": tempered["ece"],
+        "ece_t_floor": floor_t[0],
+        "ece_t_floor_95": floor_t[1],
+        "brier_t": tempered["brier"],
+    }
+    return dict.fromkeys(_keys()) | facts | ({} if contender.votes else with_t)
+
+
+def _gain(difference_B: Tensor, seed: int) -> dict[str, float]:
+    """Mean and 95 % interval, paired over rows: above 0 aBEND is better."""
+    low, high = metrics.paired_bootstrap(difference_B, seed)
+    return {"mean": difference_B.mean().item(), "low": low, "high": high}
+
+
+def _keys() -> tuple[str, ...]:
+    return (
+        *("name", "cost_trainings", "answer_forwards", "accuracy", "accuracy_t", "nll", "nll_t", "nll_t_gain"),
+        *("ece", "ece_floor", "ece_floor_95", "ece_t", "ece_t_floor", "ece_t_floor_95", "brier_t"),
+        *("auroc_errors", "auroc_strangers", *(f"accuracy_at_{share}" for share in COVERAGES)),
+        *("members", "temperature", "note"),
+    )
+
+
+def _trainings(contender: Contender, scored: Scored, rows: Rows) -> float:
+    """All that had to be trained, in trainings of the base."""
+    flops, config = rows.flops, rows.config
+    if contender.trained == "networks":
+        return float(scored.members)
+    base, total = flops.training(config.base, rows.train[0]), 0.0
+    members = contender.trained in ("chains", "generator")
+    if contender.trained == "cycles" or (members and config.collect.trunk != "base"):
+        total += flops.cycles(config, rows.train[0])
+    if members:
+        total += flops.chains(config, rows.train[1], len(rows.val_label_B))
+    if contender.trained == "generator":
+        total += flops.generator
+    if contender.answer == "heads":
+        total += rows.train[0] * flops.forward  # one pass for the features
+    return 1 + total / base
+
+
+def _forwards(contender: Contender, members: int, flops: Flops) -> float:
+    match contender.answer:
+        case "tails":
+            return flops.answer(members)
+        case "heads":
+            return flops.answer_of_heads(members)
+        case "networks":
+            return float(members)
+    return float(min(members, flops.trunks))  # one network, on several trunks one of each
+
+
+def _recommend(measured: list[dict[str, Any]], scored: dict[str, Scored], rows: Rows) -> dict[str, Any]:
+    """The cheapest answer whose NLL on validation rows, with T, is not above the lowest one beyond a 95 % interval of
+    the paired difference. Chosen on validation rows: test rows that chose would speak too well of what they chose."""
+    nll_of = {
+        row["name"]: metrics.nll(_val_answer(CONTENDERS[row["name"]], scored), rows.val_label_B)
+        for row in measured
+        if row["members"] and CONTENDERS[row["name"]].deployable
+    }
+    best = min(nll_of, key=lambda name: nll_of[name].mean().item())
+    cost = {row["name"]: (row["answer_forwards"], row["cost_trainings"]) for row in measured}
+    for name in sorted(nll_of, key=lambda name: cost[name]):
+        difference_B = nll_of[name] - nll_of[best]
+        low, high = metrics.paired_bootstrap(difference_B, rows.config.seed)
+        if low <= 0:
+            break
+    more = {"nll_more": difference_B.mean().item(), "low": low, "high": high, "rows": len(rows.val_label_B)}
+    return {"recommended": name, "recommendation": {"best": best, **more}}
+
+
+def _val_answer(contender: Contender, scored: dict[str, Scored]) -> Tensor:
+    one = scored[contender.source]
+    return metrics.smoothed_votes(one.val_vote_BK, one.members) if contender.votes else one.val_tempered_BK

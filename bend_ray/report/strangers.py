@@ -1,0 +1,70 @@
+"""How well doubt tells strange images from test rows: AUROC by entropy, by mutual information and by distance."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from bend_ray.ensemble import aggregate
+from bend_ray.ensemble.reliability import error_auroc
+from bend_ray.ensemble.temperature import Temperature
+
+VALUES = 2**23
+"""Logits that are worked on at once."""
+MEASURES = {"entropy": "entropy", "mutual_information": "mutual information", "distance": "distance"}
+"""Keys of ``auroc_strangers``, and what they are called."""
+Aurocs = dict[str, dict[str, float | None]]
+"""By set: ``rows``, and AUROCs by ``entropy``, ``vote_entropy``, ``mutual_information`` and ``distance``."""
+
+
+def measure(
+    logits_MBK: Tensor,
+    strange: Mapping[str, Tensor],
+    temperature: Temperature,
+    distance: Sequence[Tensor] = (),
+) -> Aurocs:
+    """AUROCs of the sets ``strange`` of logits (M, S, K) against test rows; ``distance``: those of test rows and of
+    each set, where there are any."""
+    test = _doubts(logits_MBK, temperature) if strange else {}
+    aurocs: Aurocs = {}
+    for number, (name, logits_MSK) in enumerate(strange.items(), 1):
+        doubts = _doubts(logits_MSK, temperature)
+        aurocs[name] = {key: _auroc(test[key], doubts[key]) for key in test} | {"rows": logits_MSK.shape[1]}
+        aurocs[name]["distance"] = _auroc(distance[0], distance[number]) if distance else None
+    return aurocs
+
+
+def of_row(aurocs: Aurocs, votes: bool, equal_members: bool, distance: bool) -> Aurocs:
+    """What a row of the report says of each set. Mutual information grows with the number of members, so it stands only
+    beside that of as many; votes have none."""
+    return {
+        name: {
+            "entropy": one["vote_entropy" if votes else "entropy"],
+            "mutual_information": one["mutual_information"] if equal_members and not votes else None,
+            "distance": one["distance"] if distance else None,
+        }
+        for name, one in aurocs.items()
+    }
+
+
+def _doubts(logits_MBK: Tensor, temperature: Temperature) -> dict[str, Tensor]:
+    """Doubt about each row, by its name."""
+    M, _, K = logits_MBK.shape
+    parts = [_of_part(part, temperature) for part in logits_MBK.split(max(1, VALUES // (M * K)), dim=1)]
+    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+
+def _of_part(logits_MBK: Tensor, temperature: Temperature) -> dict[str, Tensor]:
+    tally = aggregate.Tally(temperature=temperature)
+    tally.add(logits_MBK)
+    prediction = tally.prediction("abend")
+    return {
+        "entropy": prediction.entropy_B,
+        "vote_entropy": torch.special.entr(prediction.vote_BK).sum(-1),
+        "mutual_information": prediction.mutual_information_B,
+    }
+
+
+def _auroc(known_B: Tensor, strange_S: Tensor) -> float | None:
+    doubt_X = torch.cat([known_B, strange_S]).cpu()
+    return error_auroc(doubt_X, torch.arange(len(doubt_X)) >= len(known_B))

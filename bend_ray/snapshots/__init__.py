@@ -1,0 +1,1 @@
+"""Snapshots of the subset: chains that leave them, and how they are kept."""

@@ -1,1 +1,0 @@
-"""Which parameters of a classifier vary between members, and their snapshots."""

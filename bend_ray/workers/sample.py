@@ -1,0 +1,170 @@
+"""sample, in Ray's processes: actors that make blocks of members, and tasks that measure their spread, doubt and
+distance."""
+
+import bisect
+import time
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import ray
+import torch
+from torch import Tensor
+
+from bend_ray.cluster import processes
+from bend_ray.cluster.heartbeat import beating
+from bend_ray.config import Sample
+from bend_ray.ensemble import doubt
+from bend_ray.ensemble.batch_norm import BatchNormReestimation, of_trunk
+from bend_ray.ensemble.distance import Distance
+from bend_ray.ensemble.doubt import Doubt, largest_scale
+from bend_ray.ensemble.ensemble import make_trunks
+from bend_ray.ensemble.temperature import Temperature
+from bend_ray.ensemble.validation import Validation
+from bend_ray.errors import TrainingError
+from bend_ray.generator.generator import Generator
+from bend_ray.models import base as bases
+from bend_ray.models.trunk import SharedTrunk
+from bend_ray.run import Run
+from bend_ray.snapshots import parquet
+from bend_ray.store.kinds import numbered
+from bend_ray.store.tensors import read_tensors, write_tensors
+from bend_ray.store.timings import note_seconds
+
+SPREADS = tuple(spread / 40 for spread in range(8, 81))
+"""What a matched spread may be: from 0.2 to 2."""
+FIRST = 64
+"""Members and snapshots that it is measured with."""
+
+
+@ray.remote
+def match_spread(run: Run, heart: Any) -> float:
+    """The smallest of `SPREADS` at which the first members disagree as much as snapshots do on validation rows; the
+    largest where they never do. Members disagree the more the further apart they lie, so it is bisected."""
+    with beating(heart) as beat:
+        start, alive = time.monotonic(), beat.progress("")
+        sampler = Sampler(run, "")
+        config, validation, seen = run.config, sampler.validation, sampler.generator.facts["snapshots"]
+        rows = torch.linspace(0, seen - 1, min(seen, FIRST)).long()  # of all chains alike
+        snapshots = parquet.ShardedSnapshots.open(run.folder / "snapshots", config.collect.chains)
+        theta_SD = torch.cat([theta_Sd[rows] for _, theta_Sd in snapshots()], dim=1).to(sampler.run.device)
+        of_snapshots = validation.on(torch.tensor([snapshots.facts[row].chain for row in rows]) % config.trunks)
+        of_members = validation.on(sampler.generator.trunks_of(range(FIRST)))
+        if sampler.reestimation is not None:
+            theta_SD = sampler.reestimation.as_trained(theta_SD)
+
+        def disagreement(spread: float) -> float:
+            alive(0, 1)
+            tried = config.sample.model_copy(update={"spread": spread})
+            theta_MD = sampler.generated(range(FIRST), tried)
+            return of_members.disagreement(theta_MD.to(sampler.run.device))
+
+        smallest = bisect.bisect_left(SPREADS, of_snapshots.disagreement(theta_SD), key=disagreement)
+        note_seconds(run.folder, "block-spread", time.monotonic() - start)
+        return SPREADS[min(smallest, len(SPREADS) - 1)]
+
+
+@ray.remote
+def measure_doubt(run: Run, recipe: str, heart: Any) -> float:
+    """Put the noise of ``sample.doubt`` into the ensemble's folder: its shape from training rows, its size from what
+    the first members say of validation rows. Returns the size."""
+    with beating(heart) as beat:
+        start, alive = time.monotonic(), beat.progress("")
+        sampler = Sampler(run, recipe)
+        device = sampler.run.device
+        validation = sampler.validation.on(sampler.generator.trunks_of(range(FIRST)))
+        modules = bases.load_trunks(run.folder, run.config, run.spec, device)
+        of_rows = sampler.run.but(progress=alive)
+        shapes = [Doubt.of(module, sampler.generator.subset, of_rows) for module in modules]
+        theta_MD = sampler.generated(range(FIRST), run.config.sample)
+
+        def logits_of(scale: float) -> Tensor:
+            alive(0, 1)
+            sized = [replace(shape, scale=scale) for shape in shapes]
+            noisy_MD = doubt.added(sized, theta_MD, sampler.subset, range(FIRST), run.seed)
+            return validation.logits(noisy_MD.to(device))
+
+        scale = largest_scale(logits_of, sampler.run.dataset.val.labels)
+        note_seconds(run.folder, "block-doubt", time.monotonic() - start)
+        for shape, file in zip(shapes, doubt.files(len(shapes)), strict=True):
+            replace(shape, scale=scale).save(run.folder / "ensemble", recipe, file)
+        return scale
+
+
+@ray.remote
+def measure_distance(run: Run, recipe: str, heart: Any) -> str:
+    """Put the index of ``sample.distance`` into the ensemble's folder. Returns what it is, in words."""
+    with beating(heart) as beat:
+        start = time.monotonic()
+        sampler = Sampler(run, recipe)
+        trunk, here = sampler.validation.trunk, sampler.run.but(progress=beat.progress(""))
+        assert isinstance(trunk, SharedTrunk)  # the configuration has refused several
+        distance = Distance.of(run.config.sample.distance, trunk, here)
+        note_seconds(run.folder, "block-distance", time.monotonic() - start)
+        distance.save(run.folder / "ensemble", recipe)
+        return f"{distance.measure}, {distance.features} features of {distance.rows} training rows"
+
+
+class Sampler:
+    """One actor: it loads the generator once, by path, so that Ray can start it again."""
+
+    def __init__(self, run: Run, recipe: str) -> None:
+        sample, self.recipe = run.config.sample, recipe
+        processes.threads(sample.cpus_per_actor)
+        self.run = run = run.but(device=processes.device(sample.gpus_per_actor))
+        self.generator = Generator.load(run.folder).to(run.device)
+        self.reestimation: BatchNormReestimation | None = None
+        self.subset = self.generator.subset
+        if sample.reestimate_batch_norm:
+            self.reestimation = of_trunk(run, self.subset)
+            self.subset = self.reestimation.subset
+
+    @cached_property
+    def validation(self) -> Validation:
+        """What runs members on validation rows."""
+        modules = bases.load_trunks(self.run.folder, self.run.config, self.run.spec, self.run.device)
+        return Validation(make_trunks(modules, self.subset, self.run.spec), self.run.dataset)
+
+    def sample(self, block: int) -> None:
+        """Put the block's members, ``theta_MD``."""
+        start, run, sample = time.monotonic(), self.run, self.run.config.sample
+        ids = range(block * sample.block, (block + 1) * sample.block)
+        theta_MD = self.members(ids, sample)[: sample.made - ids[0]]
+        if not torch.isfinite(theta_MD).all():
+            raise TrainingError(f"block {block} of members: not finite; raise sample.steps or lower diffusion.lr")
+        tensors = {"theta_MD": theta_MD, "spread": torch.tensor(sample.spread, dtype=torch.float64)}
+        if sample.keep != "all":
+            of_these = self.validation.on(self.generator.trunks_of(ids)[: len(theta_MD)])
+            tensors["p_MB"] = of_these.true_probability(theta_MD.to(run.device))
+        note_seconds(run.folder, numbered("block", block), time.monotonic() - start)
+        write_tensors(run.folder / "ensemble", block_name(block), tensors, self.recipe)
+
+    def temperature(self, members: tuple[str, list[int]]) -> Temperature:
+        """That of the members in a file of the ensemble's folder, which are on trunks of these numbers, fitted on
+        validation rows."""
+        run, (file, trunk_M) = self.run, members
+        theta_MD = read_tensors(run.folder / "ensemble", file)[0]["theta_MD"]
+        return self.validation.on(torch.tensor(trunk_M)).temperature(theta_MD.to(run.device), run.seed)
+
+    @cached_property
+    def doubts(self) -> list[Doubt]:
+        """What `measure_doubt` has left, of each trunk; nothing where none is asked for."""
+        if self.run.config.sample.doubt == "none":
+            return []
+        return [Doubt.load(self.run.folder / "ensemble", file) for file in doubt.files(self.run.config.trunks)]
+
+    def members(self, ids: range, sample: Sample) -> Tensor:
+        """``theta_MD`` of the members ``ids``, on the CPU, with the noise of ``sample.doubt``."""
+        theta_MD = self.generated(ids, sample)
+        return doubt.added(self.doubts, theta_MD, self.subset, ids, self.run.seed) if self.doubts else theta_MD
+
+    def generated(self, ids: range, sample: Sample) -> Tensor:
+        """Those without noise, with batch-norm statistics of their own where asked for."""
+        theta_MD = self.generator.sample(ids, self.run.seed, sample)
+        if self.reestimation is not None:
+            theta_MD = self.reestimation(theta_MD.to(self.run.device)).cpu()
+        return theta_MD
+
+
+def block_name(block: int) -> str:
+    return f"{numbered('block', block)}.safetensors"
