@@ -31,8 +31,17 @@ from bend_ray.training.loop import train
 BEND_RAY = Path(sys.executable).with_name("bend-ray")
 SHARED = Path(os.environ.get("BEND_RAY_DATA", "../shared/data"))
 """Where fashion_mnist/ and cifar10/ lie, in the Hugging Face Hub's layout (image or img, label)."""
-DEFAULTS = Run(loads("data: {name: digits}\nclassifier: {name: convnet}\n", "defaults"))
-"""A run with the default keys, in no folder."""
+DEFAULTS = Run(load(Path(__file__).parents[1] / "jobs" / "digits_base.yaml"))
+"""A run with the keys of jobs/digits_base.yaml, in no folder."""
+PAPER: dict[str, dict[str, Any]] = {
+    "base": {"cycles": 0},
+    "collect": {"chains": 48, "lr": 0.1},
+    "autoencoder": {"hidden": 256, "iterations": 500},
+    "diffusion": {"hidden": 128, "iterations": 1000},
+    "sample": {"steps": 50},
+    "ensemble": {"answer_cost": 1000.0},
+}
+"""Keys by which chains start from the base and vary as much of it as there is, whatever an answer then costs."""
 SHAPE = (3, 32, 32)
 """Of `rows`."""
 NOISE = 0.2
@@ -52,6 +61,11 @@ def report_of(config: str | Path, run: Path, seed: int, *more: object) -> dict[s
     subprocess.run(list(map(str, words)), check=True)
     metrics: dict[str, Any] = json.loads((run / "report" / "metrics.json").read_text())
     return metrics
+
+
+def with_paper_keys(raw: dict[str, Any]) -> dict[str, Any]:
+    """``raw``, a configuration's sections, where it does not say otherwise with the keys of `PAPER`."""
+    return {**raw, **{name: keys | raw.get(name, {}) for name, keys in PAPER.items()}}
 
 
 def merged(before: list[dict[str, Any]], runs: list[dict[str, Any]]) -> list[dict[str, Any]]:

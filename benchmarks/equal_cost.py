@@ -5,13 +5,14 @@ rival's mean over seeds: what it cost to train, what an answer costs, accuracy, 
 validation rows fitted, and on how many seeds aBEND's NLL with T is lower or higher (95 % intervals, paired over rows).
 Where the recipe trains on changed images, the base trained on images as they are stands beside it: one training may be
 too short for the others. Below the table: how well mutual information and distance tell images of other data sets from
-test rows.
+test rows; and with --each members on the base and on every cycle's end, beside the ensemble of these networks.
 
-    python benchmarks/equal_cost.py [--seeds 3] [--configs fashion_mnist cifar10 digits] [--deep 3]
+    python benchmarks/equal_cost.py [--seeds 3] [--configs fashion_mnist cifar10 digits] [--deep 3] [--each cifar10]
 """
 
 import argparse
 import json
+import shutil
 import statistics
 from collections.abc import Iterator
 from dataclasses import replace
@@ -43,8 +44,14 @@ UNCHANGED = {
     3: ("deep_unchanged", "three whole trainings on images as they are"),
 }
 """Name and label of so many of them."""
+EACH = {"collect.trunk": "each", "collect.chains": 50, "collect.held_out": 5, "sample.members": 60}
+"""Keys of a run on the base and its four cycles' ends."""
+ON_EACH = {"abend": "aBEND", "random_originals": "random snapshots", "cycle_ends": "the ensemble of these networks"}
+"""Its rows that are kept."""
 SEEDS = 1000
 """Between the seeds of two."""
+KEYS = (("accuracy_t", 100, 2), ("nll_t", 1, 4))
+"""With what they are multiplied, and how many digits are told."""
 ROWS = 500
 """Images at once."""
 STRANGERS = {"CIFAR-10 in grey": Data(path=str(SHARED / "cifar10")), "digits": Data(name="digits")}
@@ -55,10 +62,13 @@ def main() -> None:
     arguments.add_argument("--seeds", type=int, default=3)
     arguments.add_argument("--configs", nargs="+", default=["fashion_mnist", "cifar10", "digits"])
     arguments.add_argument("--deep", type=int, default=3, help="whole trainings of the deep ensemble; 0: none")
+    arguments.add_argument("--each", nargs="*", default=[], help="configurations that run on several trunks, too")
     args = arguments.parse_args()
     result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     for name in args.configs:
         result[name] = [measured(name, seed, args.deep) for seed in range(args.seeds)]
+        if name in args.each:
+            result[name] = [run | {"each": on_each(name, run["seed"])} for run in result[name]]
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
     for name, runs in result.items():
         print(f"\n{name}\n\n{table(runs)}")
@@ -77,6 +87,16 @@ def measured(name: str, seed: int, deep: int) -> dict[str, Any]:
             *(unchanged(run, members) for members in UNCHANGED if members <= max(1, deep)),
         ]
     return kept | {"strangers": strangers(run, name)}
+
+
+def on_each(name: str, seed: int) -> dict[str, Any]:
+    """Rows of a run on several trunks, which are those of the run before."""
+    config, first, folder = f"jobs/{name}.yaml", KEPT / f"{name}-{seed}", KEPT / f"{name}-{seed}-each"
+    for kind in ("base", "trunks"):
+        if not (folder / kind).exists():
+            shutil.copytree(first / kind, folder / kind)
+    report = report_of(config, folder, seed, *[f"--{key}={value}" for key, value in (data_path(config) | EACH).items()])
+    return {row["name"]: row for row in report["rivals"] if row["name"] in ON_EACH}
 
 
 def unchanged(run: Run, members: int) -> dict[str, Any]:
@@ -177,7 +197,22 @@ def table(runs: list[dict[str, Any]]) -> str:
         lines.append(f"AUROC, {name} against test rows: {aurocs}")
     lines.append("doubt " + ", ".join(f"{run['doubt_scale'] or 0:.3g}" for run in runs))
     lines.append("recommended: " + ", ".join(run["recommended"] for run in runs))
+    if all("each" in run for run in runs):
+        lines += ["", *each_lines([run["each"] for run in runs])]
     return "\n".join(lines)
+
+
+def each_lines(runs: list[dict[str, Any]]) -> list[str]:
+    """What members on several trunks are worth."""
+    lines = ["On five trunks:"]
+    for name, label in ON_EACH.items():
+        rows = [run[name] for run in runs]
+        passes = statistics.fmean(row["answer_forwards"] for row in rows)
+        accuracy, nll = (spread([row[key] for row in rows], times, digits) for key, times, digits in KEYS)
+        lines.append(f"{label}: {accuracy} %, NLL with T {nll}, {passes:.2f} passes")
+    gains = [run["cycle_ends"]["nll_t_gain"] for run in runs]
+    words = ", ".join(f"{gain['mean']:.4f} [{gain['low']:.4f}, {gain['high']:.4f}]" for gain in gains)
+    return [*lines, f"NLL of that ensemble less aBEND's, by seed: {words}"]
 
 
 if __name__ == "__main__":

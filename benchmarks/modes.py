@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from common import SHARED, merged, report_of, spread
+from common import SHARED, merged, report_of, spread, with_paper_keys
 
 RUNS = Path("runs/modes")
 RESULT = Path("benchmarks/modes.json")
@@ -80,7 +80,7 @@ def measured(name: str, seed: int) -> dict[str, Any]:
     config["collect"] = config["collect"] | CHAINS.get(name, {})
     RUNS.mkdir(parents=True, exist_ok=True)
     path = RUNS / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(config))
+    path.write_text(yaml.safe_dump(with_paper_keys(config)))
     report = report_of(path, RUNS / f"{name}-{seed}", seed)
     generated, originals = report["generated"], report["originals"]
     overlap = {kind: report["diversity"][kind]["error_iou"] for kind in ("generated", "originals")}

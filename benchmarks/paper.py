@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import yaml
-from common import SHARED, report_of
+from common import SHARED, report_of, with_paper_keys
 from paper_beyond import beyond, flops
 from paper_tables import accuracies, claims, costs, doubts, draw, likelihoods
 
@@ -102,7 +102,7 @@ def configuration(name: str) -> Path:
     collect = CHAINS[data] | CHAINS.get(model, {}) | CHAINS.get(name, {})
     RUNS.mkdir(parents=True, exist_ok=True)
     path = RUNS / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({**COMMON, **DATA[data], **MODELS[model], "collect": collect}))
+    path.write_text(yaml.safe_dump(with_paper_keys({**COMMON, **DATA[data], **MODELS[model], "collect": collect})))
     return path
 
 

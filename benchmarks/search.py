@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 import torch
 import yaml
-from common import mean_and_sd
+from common import mean_and_sd, with_paper_keys
 
 from bend_ray.config import Config, loads
 from bend_ray.data.datasets import load_dataset
@@ -57,14 +57,16 @@ def main() -> None:
 def configuration(hidden: int, chains: int, **search: Any) -> str:
     """YAML of a search over a generator of an MLP's parameters."""
     return yaml.safe_dump(
-        {
-            "data": {"name": "digits"},
-            "classifier": {"name": "mlp", "kwargs": {"hidden": hidden}},
-            "collect": {"chains": chains, "snapshots_per_chain": 1, "held_out": 2, "subset": "regex:."},
-            "diffusion": {"iterations": 400},
-            "sample": {"members": 16},
-            "search": {"space": {"diffusion.lr": {"loguniform": [1e-4, 1e-2]}}, "early_stop": False} | search,
-        }
+        with_paper_keys(
+            {
+                "data": {"name": "digits"},
+                "classifier": {"name": "mlp", "kwargs": {"hidden": hidden}},
+                "collect": {"chains": chains, "snapshots_per_chain": 1, "held_out": 2, "subset": "regex:."},
+                "diffusion": {"iterations": 400},
+                "sample": {"members": 16},
+                "search": {"space": {"diffusion.lr": {"loguniform": [1e-4, 1e-2]}}, "early_stop": False} | search,
+            }
+        )
     )
 
 

@@ -31,11 +31,20 @@ BEND_RAY = str(Path(sys.executable).with_name("bend-ray"))
 TOY: dict[str, Any] = {
     "data": {"name": "digits", "train_limit": 400, "test_limit": 120},
     "classifier": {"name": "convnet", "kwargs": {"width": 8}},
-    "base": {"epochs": 2, "batch_size": 32},
-    "collect": {"workers": 1, "chains": 5, "held_out": 1, "snapshots_per_chain": 2, "epochs": 6, "lr": 0.003},
+    "base": {"epochs": 2, "batch_size": 32, "cycles": 0},
+    "collect": {
+        "workers": 1,
+        "chains": 5,
+        "held_out": 1,
+        "snapshots_per_chain": 2,
+        "epochs": 6,
+        "lr": 0.003,
+        "trunk": "base",
+        "subset": "norm+head",
+    },
     "autoencoder": {"latent": 4, "iterations": 30},
     "diffusion": {"steps": 50, "iterations": 60, "hidden": 32},
-    "sample": {"actors": 1, "members": 7, "block": 2, "steps": 5},
+    "sample": {"actors": 1, "members": 7, "block": 2, "steps": 5, "doubt": "none", "distance": "none"},
 }
 TWO: dict[str, Any] = TOY | {"collect": TOY["collect"] | {"workers": 2}, "sample": TOY["sample"] | {"actors": 2}}
 """The same on two workers and two actors: another process to start costs seconds, so it is for tests of spreading."""

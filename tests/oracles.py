@@ -41,6 +41,7 @@ def train_chain(
     """Snapshots of one chain trained through the whole module, and (loss, accuracy) on validation rows of each."""
     module = copy.deepcopy(module).eval().requires_grad_(False)
     chosen = [value.requires_grad_() for name, value in module.named_parameters() if name in subset.names]
+    assert collect.lr is not None
     optimizer: torch.optim.Optimizer
     if collect.optimizer == "sgd":
         optimizer = torch.optim.SGD(chosen, lr=collect.lr, momentum=0.9)

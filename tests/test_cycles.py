@@ -40,7 +40,7 @@ from test_training_resume import KilledError, data, same, state
 
 CYCLES: dict[str, Any] = {
     "base": {"cycles": 2, "cycle_epochs": 1.5, "cycle_lr": 2e-3, "ema": 0.0},
-    "collect": {"workers": 2, "trunk": "average"},
+    "collect": {"workers": 2, "trunk": "average", "subset": "head"},
     "evaluate": {"baselines": ["base_model", "random_originals"]},
 }
 
@@ -98,11 +98,13 @@ def test_a_killed_cycle_goes_on_to_the_same_bits(tmp_path: Path) -> None:
         if done == 2 * steps + 1:
             raise KilledError
 
-    checkpoint = cycles.checkpoint_of(Folder(tmp_path), "recipe", 3)
+    checkpoint = cycles.checkpoint_of(Folder(tmp_path), "recipe", cycles.cycle_unit(3))
     with pytest.raises(KilledError):
         cycle(checkpoint, kill)
-    assert [path.name for path in (tmp_path / "trunks").iterdir()] == ["epoch-00003-00002.safetensors"]
-    assert cycles.checkpoint_of(Folder(tmp_path), "recipe", 2).epochs() == 0  # another cycle's is none of ours
+    assert [path.name for path in (tmp_path / "trunks").iterdir()] == ["epoch-cycle-00003-00002.safetensors"]
+    assert (
+        cycles.checkpoint_of(Folder(tmp_path), "recipe", cycles.cycle_unit(2)).epochs() == 0
+    )  # another cycle's is none of ours
     seen: list[int] = []
     assert same(cycle(checkpoint, lambda done, total: seen.append(done)), cycle(None))
     assert seen[0] == 2 * steps + 1
@@ -188,12 +190,9 @@ def test_the_spectral_norm_of_an_average_is_one() -> None:
 # --- the configuration, and runs that are there
 
 
-def test_an_average_wants_cycles_and_takes_the_head() -> None:
+def test_an_average_wants_cycles() -> None:
     with pytest.raises(ConfigError, match=r"collect\.trunk: average is .* base\.cycles is 0; give 1 or more"):
         changed(collect={"trunk": "average"})
-    config = changed(base={"cycles": 1}, collect={"trunk": "average"})
-    assert config.collect.rule == "head" and changed(base={"cycles": 1}).collect.rule == "auto"
-    assert changed(base={"cycles": 1}, collect={"trunk": "average", "subset": "norm"}).collect.rule == "norm"
 
 
 def test_whole_epochs_are_hashed_as_whole_numbers() -> None:
@@ -222,7 +221,7 @@ def test_runs_from_before_there_was_a_key_are_gone_on_with(tmp_path: Path) -> No
     )
     lineage.check_run(run, config)  # one that has it, off
     with pytest.raises(ArtifactError, match=r"collect\.trunk: 'base' there, 'average' here"):
-        lineage.check_run(run, changed(base={"cycles": 1}, collect={"trunk": "average"}))
+        lineage.check_run(run, changed(base={"cycles": 1}, collect={"trunk": "average", "augment": True}))
 
 
 def test_cycles_count_for_members_that_come_from_them() -> None:
@@ -252,7 +251,9 @@ def averaged_run(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 def test_members_share_the_average_of_cycles(averaged_run: Path, reference: Path) -> None:
     run, config, dataset = Folder(averaged_run), changed(**CYCLES), data()
     facts = artifacts.load(run / "trunks", "trunks").facts
-    assert len(facts["cycles"]) == 2 and 0 < facts["val_accuracy"] <= 1
+    scores = facts["networks"]
+    assert list(scores) == ["cycle-00000.safetensors", "cycle-00001.safetensors", "average.safetensors"]
+    assert all(0 < one["val_accuracy"] <= 1 for one in scores.values())
     assert (run / "trunks").list() == [
         "README.md", "average.safetensors", "config.json", "cycle-00000.safetensors", "cycle-00001.safetensors",
     ]  # fmt: skip
@@ -261,9 +262,9 @@ def test_members_share_the_average_of_cycles(averaged_run: Path, reference: Path
     bases.read_into(module, run / "base")
     for cycle in range(2):  # in this process alone, one after the other
         cycles.train_cycle(module, Run(config, loaded=dataset), cycle)
-        assert same(state(module), state(bases.load(run / "trunks", spec, file=bases.cycle_file(cycle))))
+        assert same(state(module), state(bases.load(run / "trunks", spec, file=bases.cycle_place(cycle)[1])))
     network, base = (bases.load(run / folder, spec, file=file) for folder, file in (
-        ("trunks", bases.AVERAGE), ("base", bases.FILE)
+        bases.average_place(), bases.base_place()
     ))  # fmt: skip
     ensemble, x = Ensemble.load(run), dataset.preprocess(dataset.test.images)
     assert set(ensemble.subset.names) == set(subsets.head(network)) and ensemble.trunk.plan != "whole model"
@@ -288,7 +289,7 @@ def test_the_same_command_changes_nothing_and_show_tells(
     assert stamps(run.path) == before
     show.execute(str(run), {})
     said = capsys.readouterr().out
-    assert "2 cycles, their average's validation accuracy" in said and "average of cycles (one network)" in said
+    assert "3 networks, the best one's validation accuracy" in said and "average of cycles (one network)" in said
     with pytest.raises(
         ArtifactError, match=r"trunks: was made by another configuration \(base\.cycle_lr: 0\.002 there"
     ):

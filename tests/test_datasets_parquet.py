@@ -89,6 +89,28 @@ def test_grey_training_rows_follow_a_test_split_in_colour(tmp_path: Path) -> Non
     assert {tuple(s.images.shape[1:]) for s in (dataset.train, dataset.val, dataset.test)} == {(3, 8, 8)}
 
 
+@pytest.mark.parametrize("form", ["named classes", "unnamed classes", "no test split"])
+def test_rows_after_the_limit_are_looked_at_only_where_something_depends_on_them(tmp_path: Path, form: str) -> None:
+    """On the number of classes where they have no names, and on the rows of a test split that is cut off."""
+    images, broken = grey(40), grey(1)[0][:60]
+    names = None if form == "unnamed classes" else ("cat", "dog")
+    has_test = form != "no test split"
+    for name in ["train-0.parquet"] + ["test-0.parquet"] * has_test:
+        write(tmp_path / name, [*images[:30], broken], LABELS[:31], names)
+    write(tmp_path / "train-1.parquet", [broken] * 5, LABELS[:5], names)
+    columns = {"image_column": "image", "label_column": "label"}
+    data = Data(path=str(tmp_path), train_limit=30, test_limit=20, **columns)
+    if form != "named classes":
+        with pytest.raises(DataError, match=r"row 30 .*broken image"):
+            load_dataset(data, seed=0)
+        return
+    dataset = load_dataset(data, seed=0)
+    assert lengths(dataset) == (25, 5, 20)
+    assert torch.equal(dataset.test.images[19, 0], torch.from_numpy(picture(19, 8, 8)))
+    with pytest.raises(DataError, match=r"row 30 .*broken image"):
+        load_dataset(data.model_copy(update={"train_limit": 31}), seed=0)
+
+
 def replaced(row: int, value: Any, rows: list[Any]) -> list[Any]:
     return [*rows[:row], value, *rows[row + 1 :]]
 

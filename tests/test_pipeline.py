@@ -195,7 +195,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     cli.main(["run", str(tmp_path / "toy.yaml"), "--run-dir", str(tmp_path / "run"), "--dry-run"])
     said = io.StringIO(capsys.readouterr().out).getvalue()
     assert "answer:    7 members cost 6.34 forward passes" in said
-    assert "auto: D =" in said and "2 x 1 CPU (collect.cpus_per_worker)" in said and "chains: 5" in said
+    assert "norm+head: D =" in said and "2 x 1 CPU (collect.cpus_per_worker)" in said and "chains: 5" in said
     assert not (tmp_path / "run").exists()
 
 

@@ -24,7 +24,7 @@ from bend_ray.errors import ConfigError
 from bend_ray.report.metrics import SNAPSHOTS
 from bend_ray.report.rivals import CONTENDERS
 from bend_ray.store import lineage
-from bend_ray.training.rivals import CYCLES, RIVALS
+from bend_ray.training.rivals import RIVALS, TRUNKS
 from conftest import changed
 from pipeline_helpers import copy
 
@@ -75,11 +75,11 @@ SCHEMA = whole(
         "sbend": whole(SCORES),
         "abend": whole(SCORES),
         "baselines": whole(
-            {name: whole(BASELINE) for name in BASELINES} | dict.fromkeys((*CYCLES, *RIVALS), {"type": "null"})
+            {name: whole(BASELINE) for name in BASELINES} | dict.fromkeys((*TRUNKS, *RIVALS), {"type": "null"})
         ),
         "versus": whole(
             {name: whole(dict.fromkeys(("nll_gain", "low", "high"), NUMBER)) for name in BASELINES}
-            | dict.fromkeys((*CYCLES, *RIVALS), {"type": "null"})
+            | dict.fromkeys((*TRUNKS, *RIVALS), {"type": "null"})
         ),
         "diversity": whole(
             {name: whole({"disagreement": NUMBER, "error_iou": NUMBER}) for name in ("originals", "generated")}
@@ -128,7 +128,7 @@ def test_rivals_are_the_rows_of_the_report(reference: Path) -> None:
     report = json.loads((reference / "report" / "metrics.json").read_text())
     by_name = {row["name"]: row for row in report["rivals"]}
     assert report["format"] == 2 and list(by_name) == list(CONTENDERS)
-    missing = {"average_of_cycles", "cycle_ends", "bagging", "deep_ensemble"}
+    missing = {*TRUNKS, *RIVALS}
     assert {name for name, row in by_name.items() if row["members"] is None} == missing
     for name, old in (("abend", "abend"), ("sbend", "sbend"), *((name, name) for name in BASELINES)):
         ours = by_name["base" if name == "base_model" else name]

@@ -162,9 +162,9 @@ def test_baselines_of_several_trunks_are_each_trunks_own() -> None:
 EACH: dict[str, dict[str, object]] = {"base": {"cycles": 2}, "collect": {"trunk": "each", "chains": 8, "held_out": 2}}
 
 
-def test_each_counts_its_trunks_and_takes_the_head() -> None:
+def test_each_counts_its_trunks() -> None:
     config = changed(**EACH)
-    assert config.trunks == 3 and config.collect.rule == "head"
+    assert config.trunks == 3
     assert changed(base={"cycles": 2}).trunks == changed(base={"cycles": 2}, collect={"trunk": "average"}).trunks == 1
 
 
@@ -177,7 +177,10 @@ def test_each_counts_its_trunks_and_takes_the_head() -> None:
             r"collect\.chains: 5 chains .* fewer than 2 for each of 3 trunks .* give 8 or more",
         ),
         ({"sample": {"members": 2}}, r"sample\.members: 2 is fewer than one for each of 3 trunks"),
-        ({"collect": {"init": "fresh"}}, r"collect\.align: .* give false, or set collect\.trunk to base or average"),
+        (
+            {"collect": {"init": "fresh"}},
+            r"collect\.align: .* give false, or do without several trunks \(collect\.trunk: each\)",
+        ),
         ({"search": {"trials": 2}}, r"search\.trials: a search knows one trunk alone"),
         ({"sample": {"reestimate_batch_norm": 1}}, r"sample\.reestimate_batch_norm: is for members of one trunk"),
         ({"diffusion": {"condition": ["chain"]}}, r"diffusion\.condition: a chain is of one trunk"),

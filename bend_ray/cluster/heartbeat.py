@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,9 +89,14 @@ def heartbeat(show: Progress, stall: float, already: int = 0) -> Iterator[Any]:
 
 def run_task(task: Any, show: Progress, stall: float, *arguments: Any) -> Any:
     """What the Ray ``task`` returns for ``arguments`` and, last, a `heartbeat` that it reports to."""
-    with heartbeat(show, stall) as heart:
+    return run_tasks(task, show, stall, [arguments])[0]
+
+
+def run_tasks(task: Any, show: Progress, stall: float, each: Iterable[tuple[Any, ...]], already: int = 0) -> list[Any]:
+    """The same for each of these tuples of arguments, side by side. ``already``: how much was done before."""
+    with heartbeat(show, stall, already) as heart:
         try:
-            return ray.get(task.remote(*arguments, heart))
+            return ray.get([task.remote(*arguments, heart) for arguments in each])
         except ray.exceptions.RayError as error:
             raise failures.plainly(error) from error
 

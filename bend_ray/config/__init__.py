@@ -10,11 +10,12 @@ from bend_ray.config.cluster import Cluster
 from bend_ray.config.collect import Collect
 from bend_ray.config.data import Augment, Base, Classifier, Data
 from bend_ray.config.generator import Autoencoder, Diffusion, Sample
+from bend_ray.config.keys import meaning, nearest
 from bend_ray.config.members import Ensemble, Evaluate, Serve
 from bend_ray.config.reading import Parsed, Settings, complaint, dump, inference, load, loads, parse
 from bend_ray.config.search import SEARCHED, SPACE, Domain, Objective, Search
 from bend_ray.config.section import RENAMED, Gpus, Section, current, placement_keys
-from bend_ray.config.whole import Config, Inference, Serving, keys, meaning, nearest, off_value
+from bend_ray.config.whole import Config, Inference, Serving, keys, off_value
 
 __all__ = [
     "BASELINES",

@@ -10,14 +10,15 @@ from bend_ray.config.section import Gpus, Section, added, placement
 class Collect(Section):
     workers: int | tuple[int, int] = placement(2)
     """Ray Train workers; [1, 8]: as many as there is room for, while the cluster grows and shrinks (elastic)."""
-    chains: int = Field(48, ge=3)
+    chains: int = Field(24, ge=3)
     """Independent fine-tunings of the subset, each from the base on its own bootstrap."""
     snapshots_per_chain: int = Field(2, ge=1)
     """Snapshots kept of each chain, evenly spaced, the last at its end."""
     epochs: float = Field(2.0, gt=0)
     """Passes over the training split that one chain makes."""
-    lr: float = Field(0.1, gt=0)
-    """Learning rate of a chain: high, for it buys diversity."""
+    lr: float | None = Field(None, gt=0)
+    """Learning rate of a chain: high, for it buys diversity. None: 0.01 where the subset is one layer, as a head is,
+    else 0.1."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """What trains a chain: AdamW without weight decay, or SGD with momentum 0.9, whose rates are other ones."""
     schedule: Literal["constant", "cyclic"] = "constant"
@@ -38,16 +39,18 @@ class Collect(Section):
     align: bool | None = None
     """Permute hidden units of each chain, which changes no function, so that chains of different modes lie as near to
     each other as they can; None: where init is fresh."""
-    trunk: Literal["base", "average", "each"] = added("base", off="base")
+    trunk: Literal["auto", "base", "average", "each"] = added("auto", off="base")
     """The network that chains start from and members share: the base, or one whose weights are the average of those
     that the cycles ended with (`base.cycles`), its batch-norm statistics estimated again. `each`: the base and each of
-    these ends, chains and members dealt out to them in turn; an answer then costs a forward pass of each."""
+    these ends, chains and members dealt out to them in turn; an answer then costs a forward pass of each. `auto`: the
+    average where there are cycles, else the base."""
     subset: str = "auto"
-    """Parameters that vary: auto (norm+head where there are norms, else last_block; behind an averaged trunk, or
-    several, the head), head, norm, norm+head, last_block, regex:..., or names joined by commas."""
-    augment: bool = True
+    """Parameters that vary: head, norm, norm+head, last_block, regex:..., or names joined by commas. auto: norm+head
+    where there are norms, else last_block, but the head where answers of all members would then cost more than
+    `ensemble.answer_cost`."""
+    augment: bool | None = None
     """Whether chains train on changed images (`augment`), as the base does; false: on the images as they are, so that
-    what the frozen part gives can be kept."""
+    what the frozen part gives can be kept. None: where `trunk` is the base."""
     features: Literal["auto", "none", "float32", "bfloat16", "uint8"] = "auto"
     """What the frozen part of the classifier gives for each row is computed once and kept, as this type; chains then
     train what follows it, several at once. `auto`: float32 where that halves the multiplications of a step, unless rows
@@ -71,12 +74,6 @@ class Collect(Section):
     def seen_chains(self) -> int:
         """Chains whose snapshots the generator may see: the first ones."""
         return self.chains - self.held_out
-
-    @property
-    def rule(self) -> str:
-        """What `subset` stands for. An averaged trunk is the best single network there is, and behind a head all
-        members cost one forward pass of it; on several trunks, one of each."""
-        return "head" if self.subset == "auto" and self.trunk != "base" else self.subset
 
     @property
     def aligned(self) -> bool:

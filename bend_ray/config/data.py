@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from bend_ray.config.choices import ClassifierName
-from bend_ray.config.section import Section, placement
+from bend_ray.config.section import Section, added, placement
 
 
 class Data(Section):
@@ -65,6 +65,8 @@ class Classifier(Section):
         return self
 
 
+CYCLES = 4
+"""Cycles after a base that is trained here, unless told otherwise."""
 CYCLE = 0.38
 """Length of a cycle in trainings of the base, unless told otherwise."""
 
@@ -92,9 +94,13 @@ class Base(Section):
     shards: int = Field(2, ge=1)
     """Fixed pieces a step's batch is cut into and shared out over the workers; at most so many workers train the
     base. The bits depend on it, and not on the number of workers."""
-    cycles: int = Field(0, ge=0)
+    count: int = added(1, off=1, ge=1)
+    """Bases, trained side by side from seeds of their own, each with its own cycles; members are dealt out to all of
+    them, and an answer costs a forward pass of each."""
+    cycles: int | None = Field(None, ge=0)
     """Further trainings of the whole network after the base, each from where the one before ended (cyclic training);
-    each end is kept in `trunks/`. 0: none."""
+    each end is kept in `trunks/`. 0: none; None: 4, but none where `classifier.weights` brings a trained classifier or
+    `collect.trunk` is base."""
     cycle_epochs: float | None = Field(None, gt=0)
     """Passes over the training split of one cycle; None: 0.38 times `epochs`, so that four cost one and a half
     trainings."""

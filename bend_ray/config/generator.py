@@ -19,11 +19,11 @@ class Autoencoder(Section):
     each parameter's by its own, or none is."""
     latent: int = Field(32, ge=1)
     """Latent size Z, cut to R where that is smaller."""
-    hidden: int = Field(256, ge=1)
+    hidden: int = Field(128, ge=1)
     """Width of the hidden layers (`span`)."""
     channels: int = Field(64, ge=1)
     """Channels of the first convolution, which later ones multiply (`conv`)."""
-    iterations: int = Field(500, ge=0)
+    iterations: int = Field(150, ge=0)
     """Training steps."""
     batch_size: int = Field(64, ge=1)
     """Snapshots a step."""
@@ -51,11 +51,11 @@ class Diffusion(Section):
     """Gamma of DDPM's min-SNR weighting of timesteps, 5 in its paper; None: all count alike."""
     condition: tuple[Literal["val_loss", "chain"], ...] = ()
     """What the network is told of a snapshot, so that it can be asked for it: its validation loss, its chain."""
-    hidden: int = Field(128, ge=2)
+    hidden: int = Field(64, ge=2)
     """Width of the denoiser."""
     blocks: int = Field(3, ge=1)
     """Residual blocks of the denoiser."""
-    iterations: int = Field(1000, ge=1)
+    iterations: int = Field(300, ge=1)
     """Training steps."""
     batch_size: int = Field(128, ge=1)
     """Latents a step (drawn with replacement, each with its own timestep)."""
@@ -72,7 +72,7 @@ class Sample(Section):
     """Members M: classifiers to generate."""
     sampler: SamplerName = "ddim"
     """Sampler of the reverse process: dpm++ (2M) and heun are of second order, heun asks the network twice a step."""
-    steps: int = Field(50, ge=1)
+    steps: int = Field(20, ge=1)
     """Reverse steps (at most diffusion.steps)."""
     eta: float = Field(0.0, ge=0)
     """DDIM's noise: 0 deterministic, 1 as much as DDPM."""
@@ -86,14 +86,15 @@ class Sample(Section):
     outside: float = Field(0.0, ge=0)
     """Noise outside the snapshots' span as well: so many standard deviations of each parameter over the snapshots. At 0
     members are combinations of snapshots."""
-    doubt: Literal["none", "laplace"] = added("none", off="none")
+    doubt: Literal["auto", "none", "laplace"] = added("auto", off="none")
     """Noise on the head of each member where training rows do not pin it down: the shape of a Laplace approximation's
     posterior, as large as leaves the loss on validation rows as it is. Members then disagree about inputs unlike the
-    training rows."""
-    distance: Literal["none", "cosine", "gaussian"] = added("none", off="none")
+    training rows. `auto`: laplace where the subset is one linear layer that gives the logits, else none."""
+    distance: Literal["auto", "none", "cosine", "gaussian"] = added("auto", off="none")
     """How answers measure the distance of an input to the training rows, in the features that members share. `cosine`:
     the mean cosine distance to the 10 nearest of at most 5,000 rows; `gaussian`: the Mahalanobis distance to the
-    nearest class, from at most 20,000 rows."""
+    nearest class, from at most 20,000 rows. `auto`: cosine where the subset is one layer that reads features of
+    single rows, else none."""
     wanted_loss: float | None = None
     """Validation loss that members are asked to have, in standard deviations from the snapshots' mean, below 0 better
     than that (needs val_loss in diffusion.condition); None: any."""

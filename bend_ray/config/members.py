@@ -22,6 +22,9 @@ class Ensemble(Section):
     """Type in which members run; auto: float32 on a CPU, bfloat16 on a GPU, float16 on one without bfloat16."""
     compile: bool = False
     """Try torch.compile on the first batch of about a size, and keep it where it is faster."""
+    answer_cost: float = added(1.5, off=1.5, ge=1)
+    """What an answer of all members may cost, in forward passes of one network (of as many as members stand on): what
+    `collect.subset: auto` keeps to."""
     temperature: Annotated[float, Field(gt=0)] | Literal["auto"] = added("auto", off="auto")
     """Temperature of the mean probability: `auto`, the one that `sample` fitted on validation rows and keeps in the
     ensemble; 1: none; another number: that one. Votes do not depend on it."""

@@ -7,8 +7,9 @@ from typing import Any, TypeVar, Union, get_origin
 import yaml
 from pydantic import ValidationError
 
+from bend_ray.config.keys import nearest, put
 from bend_ray.config.section import Section
-from bend_ray.config.whole import Config, Inference, keys, nearest, put
+from bend_ray.config.whole import Config, Inference, keys
 from bend_ray.errors import ConfigError
 
 Parsed = TypeVar("Parsed", bound=Section)

@@ -1,19 +1,18 @@
 """All sections together, and what must go with what; of an ensemble that is there, those that still matter."""
 
-import difflib
-from collections.abc import Iterable
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
 from bend_ray.config.choices import SAMPLERS, listed
 from bend_ray.config.cluster import Cluster
 from bend_ray.config.collect import Collect
-from bend_ray.config.data import Augment, Base, Classifier, Data
+from bend_ray.config.data import CYCLES, Augment, Base, Classifier, Data
 from bend_ray.config.generator import Autoencoder, Diffusion, Sample
+from bend_ray.config.keys import nearest, put
 from bend_ray.config.members import Ensemble, Evaluate, Serve
 from bend_ray.config.search import SEARCHED, Search
-from bend_ray.config.section import Section, current, off_values, placement_keys
+from bend_ray.config.section import Section, off_values, placement_keys
 
 
 class Config(Section):
@@ -44,15 +43,39 @@ class Config(Section):
             raise ValueError(f"sample.steps: {self.sample.steps} is more than diffusion.steps: {self.diffusion.steps}")
         return self
 
+    @model_validator(mode="after")
+    def _values_that_follow(self) -> "Config":
+        """Keys that were left to others get their values here, so that hashes and a run's config.yaml have them."""
+        cycles, trunk = self.base.cycles, self.collect.trunk
+        if cycles is None:
+            cycles = 0 if trunk == "base" or self.classifier.weights else CYCLES
+        if trunk == "auto":
+            trunk = "average" if cycles else "base"
+        augment = trunk == "base" if self.collect.augment is None else self.collect.augment
+        one = self.base.count == 1 and trunk != "each"
+        distance = "none" if self.sample.distance == "auto" and not one else self.sample.distance
+        for name, values in {
+            "base": {"cycles": cycles},
+            "collect": {"trunk": trunk, "augment": augment},
+            "sample": {"distance": distance},
+        }.items():
+            object.__setattr__(self, name, getattr(self, name).model_copy(update=values))
+        return self
+
+    @property
+    def cycles(self) -> int:
+        """Cycles after each base."""
+        return self.base.cycles or 0
+
     @property
     def trunks(self) -> int:
         """How many networks chains start from and members share. Chain and member i are of number i modulo so many."""
-        return 1 + self.base.cycles if self.collect.trunk == "each" else 1
+        return self.base.count * (1 + self.cycles if self.collect.trunk == "each" else 1)
 
     @model_validator(mode="after")
     def _trunk_fits(self) -> "Config":
         needs = {"average": "that of what cycles end with", "each": "the base and what cycles end with"}
-        if (trunk := self.collect.trunk) in needs and not self.base.cycles:
+        if (trunk := self.collect.trunk) in needs and not self.cycles:
             raise ValueError(
                 f"collect.trunk: {trunk} is {needs[trunk]}, and base.cycles is 0; give 1 or more (4 is a start)"
             )
@@ -63,15 +86,17 @@ class Config(Section):
         """What members of several networks cannot have, and what each of these networks needs."""
         if (T := self.trunks) == 1:
             return self
+        if self.classifier.weights and self.base.count > 1:
+            raise ValueError("base.count: further bases are trained here, and classifier.weights brings one; give 1")
+        count, each = self.base.count, self.collect.trunk == "each"
+        why = " and ".join(["collect.trunk: each"] * each + [f"base.count: {count}"] * (count > 1))
         if self.collect.seen_chains < 2 * T:
             raise ValueError(
                 f"collect.chains: {self.collect.seen_chains} chains that are not withheld leave fewer than 2 for each"
-                f" of {T} trunks (collect.trunk: each); give {2 * T + self.collect.held_out} or more"
+                f" of {T} trunks ({why}); give {2 * T + self.collect.held_out} or more"
             )
         if self.sample.members < T:
-            raise ValueError(
-                f"sample.members: {self.sample.members} is fewer than one for each of {T} trunks (collect.trunk: each)"
-            )
+            raise ValueError(f"sample.members: {self.sample.members} is fewer than one for each of {T} trunks ({why})")
         by_chain = "chain" in self.diffusion.condition
         refused = {
             "collect.align: hidden units of several trunks have no order in common; give false": self.collect.aligned,
@@ -81,7 +106,7 @@ class Config(Section):
             "diffusion.condition: a chain is of one trunk, and members are of each; leave chain out": by_chain,
         }
         if reasons := [reason for reason, is_set in refused.items() if is_set]:
-            raise ValueError(f"{reasons[0]}, or set collect.trunk to base or average")
+            raise ValueError(f"{reasons[0]}, or do without several trunks ({why})")
         return self
 
     @model_validator(mode="after")
@@ -200,38 +225,3 @@ def off_value(key: str) -> Any:
     field = Config.model_fields.get(section)
     model: Any = field.annotation if field and name else None
     return off_values(model).get(name) if model else None
-
-
-def meaning(field: Any) -> str:
-    """What a pydantic field is for, in one line, with the names it takes where its docstring does not say them."""
-    text = " ".join((field.description or "").split())
-    names = _names(field.annotation)
-    return text if all(name in text for name in names) else f"{text} Values: {', '.join(names)}."
-
-
-def _names(kind: Any) -> list[str]:
-    if get_origin(kind) is Literal:
-        return list(get_args(kind))
-    return [name for part in get_args(kind) for name in _names(part)]
-
-
-def nearest(key: str, candidates: Iterable[str]) -> str:
-    """What was meant by ``key``: a candidate of the same name in another section, else the one spelt most alike; empty
-    where none is."""
-    names = list(candidates)
-    same = [other for other in names if _name(other) == _name(key)]
-    return next(iter(difflib.get_close_matches(key, same or names, n=1, cutoff=0.0 if same else 0.5)), "")
-
-
-def _name(key: str) -> str:
-    return key.lstrip("-").rpartition(".")[2]
-
-
-def put(raw: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted ``key``, the sections on the way to it made where they are not there."""
-    *path, last = current(key).split(".")
-    for part in path:
-        inner = raw.get(part)
-        raw[part] = inner = inner if isinstance(inner, dict) else {}
-        raw = inner
-    raw[last] = value

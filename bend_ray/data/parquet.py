@@ -21,14 +21,21 @@ ROWS = 512
 
 def read_parquet(place: Place) -> Loaded:
     """Splits and class names (empty where the schemas know none) of Parquet files. Raises DataError, which names file
-    and row."""
-    data = place.data
+    and row.
+
+    Rows after `data.train_limit` and `data.test_limit` are not decoded where nothing depends on them: no test split is
+    to be cut from them, and the schema names the classes.
+    """
+    data, by_split = place.data, _by_split(place)
     splits: Splits = {}
     classes: dict[str, tuple[str, ...]] = {}
-    for split, members in _by_split(place).items():
-        buffer = SpillBuffer(data.in_memory)
+    limits = {"train": data.train_limit if "test" in by_split else None, "test": data.test_limit}
+    for split, members in by_split.items():
+        buffer, limit, taken = SpillBuffer(data.in_memory), limits.get(split), 0
         labels: list[np.ndarray] = []
         for file in members:
+            if taken == limit:
+                break
             try:
                 with _stream(place, file) as stream:
                     table = pq.ParquetFile(stream)
@@ -36,10 +43,13 @@ def read_parquet(place: Place) -> Loaded:
                         table.schema_arrow, file, data.image_column, data.label_column
                     )
                     _same_classes(classes)
-                    row = 0
+                    limit, row = limit if classes[file] else None, 0
                     for batch in table.iter_batches(ROWS, columns=[image, label]):
-                        labels.append(_add(batch, image, label, file, row, buffer))
-                        row += len(batch)
+                        part = batch if limit is None else batch.slice(0, limit - taken)
+                        labels.append(_add(part, image, label, file, row, buffer))
+                        row, taken = row + len(part), taken + len(part)
+                        if taken == limit:
+                            break
             except (pa.ArrowException, OSError) as error:
                 if isinstance(error, BendError):
                     raise

@@ -181,6 +181,13 @@ class Distance:
         write_tensors(folder, FILE, self.kept | {"quantile_Q": self.quantile_Q}, "\n".join(note))
 
 
+@torch.no_grad()
+def has_features(trunk: SharedTrunk, run: Run) -> bool:
+    """Whether members share features of single rows."""
+    x = run.dataset.preprocess(run.dataset.train.images[:2].to(run.device))
+    return trunk.plan != "whole model" and bool(_values(trunk, trunk.trunk(x)))
+
+
 def features(trunk: Trunk, shared: Any) -> Tensor:
     """``feature_BF`` (float32) from what ``trunk`` gave. Raises ModelError where members share none, as those of
     several trunks."""

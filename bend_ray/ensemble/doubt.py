@@ -113,16 +113,27 @@ def largest_scale(logits_of: Callable[[float], Tensor], label_B: Tensor) -> floa
     return next((scale for scale in reversed(SCALES) if lowest_loss(logits_of(scale), label_B) <= highest), 0.0)
 
 
-def _head(module: nn.Module, subset: Subset, run: Run) -> tuple[str, nn.Linear]:
-    """Name and layer of the subset's linear layer whose output is the logits."""
+def has_head(module: nn.Module, subset: Subset, run: Run) -> bool:
+    """Whether the subset holds a linear layer whose output is the logits."""
+    return _head_or_none(module, subset, run) is not None
+
+
+def _head_or_none(module: nn.Module, subset: Subset, run: Run) -> tuple[str, nn.Linear] | None:
     first = {id(parameter): name for name, parameter in module.named_parameters()}
     layer = last_linear(module, _inputs(run, module, slice(0, 2)))
     if layer is None or not all(first[id(parameter)] in subset.names for parameter in layer.parameters()):
+        return None
+    return first[id(layer.weight)].removesuffix(".weight"), layer
+
+
+def _head(module: nn.Module, subset: Subset, run: Run) -> tuple[str, nn.Linear]:
+    """Name and layer of the subset's linear layer whose output is the logits."""
+    if (head := _head_or_none(module, subset, run)) is None:
         raise ModelError(
             "sample.doubt: laplace is for a subset with the linear layer that gives the logits, and this one has none"
             f" ({', '.join(subset.names[-4:])}); set collect.subset to head or norm+head, or sample.doubt to none"
         )
-    return first[id(layer.weight)].removesuffix(".weight"), layer
+    return head
 
 
 def _features(module: nn.Module, head: nn.Linear, run: Run) -> Iterator[Tensor]:

@@ -11,12 +11,12 @@ from bend_ray.data.datasets import Dataset, Preprocess
 from bend_ray.errors import ArtifactError
 from bend_ray.models import classifiers
 from bend_ray.store.folders import Folder
-from bend_ray.store.kinds import numbered, trunk_kind
+from bend_ray.store.kinds import numbered
 from bend_ray.store.tensors import read_tensors, write_tensors
 
 FILE = "model.safetensors"
-AVERAGE = "average.safetensors"
-"""In `trunks/`: the average of what cycles ended with."""
+TRUNKS = "trunks"
+"""The folder of all networks that are trained whole, but for the first base."""
 
 
 @dataclass(frozen=True)
@@ -69,25 +69,45 @@ def load(folder: Folder, spec: ModelSpec, device: torch.device | str = "cpu", fi
     return module
 
 
-def cycle_file(cycle: int) -> str:
-    """Where in `trunks/` the end of a cycle lies."""
-    return f"{numbered('cycle', cycle)}.safetensors"
+def unit_of(base: int, unit: str = "") -> str:
+    """What a unit of work is called that belongs to a base of this number, or the training of that base."""
+    of_base = [numbered("base", base)] if base else []
+    return "-".join([*of_base, *[unit] * bool(unit)]) or "base"
 
 
-def trunk_places(run: Folder, config: Config) -> list[tuple[Folder, str]]:
-    """Folder and file of each network that chains start from and members share (`collect.trunk`)."""
-    if config.collect.trunk == "each":
-        ends = [(run / "trunks", cycle_file(cycle)) for cycle in range(config.base.cycles)]
-        return [(run / "base", FILE), *ends]
-    return [(run / trunk_kind(config), FILE if config.collect.trunk == "base" else AVERAGE)]
+def base_place(base: int = 0) -> tuple[str, str]:
+    """Folder and file, in the run, of a base."""
+    return (TRUNKS, f"{unit_of(base)}.safetensors") if base else ("base", FILE)
+
+
+def cycle_place(cycle: int, base: int = 0) -> tuple[str, str]:
+    """Of the end of a cycle after a base."""
+    return TRUNKS, f"{unit_of(base, numbered('cycle', cycle))}.safetensors"
+
+
+def average_place(base: int = 0) -> tuple[str, str]:
+    """Of the average of what the cycles after a base ended with."""
+    return TRUNKS, f"{unit_of(base, 'average')}.safetensors"
+
+
+def trunk_places(config: Config) -> list[tuple[str, str]]:
+    """Of each network that chains start from and members share (`collect.trunk`, `base.count`)."""
+    places: list[tuple[str, str]] = []
+    for base in range(config.base.count):
+        if config.collect.trunk == "average":
+            places.append(average_place(base))
+            continue
+        cycles = range(config.cycles if config.collect.trunk == "each" else 0)
+        places += [base_place(base), *(cycle_place(cycle, base) for cycle in cycles)]
+    return places
 
 
 def load_trunk(
     run: Folder, config: Config, spec: ModelSpec, device: torch.device | str = "cpu", trunk: int = 0
 ) -> nn.Module:
     """One of these networks, as `load`: whatever needs what is frozen in a run gets it here."""
-    folder, file = trunk_places(run, config)[trunk]
-    return load(folder, spec, device, file)
+    folder, file = trunk_places(config)[trunk]
+    return load(run / folder, spec, device, file)
 
 
 def load_trunks(run: Folder, config: Config, spec: ModelSpec, device: torch.device | str = "cpu") -> list[nn.Module]:

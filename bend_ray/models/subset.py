@@ -43,6 +43,12 @@ class Subset:
         """Number of values in all."""
         return sum(self.sizes)
 
+    @property
+    def is_one_layer(self) -> bool:
+        """Whether these are the parameters of one layer with a matrix, as those of a head are."""
+        layers = {name.rpartition(".")[0] for name in self.names}
+        return len(layers) == 1 and max(map(len, self.shapes)) > 1
+
     def take(self, module: nn.Module) -> Tensor:
         """``theta_D``: the chosen parameters of ``module``, flattened and joined, float32, a copy on the CPU.
 

@@ -55,8 +55,13 @@ class Flops:
         return loop.steps_of(base, rows) * min(base.batch_size, rows) * STEP * self.forward
 
     def cycles(self, config: Config, rows: int) -> float:
-        """All cycles on so many rows."""
-        return config.base.cycles * self.training(config.base.cycle, rows)
+        """All cycles after one base, on so many rows."""
+        return config.cycles * self.training(config.base.cycle, rows)
+
+    def trunks_made(self, config: Config, rows: int) -> float:
+        """What is trained for the networks that members stand on, on so many rows, beyond the first base."""
+        count, cycles = config.base.count, 0.0 if config.collect.trunk == "base" else self.cycles(config, rows)
+        return (count - 1) * self.training(config.base, rows) + count * cycles
 
     def chains(self, config: Config, rows: int, val_rows: int) -> float:
         """All chains, each on so many rows."""

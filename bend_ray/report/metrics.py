@@ -16,7 +16,8 @@ from bend_ray.ensemble import aggregate, metrics, temperature
 from bend_ray.ensemble.temperature import Temperature
 from bend_ray.report import strangers
 from bend_ray.report.strangers import Aurocs
-from bend_ray.training.rivals import CYCLES, RIVALS
+from bend_ray.store.kinds import trunk_kind
+from bend_ray.training.rivals import RIVALS, TRUNKS
 
 SNAPSHOTS = ("originals", "reconstructed")
 """All snapshots, those of withheld chains last, and what the autoencoder gives back of them."""
@@ -112,7 +113,7 @@ def assemble(
 ) -> dict[str, Any]:
     """`metrics.json` but for its `cost` and `rivals`; every key is always there, None where not asked for. The
     generator has seen the first ``seen`` of the originals."""
-    generated, originals, compared = scored["generated"], scored["originals"], (*BASELINES, *CYCLES, *RIVALS)
+    generated, originals, compared = scored["generated"], scored["originals"], (*BASELINES, *TRUNKS, *RIVALS)
     aggregated = {name: _aggregated(one, label_B) for name, one in scored.items()}
     return {
         "format": 2,
@@ -149,7 +150,7 @@ def cost(config: Config, seconds: dict[str, float], rivals: list[float]) -> dict
     """Seconds of work (summed over processes), and a member's share of all but the base over one training's; cycles
     are no part of it where members do not come from them (`collect.trunk`)."""
     per_model = sum(rivals) / len(rivals) if rivals else seconds["base"] or None
-    cycles = seconds["cycles"] if config.collect.trunk != "base" else 0.0
+    cycles = seconds["cycles"] if trunk_kind(config) == "trunks" else 0.0
     made = cycles + sum(seconds[stage] for stage in ("collect", "search", "fit", "sample"))
     return {
         "base_s": seconds["base"],

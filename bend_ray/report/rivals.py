@@ -28,8 +28,8 @@ class Contender:
     label: str
     source: str
     """The name under which it was scored."""
-    trained: Literal["base", "cycles", "chains", "generator", "networks"]
-    """What had to be trained for it: the base alone; the base and cycles; what members share, and chains; the
+    trained: Literal["base", "cycles", "trunks", "chains", "generator", "networks"]
+    """What had to be trained for it: the base alone; the base and its cycles; what members share; chains, too; the
     generator, too; or whole networks."""
     answer: Literal["network", "tails", "heads", "networks"]
     """What runs for an answer: one network; many tails on one trunk, or last layers; or many whole networks."""
@@ -48,6 +48,7 @@ CONTENDERS: dict[str, Contender] = {
         "average of cycles (one network)", "average_of_cycles", "cycles", "network", deployable=True
     ),
     "cycle_ends": Contender("ensemble of base and cycle ends", "cycle_ends", "cycles", "networks", deployable=True),
+    "trunks": Contender("ensemble of the networks members stand on", "trunks", "trunks", "networks", deployable=True),
     **{
         name: Contender(
             one.label,
@@ -160,8 +161,10 @@ def _trainings(contender: Contender, scored: Scored, rows: Rows) -> float:
         return float(scored.members)
     base, total = flops.training(config.base, rows.train[0]), 0.0
     members = contender.trained in ("chains", "generator")
-    if contender.trained == "cycles" or (members and config.collect.trunk != "base"):
+    if contender.trained == "cycles":
         total += flops.cycles(config, rows.train[0])
+    if contender.trained == "trunks" or members:
+        total += flops.trunks_made(config, rows.train[0])
     if members:
         total += flops.chains(config, rows.train[1], len(rows.val_label_B))
     if contender.trained == "generator":

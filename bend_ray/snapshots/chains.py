@@ -45,8 +45,9 @@ def run_chains(
     depend on ``(seed, chain)`` alone, its numbers on those of its group no further than float rounding.
     Raises TrainingError where a loss or a parameter is not finite.
     """
-    collect, dataset, seed = run.config.collect, run.dataset, run.seed
-    C, labels, subset = len(chains), dataset.train.labels, tails.trunk.subset
+    dataset, seed, subset = run.dataset, run.seed, tails.trunk.subset
+    collect = with_rate(run.config.collect, subset)
+    C, labels = len(chains), dataset.train.labels
     steps = steps_of(collect, len(labels))
     ends = [steps * (i + 1) // collect.snapshots_per_chain for i in range(collect.snapshots_per_chain)]
     orders = [
@@ -93,12 +94,19 @@ def steps_of(collect: Collect, rows: int) -> int:
     return max(collect.snapshots_per_chain, round(collect.epochs * rows / collect.batch_size))
 
 
+def with_rate(collect: Collect, subset: Subset) -> Collect:
+    """``collect`` with a learning rate: its own, or the one that suits ``subset``."""
+    lr = (0.01 if subset.is_one_layer else 0.1) if collect.lr is None else collect.lr
+    return collect.model_copy(update={"lr": lr})
+
+
 def learning_rate(collect: Collect, step: int, ends: list[int]) -> float:
-    """At ``step``, counted from 0; ``ends``: after how many steps each snapshot is kept.
+    """Of settings that have one. At ``step``, counted from 0; ``ends``: after how many steps each snapshot is kept.
 
     ``cyclic``: lr/2 (1 + cos(pi u)), where u goes from 0 to 1 between a snapshot and the next (Loshchilov and Hutter
     2017; Huang et al. 2017, "Snapshot ensembles").
     """
+    assert collect.lr is not None
     if collect.schedule == "constant":
         return collect.lr
     end = next(end for end in ends if step < end)
@@ -107,6 +115,7 @@ def learning_rate(collect: Collect, step: int, ends: list[int]) -> float:
 
 
 def _optimizer(collect: Collect, theta: dict[str, Tensor]) -> torch.optim.Optimizer:
+    assert collect.lr is not None
     if collect.optimizer == "sgd":
         return torch.optim.SGD(theta.values(), lr=collect.lr, momentum=0.9)
     return torch.optim.AdamW(theta.values(), lr=collect.lr, weight_decay=0.0)

@@ -14,7 +14,9 @@ from typing import Any
 import ray
 
 from bend_ray.cluster import connection, failures, private
-from bend_ray.cluster.heartbeat import heartbeat, run_task
+from bend_ray.cluster.heartbeat import heartbeat, run_task, run_tasks
+from bend_ray.ensemble import answer_cost
+from bend_ray.models import base as bases
 from bend_ray.progress import Progress, counted, say
 from bend_ray.run import Run
 from bend_ray.snapshots import accuracy_filter, parquet
@@ -24,10 +26,9 @@ from bend_ray.store.artifacts import Manifest
 from bend_ray.store.folders import local_file
 from bend_ray.store.kinds import ARTIFACTS, numbered, trunk_kind, wanted
 from bend_ray.training import loop
+from bend_ray.workers import cycles as trunks
 from bend_ray.workers.align import align_snapshots
 from bend_ray.workers.collect import Job, checkpoint_of, collect, inputs_after_base, stem_of
-from bend_ray.workers.cycles import checkpoint_of as cycles_checkpoint
-from bend_ray.workers.cycles import finished
 
 
 def execute(run: Run) -> Manifest:
@@ -37,11 +38,13 @@ def execute(run: Run) -> Manifest:
     config, base_inputs = run.config, inputs_of_base(run)
     total, done, begun, status = _progress(run, base_inputs)
     already = done + sum(begun.values())
+    rule = answer_cost.rule(run)
+    _make_bases(run, base_inputs)
     with Progress("collect", "steps", total, already) as show:
         if status:
             show.line(status)
         with heartbeat(show, config.cluster.stall, already) as heart:
-            _train(Job(run, base_inputs, heart, begun))
+            _train(Job(run, base_inputs, heart, begun, rule))
     inputs = inputs_after_base(run, "snapshots", base_inputs)
     manifest = lineage.verified(run.folder, "snapshots", config, inputs)  # cycles may come later
     if manifest is None:
@@ -64,18 +67,18 @@ def existing(run: Run) -> Manifest | None:
 def _progress(run: Run, base_inputs: dict[str, str]) -> tuple[int, int, dict[str, int], str]:
     """Steps in all, those of what is done, those of a training that is begun, and in words what is there."""
     config, collect = run.config, run.config.collect
-    cycles, (base_steps, cycle_steps, chain_steps) = config.base.cycles, _steps(run)
+    cycles, (base_steps, cycle_steps, chain_steps) = config.cycles, _steps(run)
     total = base_steps + cycles * cycle_steps + collect.chains * chain_steps
     if lineage.verified(run.folder, "base", config, base_inputs) is None:
         epochs = checkpoint_of(run, base_inputs).epochs()
         status = f"the base has {epochs} of {_epochs(config.base.epochs)} behind it" if epochs else ""
         return total, 0, {"base": round(base_steps * epochs / config.base.epochs)}, status
     recipe = artifacts.recipe("trunks", config, inputs_after_base(run, "trunks", base_inputs))
-    ended, begun = finished(run.folder, recipe, cycles), {}
+    ended, begun = trunks.finished(run.folder, recipe, cycles), {}
     status = "the base is there already, and "
     if cycles:
         status += f"{ended} of {counted(cycles, 'cycles')} after it, and "
-    if ended < cycles and (epochs := cycles_checkpoint(run.folder, recipe, ended).epochs()):
+    if ended < cycles and (epochs := trunks.checkpoint_of(run.folder, recipe, trunks.cycle_unit(ended)).epochs()):
         begun = {numbered("cycle", ended): round(cycle_steps * epochs / config.base.cycle.epochs)}
     chains = _chains_done(run, base_inputs)
     status += f"{chains} of {counted(collect.chains, 'chains')}"
@@ -116,6 +119,25 @@ def _steps(run: Run) -> tuple[int, int, int]:
     rows, of_chains = run.dataset.rows_of_each(config.collect.unseen, run.seed)
     base = 0 if config.classifier.weights else loop.steps_of(config.base, rows)
     return base, loop.steps_of(config.base.cycle, rows), chain_training.steps_of(config.collect, of_chains)
+
+
+def _make_bases(run: Run, base_inputs: dict[str, str]) -> None:
+    """Make the further bases of ``base.count`` that are not there, a task each: they, their cycles and the average of
+    these. One that says nothing for `cluster.stall` seconds is ended and begun again."""
+    config, collect = run.config, run.config.collect
+    if config.base.count == 1 or artifacts.read_manifest(run.folder / "trunks", "trunks") is not None:
+        return
+    recipe = artifacts.recipe("trunks", config, base_inputs)  # they want no first base
+    last = bases.average_place if config.cycles else bases.base_place
+    todo = [base for base in range(1, config.base.count) if not trunks.is_done(run.folder, recipe, last(base))]
+    base_steps, cycle_steps, _ = _steps(run)
+    steps = base_steps + config.cycles * cycle_steps
+    total, already = steps * (config.base.count - 1), steps * (config.base.count - 1 - len(todo))
+    task = trunks.make_base.options(
+        num_cpus=collect.cpus_per_worker, num_gpus=collect.gpus_per_worker, max_retries=failures.RETRIES
+    )
+    with Progress("collect", "steps of further bases", total, already) as show:
+        run_tasks(task, show, config.cluster.stall, [(run, recipe, base) for base in todo], already)
 
 
 def _train(job: Job) -> None:
@@ -191,7 +213,7 @@ def _publish(run: Run, inputs: dict[str, str], aligned: dict[str, Any]) -> Manif
         **aligned,
     }
     readme = (
-        f"# Snapshots\n\n{len(accuracy)} snapshots of {subset.D} parameters (`{collect.rule}`): "
+        f"# Snapshots\n\n{len(accuracy)} snapshots of {subset.D} parameters (`{collect.subset}`): "
         f"{collect.chains} chains of {collect.snapshots_per_chain}, one Parquet shard a chain{_on_trunks(run)}. Mean"
         f" validation accuracy {mean:.4f}; {accuracy_filter.describe(collect, dropped)}. Withheld from the generator:"
         f" the last {counted(collect.held_out, 'chains')}.{_alignment_in_words(aligned)}\n\n"
@@ -208,7 +230,10 @@ def _publish(run: Run, inputs: dict[str, str], aligned: dict[str, Any]) -> Manif
 def _on_trunks(run: Run) -> str:
     """Which chains are on which trunk, in a README; nothing where all are on one."""
     T = run.config.trunks
-    return f", chain i on trunk i modulo {T} (0: the base, t: the end of cycle t - 1)" if T > 1 else ""
+    if T == 1:
+        return ""
+    files = ", ".join(f"`{folder}/{file}`" for folder, file in bases.trunk_places(run.config))
+    return f", chain i on trunk i modulo {T} ({files})"
 
 
 def _alignment_in_words(facts: dict[str, Any]) -> str:

@@ -8,11 +8,10 @@ import json
 import time
 from typing import Any
 
-import ray
 from torch import Tensor
 
 from bend_ray.cluster import failures
-from bend_ray.cluster.heartbeat import heartbeat
+from bend_ray.cluster.heartbeat import run_tasks
 from bend_ray.cluster.pool import pool
 from bend_ray.data import strangers
 from bend_ray.models.subset import Subset
@@ -128,14 +127,8 @@ def train_rivals(run: Run, recipe: str) -> None:
         return
     steps = loop.steps_of(config.base, len(run.dataset.train))
     total, already = steps * len(every), steps * (len(every) - len(todo))
-    with (
-        Progress("evaluate", "steps of whole trainings", total, already) as show,
-        heartbeat(show, config.cluster.stall, already) as heart,
-    ):
-        task = train_rival.options(
-            num_cpus=collect.cpus_per_worker, num_gpus=collect.gpus_per_worker, max_retries=failures.RETRIES
-        )
-        try:
-            ray.get([task.remote(run, recipe, rival, heart) for rival in todo])
-        except ray.exceptions.RayError as error:
-            raise failures.plainly(error) from error
+    task = train_rival.options(
+        num_cpus=collect.cpus_per_worker, num_gpus=collect.gpus_per_worker, max_retries=failures.RETRIES
+    )
+    with Progress("evaluate", "steps of whole trainings", total, already) as show:
+        run_tasks(task, show, config.cluster.stall, [(run, recipe, rival) for rival in todo], already)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bend_ray.config import Config, loads
+from bend_ray.config import loads
 from bend_ray.ensemble import distance
 from bend_ray.ensemble.ensemble import MEMBERS
 from bend_ray.ensemble.temperature import Temperature
@@ -89,7 +89,7 @@ def _copied(run: Folder, folder: Folder, ours: Manifest, row: dict[str, Any]) ->
 def _networks(run: Folder, folder: Folder, ours: Manifest, report: Manifest, row: dict[str, Any]) -> Manifest:
     """Whole networks as an ensemble: one is an ensemble of one member; of several all that differs is a member's."""
     config = loads(run.read("config.yaml").decode(), f"{run}/config.yaml")
-    places = {"base_model": [("base", bases.FILE)]} | whole_networks(config)
+    places = {"base_model": [bases.base_place()]} | whole_networks(config)
     networks = places[CONTENDERS[row["name"]].source]
     spec = ModelSpec.from_json(ours.facts, f"{run}/ensemble/config.json")
     modules = [bases.load(run / kind, spec, file=file) for kind, file in networks]
@@ -100,16 +100,11 @@ def _networks(run: Folder, folder: Folder, ours: Manifest, report: Manifest, row
     files, facts = [MEMBERS, bases.FILE], {key: ours.facts[key] for key in ("classifier", "class_names", "preprocess")}
     facts |= {"dataset": ours.facts["dataset"], "subset": subset.to_json(), "members": len(modules)}
     facts |= {"temperature": row["temperature"], "deployed": row["name"]}
-    if len(modules) == 1 and _is_trunk(run, config, networks[0]) and distance.FILE in ours.files:
+    if len(modules) == 1 and bases.trunk_places(config) == networks and distance.FILE in ours.files:
         folder.write(distance.FILE, (run / "ensemble").read(distance.FILE))  # its features are the ensemble's own
         files, facts = [*files, distance.FILE], facts | {"distance": ours.facts["distance"]}
     inputs = {"report": report.digest, **{kind: report.inputs[kind] for kind, _ in networks if kind in report.inputs}}
     return artifacts.publish_at(folder, "ensemble", config, inputs, facts, files, _readme(facts, row))
-
-
-def _is_trunk(run: Folder, config: Config, network: tuple[str, str]) -> bool:
-    places = [(folder.address, file) for folder, file in bases.trunk_places(run, config)]
-    return places == [((run / network[0]).address, network[1])]
 
 
 def differing(modules: list[nn.Module]) -> Subset:

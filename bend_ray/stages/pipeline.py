@@ -10,7 +10,7 @@ from torch import nn
 
 from bend_ray.cluster import connection, lease, preflight, resources
 from bend_ray.config import Config, dump
-from bend_ray.ensemble.ensemble import make_trunk
+from bend_ray.ensemble import answer_cost
 from bend_ray.errors import ArtifactError, ConfigError
 from bend_ray.models import classifiers
 from bend_ray.models import subset as subsets
@@ -66,8 +66,9 @@ def _size(run: Run, todo: tuple[str, ...], model: tuple[nn.Module, Subset] | Non
     if "collect" in todo:
         snapshots = 4 * D * config.collect.chains * config.collect.snapshots_per_chain
         size += base + (2 if config.collect.aligned else 1) * snapshots - _bytes_in(folder / "snapshots")
-        if config.base.cycles:
-            size += (config.base.cycles + 1) * base - _bytes_in(folder / "trunks")  # and their average
+        if "trunks" in wanted(config):
+            each = 1 + config.cycles + (config.cycles > 0)  # a base, what its cycles end with, their average
+            size += (config.base.count * each - 1) * base - _bytes_in(folder / "trunks")
     if "sample" in todo:
         size += (
             config.trunks * base + 4 * D * (config.sample.made + config.sample.members) - _bytes_in(folder / "ensemble")
@@ -103,15 +104,17 @@ def dry_run(run: Run, stages: tuple[str, ...], verbose: bool = False) -> None:
     config, dataset = run.config, run.dataset
     stages = stages or _every(config)
     module, subset = _classifier(run)
+    rule, passes = answer_cost.rule(run, module), answer_cost.forward_passes(run, module, subset)
     total = sum(parameter.numel() for parameter in module.parameters())
     print(dump(config))
     print(f"data:      {dataset.name}: {len(dataset.train)} training, {len(dataset.val)} validation,", end=" ")
     print(f"{len(dataset.test)} test rows; {dataset.classes} classes")
-    print(f"subset:    {config.collect.rule}: D = {subset.D} of {total} parameters ({subset.D / total:.1%})")
+    print(f"subset:    {rule}: D = {subset.D} of {total} parameters ({subset.D / total:.1%})")
     for name, shape in zip(subset.names, subset.shapes, strict=True):
         print(f"           {name} {list(shape)}")
     trunks = f" on {config.trunks} trunks" if config.trunks > 1 else ""
-    print(f"answer:    {config.sample.members} members{trunks} cost {_passes(run, module, subset):.2f} forward passes")
+    instead = _instead(run, module, rule)
+    print(f"answer:    {config.sample.members} members{trunks} cost {passes:.2f} forward passes{instead}")
     connection.connect(verbose)
     has = ray.cluster_resources()
     wanted = resources.wants(config, stages)
@@ -123,11 +126,18 @@ def dry_run(run: Run, stages: tuple[str, ...], verbose: bool = False) -> None:
         resources.check(wanted)
 
 
-def _passes(run: Run, module: nn.Module, subset: Subset) -> float:
-    """What an answer of all members costs, counted in multiplications, in forward passes of one whole network."""
-    x = run.dataset.preprocess(run.dataset.train.images[:2])
-    trunk, tail = make_trunk(module, subset, run.spec).flops(subset.take(module), x)
-    return (run.config.trunks * trunk + run.config.sample.members * tail) / max(1, trunk + tail)
+def _instead(run: Run, module: nn.Module, rule: str) -> str:
+    """What a larger subset would cost, where `auto` has taken the head instead of it."""
+    config = run.config
+    if config.collect.subset == rule:
+        return ""
+    larger = subsets.choose(module, "auto")
+    layers = {name.rpartition(".")[0] for name in larger.names}
+    cost = answer_cost.forward_passes(run, module, larger)
+    return (
+        f"; {larger.D} parameters in {len(layers)} layers would cost {cost:.2f}"
+        f" (ensemble.answer_cost: {config.ensemble.answer_cost:g})"
+    )
 
 
 def _every(config: Config) -> tuple[str, ...]:
@@ -142,4 +152,4 @@ def _classifier(run: Run) -> tuple[nn.Module, Subset]:
     module = run.spec.build(config.seed)
     if config.classifier.weights:
         classifiers.load_weights(module, config.classifier.weights)
-    return module, subsets.choose(module, config.collect.rule)
+    return module, subsets.choose(module, answer_cost.rule(run, module))

@@ -34,7 +34,7 @@ from bend_ray.store.artifacts import Manifest
 from bend_ray.store.folders import Folder
 from bend_ray.store.kinds import ARTIFACTS
 from bend_ray.store.tensors import read_note, read_tensors, write_rows
-from bend_ray.workers.sample import Sampler, block_name, match_spread, measure_distance, measure_doubt
+from bend_ray.workers.sample import Sampler, block_name, match_spread, measure
 
 
 def execute(run: Run) -> Manifest:
@@ -52,8 +52,7 @@ def execute(run: Run) -> Manifest:
         if already:
             show.line(f"{already} of {len(blocks)} blocks are there already")
         matched = _with_spread(run, show, sorted(done))
-        _measure_doubt(matched, recipe, show)
-        _measure_distance(matched, recipe, show)
+        _measure(matched, recipe, show)
         sample = matched.config.sample
         size = (sample.actors, sample.cpus_per_actor, sample.gpus_per_actor)
         with pool(Sampler, *size, matched, recipe, stall=config.cluster.stall) as actors:
@@ -106,17 +105,17 @@ def _check_rows(run: Run) -> None:
         )
 
 
-def _measure_doubt(run: Run, recipe: str, show: Progress) -> None:
-    """Make the noise of ``sample.doubt``, where it is asked for and not there."""
-    if run.config.sample.doubt != "none" and not _measured(run, doubt.files(run.config.trunks), recipe):
-        scale = _ask(run, measure_doubt, recipe, show)
-        show.line(f"doubt {scale:g}: the most noise that leaves the loss on validation rows as it is")
-
-
-def _measure_distance(run: Run, recipe: str, show: Progress) -> None:
-    """Make the index of ``sample.distance``, where it is asked for and not there."""
-    if run.config.sample.distance != "none" and not _measured(run, [distances.FILE], recipe):
-        show.line(f"distance: {_ask(run, measure_distance, recipe, show)}")
+def _measure(run: Run, recipe: str, show: Progress) -> None:
+    """Make what members want beside them, where it is asked for and not there, in a process like theirs."""
+    sample, files = run.config.sample, {"doubt": doubt.files(run.config.trunks), "distance": [distances.FILE]}
+    off = ("none",) if _generated(run).is_one_layer else ("none", "auto")
+    wanted = [name for name, value in (("doubt", sample.doubt), ("distance", sample.distance)) if value not in off]
+    if todo := [name for name in wanted if not _measured(run, files[name], recipe)]:
+        task = measure.options(
+            num_cpus=sample.cpus_per_actor, num_gpus=sample.gpus_per_actor, max_retries=failures.RETRIES
+        )
+        for sentence in run_task(task, show, run.config.cluster.stall, run, recipe, todo):
+            show.line(sentence)
 
 
 def _measured(run: Run, files: list[str], recipe: str) -> bool:
@@ -127,13 +126,6 @@ def _measured(run: Run, files: list[str], recipe: str) -> bool:
     for file in files:
         lineage.check_recipe(folder, file, read_note(folder, file).split("\n")[0], recipe)
     return True
-
-
-def _ask(run: Run, task: Any, recipe: str, show: Progress) -> Any:
-    """What ``task`` returns, in a process like those of members."""
-    sample = run.config.sample
-    ready = task.options(num_cpus=sample.cpus_per_actor, num_gpus=sample.gpus_per_actor, max_retries=failures.RETRIES)
-    return run_task(ready, show, run.config.cluster.stall, run, recipe)
 
 
 def _chosen_in_words(facts: dict[str, Any]) -> str:
@@ -165,9 +157,14 @@ def _done(folder: Folder, recipe: str) -> list[int]:
     return [int(name.split("-")[1].split(".")[0]) for name in names]
 
 
+def _generated(run: Run) -> Subset:
+    """What the generator makes."""
+    return Subset.from_json(artifacts.described(run.folder / "generator", "generator").facts["subset"])
+
+
 def _subset(run: Run) -> Subset:
     """What a member's parameters are, with the statistics of its own."""
-    subset = Subset.from_json(artifacts.described(run.folder / "generator", "generator").facts["subset"])
+    subset = _generated(run)
     return of_trunk(run, subset).subset if run.config.sample.reestimate_batch_norm else subset
 
 
@@ -196,20 +193,20 @@ def _write_members(run: Run, names: list[str]) -> tuple[list[int], int]:
 def _publish(run: Run, more: dict[str, Any], inputs: dict[str, str], names: list[str]) -> Manifest:
     """The artifact from the members that were written, with ``more`` facts; the files of blocks go."""
     base, sample, folder = artifacts.load(run.folder / "base", "base"), run.config.sample, run.folder / "ensemble"
-    places = bases.trunk_places(run.folder, run.config)
+    places = bases.trunk_places(run.config)
     networks = [bases.FILE] if len(places) == 1 else [trunk_file(number) for number in range(len(places))]
     for name, (source, file) in zip(networks, places, strict=True):
-        folder.write(name, source.read(file))
+        folder.write(name, (run.folder / source).read(file))
     facts = {key: base.facts[key] for key in ("classifier", "class_names", "preprocess", "dataset")}
     facts |= {"subset": _subset(run).to_json(), "members": sample.members}
     facts |= {"keep": sample.keep, "candidates": sample.made} | more
     temperature = Temperature.from_json(facts["temperature"], str(folder))
     files = [MEMBERS, *networks]
-    if sample.doubt != "none":
-        of_trunks = doubt.files(len(places))
+    of_trunks = doubt.files(len(places))
+    if sample.doubt != "none" and folder.exists(of_trunks[-1]):  # auto may have found that there is none
         facts["doubt_scale"] = Doubt.load(folder, of_trunks[0]).scale
         files += of_trunks
-    if sample.distance != "none":
+    if sample.distance != "none" and folder.exists(distances.FILE):
         facts["distance"] = Distance.load(folder).facts()
         files.append(distances.FILE)
     frozen = f"one frozen network (`{bases.FILE}`)"

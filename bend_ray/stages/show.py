@@ -87,7 +87,7 @@ def _half_done(run: Folder, kind: Kind) -> str:
         from bend_ray.training.checkpoint import Checkpoint  # and torch, a second
 
         return f", {counted(Checkpoint(run / kind, '').epochs(), 'epochs')} done"
-    units = {name.split("-")[1] for name in names}  # a chain may be there raw, too
+    units = {name.removeprefix("raw-").removeprefix("chain-") for name in names}  # a chain may be there raw, too
     return f", {counted(len(units), ARTIFACTS[kind].unit)} done" if units else ""
 
 
@@ -96,8 +96,8 @@ def _facts(kind: Kind, manifest: Manifest) -> str:
     if kind == "base":
         return f"; validation accuracy {facts['val_accuracy']:.4f} on {facts['dataset']}"
     if kind == "trunks":
-        ended = counted(len(facts["cycles"]), "cycles")
-        return f"; {ended}, their average's validation accuracy {facts['val_accuracy']:.4f}"
+        best = max(one["val_accuracy"] for one in facts["networks"].values())
+        return f"; {counted(len(facts['networks']), 'networks')}, the best one's validation accuracy {best:.4f}"
     if kind == "snapshots":
         dropped = f", {facts['dropped']} dropped" if facts.get("dropped") else ""  # runs before there was a filter
         return (

@@ -27,6 +27,8 @@ class Artifact:
     """Sections of the configuration that it depends on, apart from those of its inputs."""
     but: tuple[str, ...] = ()
     """Keys of these that it does not depend on."""
+    and_keys: tuple[str, ...] = ()
+    """Keys of other sections that it depends on."""
     inputs: tuple[Kind, ...] = ()
     """Artifacts that it is made from."""
     uses_trunks: Callable[["Config"], bool] = lambda config: False
@@ -53,7 +55,10 @@ class Artifact:
 
     def settings(self, config: "Config") -> dict[str, Any]:
         """The keys that it depends on, and their values."""
-        return {key: value for key, value in config.hashed(*self.sections).items() if key not in self.but}
+        more = config.hashed(*(key.partition(".")[0] for key in self.and_keys))
+        return {key: value for key, value in config.hashed(*self.sections).items() if key not in self.but} | {
+            key: more[key] for key in self.and_keys if key in more
+        }
 
 
 def numbered(unit: str, number: int) -> str:
@@ -64,15 +69,20 @@ def numbered(unit: str, number: int) -> str:
 def trunk_kind(config: "Config") -> Kind:
     """The artifact that must be there before chains can start: the one with the network that members share, or with the
     last of several."""
-    return "base" if config.collect.trunk == "base" else "trunks"
+    return "base" if config.collect.trunk == "base" and config.base.count == 1 else "trunks"
 
 
 def _starts_from_trunks(config: "Config") -> bool:
     return trunk_kind(config) == "trunks"
 
 
+def _has_trunks(config: "Config") -> bool:
+    return config.cycles > 0 or config.base.count > 1
+
+
 def _timed_cycles(config: "Config") -> list[str]:
-    return [numbered("cycle", i) for i in range(config.base.cycles)] + ["cycle-average"]
+    cycles = [numbered("cycle", i) for i in range(config.cycles)] + ["cycle-average"] * (config.cycles > 0)
+    return cycles + [numbered("base", base) for base in range(1, config.base.count)]
 
 
 def _timed_chains(config: "Config") -> list[str]:
@@ -98,7 +108,7 @@ ARTIFACTS: dict[Kind, Artifact] = {
     "base": Artifact(
         stage="collect",
         sections=("seed", "data", "classifier", "base", "augment"),
-        but=("base.cycles", "base.cycle_epochs", "base.cycle_lr"),
+        but=("base.count", "base.cycles", "base.cycle_epochs", "base.cycle_lr"),
         timed=lambda config: ["base"],
         cost="base",
         unit="epochs",
@@ -108,16 +118,17 @@ ARTIFACTS: dict[Kind, Artifact] = {
         stage="collect",
         sections=("seed", "base", "augment"),
         inputs=("base",),
-        wanted=lambda config: config.base.cycles > 0,
+        wanted=_has_trunks,
         timed=_timed_cycles,
         cost="cycles",
-        unit="cycles",
-        unit_files=("cycle-",),
+        unit="networks",
+        unit_files=("cycle-", "base-"),
         plural=True,
     ),
     "snapshots": Artifact(
         stage="collect",
         sections=("seed", "collect", "augment"),
+        and_keys=("ensemble.answer_cost",),
         inputs=("base",),
         uses_trunks=_starts_from_trunks,
         timed=_timed_chains,
@@ -157,7 +168,7 @@ ARTIFACTS: dict[Kind, Artifact] = {
         stage="evaluate",
         sections=("seed", "ensemble", "evaluate"),
         inputs=("base", "snapshots", "generator", "ensemble"),
-        uses_trunks=lambda config: config.base.cycles > 0,
+        uses_trunks=_has_trunks,
     ),
 }
 """In the order in which they are made."""

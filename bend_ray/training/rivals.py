@@ -15,8 +15,9 @@ from bend_ray.store.tensors import read_note
 
 RIVALS = ("bagging", "deep_ensemble")
 """Baselines that train whole classifiers."""
-CYCLES = ("average_of_cycles", "cycle_ends")
-"""Baselines that are there where cycles are: one network, their average; and the ensemble of base and ends."""
+TRUNKS = ("average_of_cycles", "cycle_ends", "trunks")
+"""Baselines that are there where cycles are: one network, their average; and the ensemble of base and ends. And where
+there are several bases, the ensemble of the networks that members stand on."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,12 @@ def whole_networks(config: Config) -> dict[str, list[tuple[str, str]]]:
     """Baselines that are whole networks, by name: folder and file, in the run, of each. The base is one where members
     share another trunk."""
     places = {kind: [(RIVALS_FOLDER, rival.file) for rival in of_kind] for kind, of_kind in requested(config).items()}
-    base = ("base", bases.FILE)
-    if config.base.cycles:
-        ends = [("trunks", bases.cycle_file(i)) for i in range(config.base.cycles)]
-        places |= dict(zip(CYCLES, ([("trunks", bases.AVERAGE)], [base, *ends]), strict=True))
+    base = bases.base_place()
+    if config.cycles:
+        ends = [bases.cycle_place(cycle) for cycle in range(config.cycles)]
+        places |= {"average_of_cycles": [bases.average_place()], "cycle_ends": [base, *ends]}
+    if config.base.count > 1:
+        places["trunks"] = bases.trunk_places(config)
     if config.collect.trunk != "base" and "base_model" in config.evaluate.baselines:
         places["base_model"] = [base]
     return {name: networks for name, networks in places.items() if networks}
@@ -85,6 +88,6 @@ def whole_networks(config: Config) -> dict[str, list[tuple[str, str]]]:
 
 def units_of(name: str, config: Config) -> list[str]:
     """What the seconds of the trainings behind such a baseline are noted under; the base's count for nobody."""
-    if name in CYCLES:
+    if name in TRUNKS:
         return ARTIFACTS["trunks"].timed(config)
     return [rival.unit for rival in requested(config).get(name, ())]

@@ -11,7 +11,6 @@ from bend_ray.alignment.symmetry import Symmetry
 from bend_ray.cluster import processes
 from bend_ray.cluster.heartbeat import beating
 from bend_ray.models import base as bases
-from bend_ray.models import subset as subsets
 from bend_ray.run import Run
 from bend_ray.snapshots import accuracy_filter, parquet
 from bend_ray.store.timings import note_seconds
@@ -30,12 +29,12 @@ def align_snapshots(run: Run, recipe: str, heart: Any) -> dict[str, Any]:
         start, dataset = time.monotonic(), run.dataset
         module = bases.load_trunk(run.folder, run.config, run.spec)
         example_x = dataset.preprocess(dataset.train.images[:2])
-        symmetry = Symmetry.of(module, subsets.choose(module, collect.rule), example_x)
         last, alive = {}, beat.progress("")
         for chain in range(collect.chains):
             of_chain = parquet.read_shard(folder, chain, parquet.RAW)
             if of_chain.facts:  # the accuracy filter may have left none
                 last[chain] = of_chain.theta_SD[-1].clone()
+        symmetry = Symmetry.of(module, of_chain.subset, example_x)
         accuracy_filter.check_left(collect, list(last), run.folder)
         seen = [chain for chain in last if chain < collect.seen_chains]
         aligned_CD, matched = align(symmetry, torch.stack([last[c] for c in seen]), progress=beat.progress("align"))

@@ -23,7 +23,7 @@ from bend_ray.snapshots import accuracy_filter, parquet
 from bend_ray.snapshots import chains as chain_training
 from bend_ray.snapshots.features import Tails
 from bend_ray.store import artifacts
-from bend_ray.store.kinds import ARTIFACTS, Kind, numbered, trunk_kind
+from bend_ray.store.kinds import ARTIFACTS, Kind, numbered, trunk_kind, wanted
 from bend_ray.store.timings import note_seconds
 from bend_ray.training import loop
 from bend_ray.training.checkpoint import Checkpoint
@@ -40,6 +40,8 @@ class Job:
     heart: Any
     begun: dict[str, int]
     """Steps that are done already, of the base and of a cycle."""
+    rule: str
+    """Of the subset."""
 
 
 def checkpoint_of(run: Run, base_inputs: dict[str, str]) -> Checkpoint:
@@ -88,12 +90,12 @@ def collect(loop_config: dict[str, Job]) -> None:
             barrier()
         if is_first:
             checkpoint.clear()
-        if run.config.base.cycles:
+        if "trunks" in wanted(run.config):
             inputs = inputs_after_base(run, "trunks", job.base_inputs)
             cycles.make_trunks(run.but(loaded=of_base), inputs, told, is_first)
         ranks = (context.get_world_rank(), context.get_world_size())
         if artifacts.read_manifest(run.folder / "snapshots", "snapshots") is None:  # cycles may come later
-            _run_chains(run.but(loaded=of_chains), job.base_inputs, beat, *ranks)
+            _run_chains(run.but(loaded=of_chains), job, beat, *ranks)
 
 
 def _train_base(module: nn.Module, run: Run, checkpoint: Checkpoint) -> float:
@@ -117,10 +119,10 @@ def _publish_base(module: nn.Module, run: Run, inputs: dict[str, str]) -> None:
     artifacts.publish(run.folder, "base", config, inputs, facts, [bases.FILE], readme)
 
 
-def _run_chains(run: Run, base_inputs: dict[str, str], beat: Beat, rank: int, world: int) -> None:
+def _run_chains(run: Run, job: Job, beat: Beat, rank: int, world: int) -> None:
     """This worker's chains: of each trunk its groups, apart from those already there."""
-    config = run.config
-    recipe = artifacts.recipe("snapshots", config, inputs_after_base(run, "snapshots", base_inputs))
+    config, rule = run.config, job.rule
+    recipe = artifacts.recipe("snapshots", config, inputs_after_base(run, "snapshots", job.base_inputs))
     accuracy_T, at_once = trunk_accuracies(run), 0
     folder, stem = run.folder / "snapshots", stem_of(config)
 
@@ -132,7 +134,7 @@ def _run_chains(run: Run, base_inputs: dict[str, str], beat: Beat, rank: int, wo
         if at_once and not any(todo(group) for group in _groups(config, trunk, at_once, rank, world)):
             continue
         module = bases.load_trunk(run.folder, config, run.spec, run.device, trunk)
-        subset = subsets.choose(module, config.collect.rule)
+        subset = subsets.choose(module, rule)
         tails = Tails.of(module, subset, run.but(progress=beat.progress("")))
         at_once = tails.at_once
         for chains in _groups(config, trunk, at_once, rank, world):
@@ -153,11 +155,10 @@ def _run_chains(run: Run, base_inputs: dict[str, str], beat: Beat, rank: int, wo
 
 def trunk_accuracies(run: Run) -> list[float]:
     """Validation accuracy of each trunk."""
-    facts = artifacts.described(run.folder / trunk_kind(run.config), trunk_kind(run.config)).facts
-    if run.config.collect.trunk != "each":
-        return [facts["val_accuracy"]]
-    base = artifacts.described(run.folder / "base", "base").facts
-    return [base["val_accuracy"], *(cycle["val_accuracy"] for cycle in facts["cycles"])]
+    scores = {bases.FILE: artifacts.described(run.folder / "base", "base").facts}
+    if trunk_kind(run.config) == "trunks":
+        scores |= artifacts.described(run.folder / bases.TRUNKS, "trunks").facts["networks"]
+    return [scores[file]["val_accuracy"] for _, file in bases.trunk_places(run.config)]
 
 
 def _groups(config: Config, trunk: int, at_once: int, rank: int, world: int) -> list[range]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from bend_ray.cluster import processes
 from bend_ray.cluster.heartbeat import beating
 from bend_ray.config import Sample
+from bend_ray.ensemble import distance as distances
 from bend_ray.ensemble import doubt
 from bend_ray.ensemble.batch_norm import BatchNormReestimation, of_trunk
 from bend_ray.ensemble.distance import Distance
@@ -25,6 +26,7 @@ from bend_ray.errors import TrainingError
 from bend_ray.generator.generator import Generator
 from bend_ray.models import base as bases
 from bend_ray.models.trunk import SharedTrunk
+from bend_ray.progress import ProgressCallback
 from bend_ray.run import Run
 from bend_ray.snapshots import parquet
 from bend_ray.store.kinds import numbered
@@ -65,44 +67,53 @@ def match_spread(run: Run, heart: Any) -> float:
 
 
 @ray.remote
-def measure_doubt(run: Run, recipe: str, heart: Any) -> float:
-    """Put the noise of ``sample.doubt`` into the ensemble's folder: its shape from training rows, its size from what
-    the first members say of validation rows. Returns the size."""
+def measure(run: Run, recipe: str, what: list[str], heart: Any) -> list[str]:
+    """Put ``what`` members want beside them into the ensemble's folder: doubt, distance, or both. Returns a sentence on
+    each; none on one that was left to us (`auto`) and that these members cannot have."""
     with beating(heart) as beat:
-        start, alive = time.monotonic(), beat.progress("")
-        sampler = Sampler(run, recipe)
-        device = sampler.run.device
-        validation = sampler.validation.on(sampler.generator.trunks_of(range(FIRST)))
-        modules = bases.load_trunks(run.folder, run.config, run.spec, device)
-        of_rows = sampler.run.but(progress=alive)
-        shapes = [Doubt.of(module, sampler.generator.subset, of_rows) for module in modules]
-        theta_MD = sampler.generated(range(FIRST), run.config.sample)
-
-        def logits_of(scale: float) -> Tensor:
-            alive(0, 1)
-            sized = [replace(shape, scale=scale) for shape in shapes]
-            noisy_MD = doubt.added(sized, theta_MD, sampler.subset, range(FIRST), run.seed)
-            return validation.logits(noisy_MD.to(device))
-
-        scale = largest_scale(logits_of, sampler.run.dataset.val.labels)
-        note_seconds(run.folder, "block-doubt", time.monotonic() - start)
-        for shape, file in zip(shapes, doubt.files(len(shapes)), strict=True):
-            replace(shape, scale=scale).save(run.folder / "ensemble", recipe, file)
-        return scale
+        sampler, alive = Sampler(run, recipe), beat.progress("")
+        measured = {"doubt": _measure_doubt, "distance": _measure_distance}
+        sentences = []
+        for name in what:
+            start = time.monotonic()
+            sentences.append(measured[name](sampler, alive))
+            note_seconds(run.folder, f"block-{name}", time.monotonic() - start)
+        return [sentence for sentence in sentences if sentence]
 
 
-@ray.remote
-def measure_distance(run: Run, recipe: str, heart: Any) -> str:
-    """Put the index of ``sample.distance`` into the ensemble's folder. Returns what it is, in words."""
-    with beating(heart) as beat:
-        start = time.monotonic()
-        sampler = Sampler(run, recipe)
-        trunk, here = sampler.validation.trunk, sampler.run.but(progress=beat.progress(""))
-        assert isinstance(trunk, SharedTrunk)  # the configuration has refused several
-        distance = Distance.of(run.config.sample.distance, trunk, here)
-        note_seconds(run.folder, "block-distance", time.monotonic() - start)
-        distance.save(run.folder / "ensemble", recipe)
-        return f"{distance.measure}, {distance.features} features of {distance.rows} training rows"
+def _measure_doubt(sampler: "Sampler", alive: ProgressCallback) -> str:
+    """The noise of ``sample.doubt``: its shape from training rows, its size from what the first members say of
+    validation rows."""
+    run, subset = sampler.run.but(progress=alive), sampler.generator.subset
+    validation = sampler.validation.on(sampler.generator.trunks_of(range(FIRST)))
+    modules = bases.load_trunks(run.folder, run.config, run.spec, run.device)
+    if run.config.sample.doubt == "auto" and not doubt.has_head(modules[0], subset, run):
+        return ""
+    shapes = [Doubt.of(module, subset, run) for module in modules]
+    theta_MD = sampler.generated(range(FIRST), run.config.sample)
+
+    def logits_of(scale: float) -> Tensor:
+        alive(0, 1)
+        sized = [replace(shape, scale=scale) for shape in shapes]
+        noisy_MD = doubt.added(sized, theta_MD, sampler.subset, range(FIRST), run.seed)
+        return validation.logits(noisy_MD.to(run.device))
+
+    scale = largest_scale(logits_of, run.dataset.val.labels)
+    for shape, file in zip(shapes, doubt.files(len(shapes)), strict=True):
+        replace(shape, scale=scale).save(run.folder / "ensemble", sampler.recipe, file)
+    return f"doubt {scale:g}: the most noise that leaves the loss on validation rows as it is"
+
+
+def _measure_distance(sampler: "Sampler", alive: ProgressCallback) -> str:
+    """The index of ``sample.distance``."""
+    run, trunk = sampler.run.but(progress=alive), sampler.validation.trunk
+    assert isinstance(trunk, SharedTrunk)  # the configuration has refused several
+    kind = run.config.sample.distance
+    if kind == "auto" and not distances.has_features(trunk, run):
+        return ""
+    distance = Distance.of("cosine" if kind == "auto" else kind, trunk, run)
+    distance.save(run.folder / "ensemble", sampler.recipe)
+    return f"distance: {distance.measure}, {distance.features} features of {distance.rows} training rows"
 
 
 class Sampler:
@@ -148,10 +159,15 @@ class Sampler:
 
     @cached_property
     def doubts(self) -> list[Doubt]:
-        """What `measure_doubt` has left, of each trunk; nothing where none is asked for."""
-        if self.run.config.sample.doubt == "none":
+        """What `measure` has left, of each trunk; nothing where none is asked for."""
+        folder, files, asked = (
+            self.run.folder / "ensemble",
+            doubt.files(self.run.config.trunks),
+            self.run.config.sample.doubt,
+        )
+        if asked == "none" or (asked == "auto" and not folder.exists(files[-1])):
             return []
-        return [Doubt.load(self.run.folder / "ensemble", file) for file in doubt.files(self.run.config.trunks)]
+        return [Doubt.load(folder, file) for file in files]
 
     def members(self, ids: range, sample: Sample) -> Tensor:
         """``theta_MD`` of the members ``ids``, on the CPU, with the noise of ``sample.doubt``."""
