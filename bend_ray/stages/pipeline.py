@@ -20,7 +20,7 @@ from bend_ray.run import Run
 from bend_ray.store import artifacts, lineage
 from bend_ray.store.folders import Folder
 from bend_ray.store.kinds import ARTIFACTS, STAGES, wanted
-from bend_ray.training import augment
+from bend_ray.training import augment, trained
 
 
 def execute(run: Run, stages: tuple[str, ...] = (), verbose: bool = False) -> None:
@@ -152,4 +152,6 @@ def _classifier(run: Run) -> tuple[nn.Module, Subset]:
     module = run.spec.build(config.seed)
     if config.classifier.weights:
         classifiers.load_weights(module, config.classifier.weights)
+    whole_trainings = config.cycles or config.evaluate.bagging_members or config.evaluate.deep_ensemble_members
+    trained.check(module, trains=not config.classifier.weights or bool(whole_trainings))
     return module, subsets.choose(module, answer_cost.rule(run, module))

@@ -24,20 +24,25 @@ def average(module: nn.Module, ends: Iterable[nn.Module], run: Run) -> None:
     """Make ``module`` the average of ``ends``, which are of its kind, in eval mode. Each is asked for once;
     ``run.progress`` counts batches of rows.
 
-    parameters           their mean, summed in float64
+    parameters           their mean, summed in float64 (complex128); one that is the same in all ends stays as it is
     batch norms          statistics of the training rows of ``run`` as they are: see `_reestimate`
     spectral norms       power iterations from the vectors of the last of ``ends``: an average of singular vectors of
                          several matrices is none of their average
     all other buffers    those of the last of ``ends``
     """
     sums: dict[str, Tensor] = {}
+    first: dict[str, Tensor] = {}
+    moved: set[str] = set()
     count = 0
     for end in ends:
         for name, value in end.named_parameters():
-            sums[name] = sums.get(name, torch.zeros_like(value, dtype=torch.float64)) + value.double()
+            exact = value.to(torch.complex128 if value.is_complex() else torch.float64)
+            sums[name] = sums.get(name, torch.zeros_like(exact)) + exact
+            if not torch.equal(value, first.setdefault(name, value)):
+                moved.add(name)
         last, count = end, count + 1
     for name, parameter in module.named_parameters():
-        parameter.copy_(sums[name] / count)
+        parameter.copy_(sums[name] / count if name in moved else first[name])
     for buffer, of_last in zip(module.buffers(), last.buffers(), strict=True):
         buffer.copy_(of_last)
     module.eval()

@@ -1,6 +1,6 @@
 """Training one whole classifier, to the same bits on any number of workers.
 
-A step's batch is cut into ``shards`` fixed pieces. A worker computes gradient and buffers (batch-norm statistics) of
+A step's batch is cut into ``shards`` fixed pieces. A worker computes gradients and buffers (batch-norm statistics) of
 its pieces, all pieces are exchanged, and every worker sums them in the same order. Averaging over workers, as PyTorch's
 DistributedDataParallel does, would add the same numbers in an order that depends on how many workers there are.
 
@@ -22,56 +22,58 @@ from bend_ray.data.images import Split
 from bend_ray.errors import ConfigError, TrainingError
 from bend_ray.models.classifiers import logits
 from bend_ray.run import Run
+from bend_ray.training import augment as augmenting
 from bend_ray.training import optimizer as optimizers
-from bend_ray.training.augment import augment, check
+from bend_ray.training import trained
 from bend_ray.training.checkpoint import Checkpoint
+from bend_ray.training.shards import Shards
 
 
 def train(
     module: nn.Module, run: Run, name: str = "base", bootstrap: bool = False, checkpoint: Checkpoint | None = None
 ) -> float:
-    """Train all parameters of ``module`` in place on the training rows of ``run``: AdamW, cross-entropy, images with
-    the random changes of ``augment``. Returns the seconds that one process would take for it: waiting for other ranks
-    does not count, and their shards count as its own.
+    """Train all parameters of ``module`` that are not frozen in place on the training rows of ``run``: AdamW,
+    cross-entropy, images with the random changes of ``augment``. A step moves those that had a gradient in it. Returns
+    the seconds that one process would take for it: waiting for other ranks does not count, and their shards count as
+    its own.
 
     With a ``torch.distributed`` process group the shards of each step are shared out over its ranks (further ranks
     than shards idle), without one this process computes all of them: the bits are the same. All randomness follows
     from ``(run.seed, name)``. ``bootstrap`` draws as many rows with replacement first. With a ``checkpoint`` (rank
     0's is everybody's) training goes on after its last epoch, to the bits of one that was never broken off.
-    Raises ConfigError where a shard would have fewer than two rows, TrainingError where the loss is not finite.
+    Raises ConfigError where a shard would have fewer than two rows, ModelError as `trained.check`, TrainingError where
+    the loss is not finite.
     """
     (rank, world), rows, base = _place(), run.dataset.train, run.config.base
     batch_size = min(base.batch_size, len(rows))
     if batch_size < 2 * base.shards:
         raise ConfigError(f"base.shards: {base.shards} pieces of {batch_size} rows; each needs 2, use fewer shards")
-    check(run.config.augment, run.dataset.image_size)
+    augmenting.check(run.config.augment, run.dataset.image_size)
+    trained.check(module)
     epoch, steps = len(rows) // batch_size, steps_of(base, len(rows))
     device = next(module.parameters()).device
     optimizer = optimizers.adamw(module, base)
-    average = {key: value.clone() for key, value in optimizers.named(module).items()} if base.ema else {}
+    average = optimizers.moving(module) if base.ema else {}
     spent = torch.zeros((), dtype=torch.float64)  # seconds
     done = epoch * _go_on(checkpoint, optimizers.training_state(module, optimizer, average, spent), device)
     schedule = optimizers.schedule(optimizer, base, steps, done)
     module.train()
-    own_shards = len(range(rank, base.shards, world))
+    shards, own_shards = Shards(module, base.shards, device), range(rank, base.shards, world)
     order = batches(len(rows), batch_size, seeds.generator_for(run.seed, name, "batches"), bootstrap)
     for step, index in enumerate(itertools.islice(order, done, steps), done):
-        began, start = time.perf_counter(), _buffers(module)
-        size = 1 + sum(p.numel() for p in module.parameters()) + start.numel()
-        pieces = torch.zeros(base.shards, size, device=device)
-        for shard, part in enumerate(index.tensor_split(base.shards)):
-            if shard % world != rank:
-                continue
-            _write_buffers(module, start)
-            loss = _backward(module, run, part, batch_size, (name, step, shard))
-            pieces[shard] = torch.cat([loss.reshape(1), _gradients(module), _buffers(module)])
-        spent += (time.perf_counter() - began) * base.shards / max(own_shards, 1)
+        began, parts = time.perf_counter(), index.tensor_split(base.shards)
+        shards.begin()
+        for shard in own_shards:
+            shards.begin_shard()
+            shards.end_shard(shard, _backward(module, run, parts[shard], batch_size, (name, step, shard)))
+        spent += (time.perf_counter() - began) * base.shards / max(len(own_shards), 1)
         if world > 1:
-            torch.distributed.all_reduce(pieces)  # one worker's numbers and zeros: exact in any order
+            shards.exchange(world)
         began = time.perf_counter()
-        _apply(module, pieces, optimizer)
+        shards.add()
+        optimizer.step()
         schedule.step()
-        if not torch.isfinite(pieces[:, 0]).all():
+        if not torch.isfinite(shards.loss_S).all():
             raise TrainingError(
                 f"training the {name} classifier: the loss is not finite at step {step}; lower base.lr (of cycles:"
                 " base.cycle_lr)"
@@ -82,8 +84,9 @@ def train(
             checkpoint.save((step + 1) // epoch, optimizers.training_state(module, optimizer, average, spent))
         if run.progress is not None:
             run.progress(step + 1, steps)
-    for key, value in optimizers.named(module).items() if average else ():
-        value.copy_(average[key])
+    values = optimizers.named(module)
+    for key, value in average.items():
+        values[key].copy_(value)
     module.eval()
     return float(spent)
 
@@ -95,13 +98,15 @@ def _backward(module: nn.Module, run: Run, index: Tensor, batch_size: int, unit:
     rows, base, device = run.dataset.train, run.config.base, next(module.parameters()).device
     images, y = rows.images[index].to(device), rows.labels[index].to(device)
     x = run.dataset.preprocess(
-        augment(images, run.config.augment, seeds.generator_for(run.seed, name, "augment", step, shard))
+        augmenting.augment(images, run.config.augment, seeds.generator_for(run.seed, name, "augment", step, shard))
     )
-    module.zero_grad(set_to_none=False)
+    module.zero_grad()
     with seeds.seeded(run.seed, name, "step", step, shard), optimizers.precision(base, device):
         output = logits(module(x))
-    loss = F.cross_entropy(output.float(), y, label_smoothing=base.label_smoothing, reduction="sum") / batch_size
-    loss.backward()
+    exact = output if output.dtype == torch.float64 else output.float()
+    loss = F.cross_entropy(exact, y, label_smoothing=base.label_smoothing, reduction="sum") / batch_size
+    if loss.requires_grad:  # a step may use nothing that is trained
+        loss.backward()
     return loss.detach()
 
 
@@ -152,32 +157,3 @@ def _go_on(checkpoint: Checkpoint | None, tensors: dict[str, Tensor], device: to
         torch.distributed.broadcast(buffer.view(torch.uint8), 0)  # as bytes: of any type
         tensor.copy_(buffer.reshape(tensor.shape))
     return int(epochs_of_all)
-
-
-def _gradients(module: nn.Module) -> Tensor:
-    flat = [(p.grad if p.grad is not None else torch.zeros_like(p)).reshape(-1) for p in module.parameters()]
-    return torch.cat(flat)
-
-
-def _buffers(module: nn.Module) -> Tensor:
-    flat = [b.detach().reshape(-1).to(torch.float32) for b in module.buffers()]
-    return torch.cat(flat) if flat else next(module.parameters()).new_zeros(0)
-
-
-def _write_buffers(module: nn.Module, flat: Tensor) -> None:
-    for buffer, piece in zip(module.buffers(), flat.split([b.numel() for b in module.buffers()]), strict=True):
-        buffer.data.copy_(piece.reshape(buffer.shape))  # .data: a buffer may be needed by no graph any more
-
-
-def _apply(module: nn.Module, pieces: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """One optimiser step from all shards: gradients summed, floating buffers averaged, counters as any shard's."""
-    parameters = list(module.parameters())
-    counts = [p.numel() for p in parameters]
-    gradient, buffers = pieces[:, 1 : 1 + sum(counts)].sum(0), pieces[:, 1 + sum(counts) :]
-    for parameter, piece in zip(parameters, gradient.split(counts), strict=True):
-        parameter.grad = piece.reshape(parameter.shape)
-    optimizer.step()
-    whole = [not b.is_floating_point() for b in module.buffers() for _ in range(b.numel())]
-    _write_buffers(
-        module, torch.where(torch.tensor(whole, dtype=torch.bool, device=buffers.device), buffers[0], buffers.mean(0))
-    )

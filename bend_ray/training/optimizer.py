@@ -5,12 +5,15 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from bend_ray.config import Base
+from bend_ray.training import trained
 
 
 def adamw(module: nn.Module, base: Base) -> torch.optim.AdamW:
-    """AdamW with the state that it would otherwise make at its first step, so that a checkpoint has where to go."""
-    optimizer = torch.optim.AdamW(module.parameters(), lr=base.lr, weight_decay=base.weight_decay)
-    for parameter in module.parameters():
+    """AdamW of what is trained, with the state that it would otherwise make at its first step, so that a checkpoint has
+    where to go."""
+    parameters = trained.parameters(module)
+    optimizer = torch.optim.AdamW(parameters, lr=base.lr, weight_decay=base.weight_decay)
+    for parameter in parameters:
         zeros = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
         optimizer.state[parameter] = {"step": torch.tensor(0.0), **zeros}
     return optimizer
@@ -42,7 +45,7 @@ def schedule(optimizer: torch.optim.Optimizer, base: Base, steps: int, done: int
 
 
 def precision(base: Base, device: torch.device) -> torch.autocast:
-    """The network runs in it; its loss is taken in float32 and its weights stay so."""
+    """The network runs in it; its loss is taken in float32 (float64 where logits are); weights keep their types."""
     able = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     low = base.precision == "bfloat16" or (base.precision == "auto" and able)
     return torch.autocast(device.type, torch.bfloat16, enabled=low)
@@ -53,27 +56,37 @@ def named(module: nn.Module) -> dict[str, Tensor]:
     return {key: value.detach() for key, value in (*module.named_parameters(), *module.named_buffers())}
 
 
+def moving(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of what training moves: parameters that are not frozen, and buffers."""
+    moves = {key for key, parameter in module.named_parameters() if parameter.requires_grad}
+    moves |= {key for key, _ in module.named_buffers()}
+    return {key: value.clone() for key, value in named(module).items() if key in moves}
+
+
 def ema_update(average: dict[str, Tensor], module: nn.Module, weight: float) -> None:
-    """The moving average goes so much of the way to the module as it is; counters go all of it.
+    """The moving average goes so much of the way to the module as it is; counters go all of it, and what is where the
+    average is stays (a mask's infinities).
 
     Statistics of batch norms are averaged as weights are: they are moving averages themselves, and counting them anew
     would take passes over the data that decide the bits, too.
     """
-    for key, value in named(module).items() if average else ():
-        if value.is_floating_point():
-            average[key].lerp_(value, weight)
+    values = named(module)
+    for key, mean in average.items():
+        value = values[key]
+        if trained.is_averaged(value):
+            mean.copy_(torch.where(mean == value, mean, mean.lerp(value, weight)))
         else:
-            average[key].copy_(value)
+            mean.copy_(value)
 
 
 def training_state(
     module: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor], spent: Tensor
 ) -> dict[str, Tensor]:
     """All that the next step depends on but its number, to be read and written."""
-    moments = [optimizer.state[parameter] for parameter in module.parameters()]
+    moments = {i: optimizer.state[p] for i, p in enumerate(module.parameters()) if p.requires_grad}
     return {
         **{f"module.{key}": value for key, value in named(module).items()},
         **{f"average.{key}": value for key, value in average.items()},
-        **{f"optimizer.{i}.{key}": value for i, moment in enumerate(moments) for key, value in moment.items()},
+        **{f"optimizer.{i}.{key}": value for i, moment in moments.items() for key, value in moment.items()},
         "seconds": spent,
     }
