@@ -5,8 +5,10 @@
 
 import contextlib
 import hashlib
+import random
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 
@@ -23,8 +25,17 @@ def generator_for(seed: int, *names: str | int) -> torch.Generator:
 
 @contextlib.contextmanager
 def seeded(seed: int, *names: str | int) -> Iterator[None]:
-    """Seed torch's global generators inside the block, for code that takes no generator (initialisers, dropout)."""
+    """Seed the global generators of torch, numpy and Python inside the block, for code that takes no generator
+    (initialisers, dropout, whatever a user's code draws); after it they are as they were. A decorator, too.
+    """
+    value, of_python, of_numpy = seed_for(seed, *names), random.getstate(), np.random.get_state()
     # Without a list, every GPU in sight would be opened, by processes that were promised none as well.
     with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
-        torch.manual_seed(seed_for(seed, *names))
-        yield
+        torch.manual_seed(value)
+        np.random.seed(value % 2**32)
+        random.seed(value)
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)

@@ -26,6 +26,14 @@ LARGE = 2**53 + 1  # no float holds it
 class Network(nn.Module):
     """Parameters and buffers of many types, tied, frozen and unused ones, and some with a gradient now and then."""
 
+    mean: Tensor
+    sure: Tensor
+    rough: Tensor
+    low_mean: Tensor
+    steps: Tensor
+    small: Tensor
+    seen: Tensor
+
     def __init__(self, chance: float = 0.5) -> None:
         super().__init__()
         self.chance = chance

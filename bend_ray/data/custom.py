@@ -26,7 +26,8 @@ def load_custom(data: Data, seed: int) -> tuple[Splits, tuple[str, ...]]:
     Raises DataError, which names split and row.
     """
     where = f"data.target: {data.target}"
-    make = imported(data.target or "", "data.target", DataError)
+    with seeds.seeded(0, "import"):
+        make = imported(data.target or "", "data.target", DataError)
     with seeds.seeded(seed, "data"):  # for what draws as it is made, or as a row is asked for
         try:
             returned = make(**data.kwargs)

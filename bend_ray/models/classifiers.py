@@ -87,7 +87,8 @@ def build(classifier: Classifier, classes: int, channels: int, image_size: int, 
     Raises ModelError, naming the key, where it cannot be made or does not give (B, classes) logits.
     """
     target = CLASSIFIERS[classifier.name] if classifier.name else classifier.target or ""
-    make = imported(target, "classifier.name" if classifier.name else "classifier.target", ModelError)
+    with seeds.seeded(0, "import"):  # apart from what follows, for the next process may have imported it before
+        make = imported(target, "classifier.name" if classifier.name else "classifier.target", ModelError)
     where = classifier.name or classifier.target
     given = {"classes": classes, "channels": channels, "image_size": image_size}
     try:

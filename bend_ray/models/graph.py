@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from bend_ray import seeds
 from bend_ray.models import private
 from bend_ray.models.classifiers import logits
 from bend_ray.models.subset import Subset
@@ -50,10 +51,12 @@ class Graph:
         return rows
 
 
+@seeds.seeded(0, "graph")
 def export(module: nn.Module, example_x: Tensor) -> Graph:
     """``module`` as a graph in which no operation writes in place: members would see it in what they share.
 
-    The graph is that of the CPU on any device, for a GPU's may be another one, or none: some of its operations fix the
+    What the module draws of Python or numpy as it is traced becomes a constant, the same each time. The graph is that
+    of the CPU on any device, for a GPU's may be another one, or none: some of its operations fix the
     number of rows while they are traced.
     """
     batch, device = torch.export.Dim("batch", min=1), example_x.device

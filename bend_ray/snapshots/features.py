@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bend_ray import seeds
 from bend_ray.config import Augment, Collect
 from bend_ray.data.datasets import Dataset
 from bend_ray.data.images import Split
@@ -50,6 +51,7 @@ class Tails:
     """Chains that train at once: by the configuration and the graph, so that bits do not depend on the machine."""
 
     @staticmethod
+    @seeds.seeded(0, "features")
     def of(
         module: nn.Module,
         subset: Subset,

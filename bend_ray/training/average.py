@@ -19,6 +19,7 @@ POWER_ITERATIONS = 100
 """How often parametrizations with a state of their own run: a singular vector wants many where two values are near."""
 
 
+@seeds.seeded(0, "average")
 @torch.no_grad()
 def average(module: nn.Module, ends: Iterable[nn.Module], run: Run) -> None:
     """Make ``module`` the average of ``ends``, which are of its kind, in eval mode. Each is asked for once;

@@ -101,12 +101,13 @@ def _backward(module: nn.Module, run: Run, index: Tensor, batch_size: int, unit:
         augmenting.augment(images, run.config.augment, seeds.generator_for(run.seed, name, "augment", step, shard))
     )
     module.zero_grad()
-    with seeds.seeded(run.seed, name, "step", step, shard), optimizers.precision(base, device):
-        output = logits(module(x))
-    exact = output if output.dtype == torch.float64 else output.float()
-    loss = F.cross_entropy(exact, y, label_smoothing=base.label_smoothing, reduction="sum") / batch_size
-    if loss.requires_grad:  # a step may use nothing that is trained
-        loss.backward()
+    with seeds.seeded(run.seed, name, "step", step, shard):  # what is run backward may draw, too
+        with optimizers.precision(base, device):
+            output = logits(module(x))
+        exact = output if output.dtype == torch.float64 else output.float()
+        loss = F.cross_entropy(exact, y, label_smoothing=base.label_smoothing, reduction="sum") / batch_size
+        if loss.requires_grad:  # a step may use nothing that is trained
+            loss.backward()
     return loss.detach()
 
 
@@ -125,6 +126,7 @@ def batches(rows: int, size: int, generator: torch.Generator, bootstrap: bool = 
         yield from order[: rows // size * size].split(size)
 
 
+@seeds.seeded(0, "validate")
 @torch.no_grad()
 def validate(module: nn.Module, rows: Split, preprocess: Preprocess, batch_size: int = 1024) -> tuple[float, float]:
     """Mean cross-entropy (nats) and accuracy of ``module`` in eval mode."""

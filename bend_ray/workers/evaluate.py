@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bend_ray import seeds
 from bend_ray.cluster import processes
 from bend_ray.config import BASELINES
 from bend_ray.data.strangers import load_strangers
@@ -74,6 +75,7 @@ class Evaluator:
             ]
         )
 
+    @seeds.seeded(0, "score")
     def score(self, name: str) -> tuple[str, Scored | None]:
         """Make the set ``name`` of classifiers and reduce their predictions; None where the base has no such one."""
         start, note = time.monotonic(), ""

@@ -11,6 +11,7 @@ import ray
 import torch
 from torch import Tensor
 
+from bend_ray import seeds
 from bend_ray.cluster import processes
 from bend_ray.cluster.heartbeat import beating
 from bend_ray.config import Sample
@@ -43,7 +44,7 @@ FIRST = 64
 def match_spread(run: Run, heart: Any) -> float:
     """The smallest of `SPREADS` at which the first members disagree as much as snapshots do on validation rows; the
     largest where they never do. Members disagree the more the further apart they lie, so it is bisected."""
-    with beating(heart) as beat:
+    with beating(heart) as beat, seeds.seeded(0, "sample"):
         start, alive = time.monotonic(), beat.progress("")
         sampler = Sampler(run, "")
         config, validation, seen = run.config, sampler.validation, sampler.generator.facts["snapshots"]
@@ -70,7 +71,7 @@ def match_spread(run: Run, heart: Any) -> float:
 def measure(run: Run, recipe: str, what: list[str], heart: Any) -> list[str]:
     """Put ``what`` members want beside them into the ensemble's folder: doubt, distance, or both. Returns a sentence on
     each; none on one that was left to us (`auto`) and that these members cannot have."""
-    with beating(heart) as beat:
+    with beating(heart) as beat, seeds.seeded(0, "sample"):
         sampler, alive = Sampler(run, recipe), beat.progress("")
         measured = {"doubt": _measure_doubt, "distance": _measure_distance}
         sentences = []
@@ -136,6 +137,7 @@ class Sampler:
         modules = bases.load_trunks(self.run.folder, self.run.config, self.run.spec, self.run.device)
         return Validation(make_trunks(modules, self.subset, self.run.spec), self.run.dataset)
 
+    @seeds.seeded(0, "sample")
     def sample(self, block: int) -> None:
         """Put the block's members, ``theta_MD``."""
         start, run, sample = time.monotonic(), self.run, self.run.config.sample
@@ -150,6 +152,7 @@ class Sampler:
         note_seconds(run.folder, numbered("block", block), time.monotonic() - start)
         write_tensors(run.folder / "ensemble", block_name(block), tensors, self.recipe)
 
+    @seeds.seeded(0, "sample")
     def temperature(self, members: tuple[str, list[int]]) -> Temperature:
         """That of the members in a file of the ensemble's folder, which are on trunks of these numbers, fitted on
         validation rows."""
