@@ -194,6 +194,20 @@ def test_a_program_moves_to_another_device(program: torch.export.ExportedProgram
         assert devices == {"meta"}, f"its tensors are now on {devices}"
 
 
+def test_layers_can_be_initialised_again() -> None:
+    with shape(torch_private, "initialiser"):
+        for layer in (nn.Linear(3, 3), nn.Conv2d(3, 3, 3), nn.LayerNorm(3), nn.MultiheadAttention(4, 2)):
+            rule, before = torch_private.initialiser(layer), [value.clone() for value in layer.parameters()]
+            assert rule is not None, f"{type(layer).__name__} has no reset_parameters"
+            with torch.no_grad():
+                for value in layer.parameters():
+                    value.fill_(7.0)
+            rule()
+            changed = [bool((value != 7).any()) for value in layer.parameters()]
+            assert changed[0] and len(before) == len(changed), f"{type(layer).__name__} stays as it is"
+    assert torch_private.initialiser(nn.ReLU()) is None
+
+
 # Ray
 
 

@@ -3,11 +3,12 @@
 Where a public way exists it is taken instead. Versions: see the range of torch in pyproject.toml.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.export.passes
-from torch import fx
+from torch import fx, nn
 
 BATCH_NORM_WITH_STATISTICS = torch.ops.aten._native_batch_norm_legit_no_training.default
 """A batch norm in eval mode after decomposition: it gives three values, of which the first is the output."""
@@ -34,3 +35,10 @@ def expression(size: torch.SymInt) -> Any:
 def moved(program: torch.export.ExportedProgram, device: torch.device) -> torch.export.ExportedProgram:
     """``program`` with its tensors, and the devices named in its operations, on ``device``."""
     return torch.export.passes.move_to_device_pass(program, device)
+
+
+def initialiser(module: nn.Module) -> Callable[[], Any] | None:
+    """What gives the parameters of ``module`` new initial values: its ``reset_parameters``, which attention has under a
+    private name. None where it has no such rule."""
+    rule = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+    return rule if callable(rule) else None

@@ -15,6 +15,7 @@ from bend_ray.data.datasets import Dataset
 from bend_ray.errors import TrainingError
 from bend_ray.models.subset import Subset
 from bend_ray.run import Run
+from bend_ray.snapshots import fresh
 from bend_ray.snapshots.features import Tails
 from bend_ray.snapshots.snapshots import Fact
 from bend_ray.training.loop import batches
@@ -25,11 +26,10 @@ VAL_ROWS = 1024
 
 def starts(module: nn.Module, subset: Subset, run: Run, chains: range) -> Tensor:
     """``start_CD`` (chains, D), on the CPU: where each of these ``chains`` starts. At the parameters of ``module``, the
-    base, or (``collect.init: fresh``) at those of a module built anew for (seed, chain)."""
+    base, or (``collect.init: fresh``) at those of a module built anew for (seed, chain); see `fresh`."""
     if run.config.collect.init == "base":
         return subset.take(module).expand(len(chains), -1)
-    fresh = (run.spec.build(seeds.seed_for(run.seed, "chain", chain, "init")) for chain in chains)
-    return torch.stack([subset.take(start) for start in fresh])
+    return fresh.starts(run, subset, chains)
 
 
 def run_chains(

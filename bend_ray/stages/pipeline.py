@@ -17,6 +17,7 @@ from bend_ray.models import subset as subsets
 from bend_ray.models.subset import Subset
 from bend_ray.progress import say
 from bend_ray.run import Run
+from bend_ray.snapshots import fresh
 from bend_ray.store import artifacts, lineage
 from bend_ray.store.folders import Folder
 from bend_ray.store.kinds import ARTIFACTS, STAGES, wanted
@@ -154,4 +155,7 @@ def _classifier(run: Run) -> tuple[nn.Module, Subset]:
         classifiers.load_weights(module, config.classifier.weights)
     whole_trainings = config.cycles or config.evaluate.bagging_members or config.evaluate.deep_ensemble_members
     trained.check(module, trains=not config.classifier.weights or bool(whole_trainings))
-    return module, subsets.choose(module, answer_cost.rule(run, module))
+    subset = subsets.choose(module, answer_cost.rule(run, module))
+    if config.collect.init == "fresh":
+        fresh.starts(run, subset, ())
+    return module, subset
