@@ -91,6 +91,9 @@ class Base(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type in which the network runs (autocast; weights stay float32); auto: float32 on a CPU, bfloat16 on a GPU that
     has it."""
+    frozen_batch_norms: Literal["move", "stay"] = added("move", off="move")
+    """What statistics of batch norms do whose parameters are all frozen, in the base, its cycles and their average:
+    `move`: they follow the batches, by which such a norm normalises; `stay`: it normalises by those it has."""
     shards: int = Field(2, ge=1)
     """Fixed pieces a step's batch is cut into and shared out over the workers; at most so many workers train the
     base. The bits depend on it, and not on the number of workers."""

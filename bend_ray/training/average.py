@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from bend_ray import seeds
 from bend_ray.models.subset import BATCH_NORMS
 from bend_ray.run import Run
-from bend_ray.training import loop
+from bend_ray.training import loop, trained
 
 ROWS = 256
 """Training rows of one batch."""
@@ -26,7 +26,8 @@ def average(module: nn.Module, ends: Iterable[nn.Module], run: Run) -> None:
     ``run.progress`` counts batches of rows.
 
     parameters           their mean, summed in float64 (complex128); one that is the same in all ends stays as it is
-    batch norms          statistics of the training rows of ``run`` as they are: see `_reestimate`
+    batch norms          statistics of the training rows of ``run`` as they are, unless training leaves them: see
+                         `_reestimate`
     spectral norms       power iterations from the vectors of the last of ``ends``: an average of singular vectors of
                          several matrices is none of their average
     all other buffers    those of the last of ``ends``
@@ -63,9 +64,16 @@ def _iterate(module: nn.Module) -> None:
 
 
 def _reestimate(module: nn.Module, run: Run) -> None:
-    """Statistics of batch norms from one pass over the training rows, in batches that count alike and by which each
-    batch norm normalises meanwhile: torch's `swa_utils.update_bn`, but all else (dropout) is in eval mode."""
-    norms = [child for child in module.modules() if isinstance(child, BATCH_NORMS) and child.running_mean is not None]
+    """Statistics of batch norms, those that move in training, from one pass over the training rows, in batches that
+    count alike and by which each batch norm normalises meanwhile: torch's `swa_utils.update_bn`, but all else (dropout)
+    is in eval mode."""
+    trained.begin(module, run.config.base)
+    norms = [
+        child
+        for child in module.modules()
+        if isinstance(child, BATCH_NORMS) and child.running_mean is not None and child.training
+    ]
+    module.eval()
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]

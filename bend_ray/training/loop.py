@@ -57,7 +57,7 @@ def train(
     spent = torch.zeros((), dtype=torch.float64)  # seconds
     done = epoch * _go_on(checkpoint, optimizers.training_state(module, optimizer, average, spent), device)
     schedule = optimizers.schedule(optimizer, base, steps, done)
-    module.train()
+    trained.begin(module, base)
     shards, own_shards = Shards(module, base.shards, device), range(rank, base.shards, world)
     order = batches(len(rows), batch_size, seeds.generator_for(run.seed, name, "batches"), bootstrap)
     for step, index in enumerate(itertools.islice(order, done, steps), done):

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from bend_ray.config import Base
 from bend_ray.errors import ModelError
+from bend_ray.models.subset import BATCH_NORMS
 
 AVERAGED = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64)
 """Types of buffers of which shards take the mean; of all others the first shard's stay."""
@@ -18,6 +20,15 @@ KEPT |= {torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn, torch.fl
 def parameters(module: nn.Module) -> list[nn.Parameter]:
     """Those that are trained: all that are not frozen (``requires_grad``), a tied one once."""
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def begin(module: nn.Module, base: Base) -> None:
+    """Put ``module`` into training mode; frozen batch norms stay in eval mode where ``base`` says so."""
+    module.train()
+    for child in module.modules() if base.frozen_batch_norms == "stay" else ():
+        own = [*child.parameters()] if isinstance(child, BATCH_NORMS) else []
+        if own and not any(parameter.requires_grad for parameter in own):
+            child.eval()
 
 
 def is_averaged(tensor: Tensor) -> bool:
