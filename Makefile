@@ -31,6 +31,7 @@ check: $(VENV)/.installed-dev ## format, lint, types, floor plan
 bench: $(VENV)/.installed-dev ## side-by-side measurements
 	$(BIN)/python benchmarks/digits.py
 	$(BIN)/python benchmarks/collect.py
+	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/generator.py --parts sampling scale  # and `literature`: 45 minutes a seed
 	$(BIN)/python benchmarks/modes.py
 	$(BIN)/python benchmarks/spread.py

@@ -72,7 +72,8 @@ class Drawing(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.tanh(self.norm(self.body(x.flatten(1)))) * random.uniform(0.5, 1.5)
-        return self.head(Backward.apply(x)) + float(np.random.randn())
+        noisy: Tensor = Backward.apply(x)
+        return self.head(noisy) + float(np.random.randn())
 
 
 class Cuttable(Drawing):

@@ -26,6 +26,7 @@ LARGE = 2**53 + 1  # no float holds it
 class Network(nn.Module):
     """Parameters and buffers of many types, tied, frozen and unused ones, and some with a gradient now and then."""
 
+    position: Tensor
     mean: Tensor
     sure: Tensor
     rough: Tensor

@@ -20,18 +20,19 @@ def starts(run: Run, subset: Subset, chains: Iterable[int]) -> Tensor:
     initialised again by their own rule (``reset_parameters``). Raises ModelError, which names the parameter, where that
     cannot be done.
     """
-    loaded = _the_same(*(_made(run, chain, ()) for chain in (0, 1)), subset)
-    if loaded and (stays := _the_same(*(_made(run, chain, loaded) for chain in (0, 1)), subset)):
+    loaded = _the_same(_made(run, 0), _made(run, 1), subset)
+    if loaded and (stays := _the_same(_made(run, 0, loaded), _made(run, 1, loaded), subset)):
         raise ModelError(
             f"collect.init: fresh: parameter {stays[0]!r} has the same values whatever the seed, so that all chains"
             " would start alike, and no module that holds it has a reset_parameters() that changes it; write one, leave"
             " the parameter out of collect.subset, or use collect.init: base"
         )
-    found = [subset.take(_made(run, chain, loaded)) for chain in chains]
-    return torch.stack(found) if found else torch.empty(0, subset.D)
+    start_CD = [subset.take(_made(run, chain, loaded)) for chain in chains]
+    return torch.stack(start_CD) if start_CD else torch.empty(0, subset.D)
 
 
-def _made(run: Run, chain: int, loaded: Iterable[str]) -> nn.Module:
+def _made(run: Run, chain: int, loaded: Iterable[str] = ()) -> nn.Module:
+    """The module for (seed, chain), the layers of the parameters ``loaded`` initialised again."""
     module = run.spec.build(seeds.seed_for(run.seed, "chain", chain, "init"))
     with seeds.seeded(run.seed, "chain", chain, "reset"):
         for reset in dict.fromkeys(_rule(module, name) for name in loaded):

@@ -26,8 +26,8 @@ def begin(module: nn.Module, base: Base) -> None:
     """Put ``module`` into training mode; frozen batch norms stay in eval mode where ``base`` says so."""
     module.train()
     for child in module.modules() if base.frozen_batch_norms == "stay" else ():
-        own = [*child.parameters()] if isinstance(child, BATCH_NORMS) else []
-        if own and not any(parameter.requires_grad for parameter in own):
+        of_norm = [*child.parameters()] if isinstance(child, BATCH_NORMS) else []
+        if of_norm and not any(parameter.requires_grad for parameter in of_norm):
             child.eval()
 
 
