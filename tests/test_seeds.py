@@ -67,8 +67,8 @@ class Drawing(nn.Module):
         super().__init__()
         self.body, self.norm, self.head = nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Linear(16, 10)
         with torch.no_grad():
-            self.body.weight += torch.from_numpy(np.random.randn(16, 64)).float() * 0.1
-            self.head.bias += random.random()
+            self.body.weight.add_(torch.from_numpy(np.random.randn(16, 64)).float() * 0.1)
+            self.head.bias.add_(random.random())
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.tanh(self.norm(self.body(x.flatten(1)))) * random.uniform(0.5, 1.5)
