@@ -36,6 +36,7 @@ from bend_ray.ensemble.ensemble import make_trunk
 from bend_ray.generator.baselines import baselines
 from bend_ray.models.subset import Subset, choose
 from bend_ray.models.trunk import SharedTrunk
+from bend_ray.report.novelty import distances
 from bend_ray.run import Run
 from bend_ray.training import loop
 
@@ -132,6 +133,6 @@ def _of_networks(count: int, networks: Networks, run: Run) -> list[dict[str, Any
 
 def copies(theta_MD: Tensor, original_SD: Tensor) -> float:
     """Share of members that lie by one original: nearer than half the mean distance of an original to its nearest."""
-    between_SS = torch.cdist(original_SD, original_SD)
+    between_SS = distances(original_SD, original_SD)
     near = between_SS.masked_fill(torch.eye(len(original_SD), dtype=torch.bool), torch.inf).amin(1).mean()
-    return (torch.cdist(theta_MD, original_SD).amin(1) < 0.5 * near).double().mean().item()
+    return (distances(theta_MD, original_SD).amin(1) < 0.5 * near).double().mean().item()

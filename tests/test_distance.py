@@ -112,6 +112,16 @@ def test_cosine_is_the_mean_distance_of_the_nearest_neighbours() -> None:
     assert MEASURES["cosine"].distance(kept, torch.zeros(1, 32)).tolist() == [1.0]  # no direction is like none
 
 
+def test_rows_that_point_nearly_the_same_way_have_distances_and_not_rounding() -> None:
+    """Cosines of features with a large common part are 1 but for a few millionths; the index is float16."""
+    stream = torch.Generator().manual_seed(0)
+    seen_NF, asked_BF = (1 + 3e-3 * torch.randn(rows, 64, generator=stream) for rows in (200, 30))
+    index = Distance("cosine", MEASURES["cosine"].fit(seen_NF, torch.zeros(200)), torch.zeros(0), 200, False).to("cpu")
+    nearest = NearestNeighbors(n_neighbors=NEIGHBOURS, metric="cosine", algorithm="brute").fit(seen_NF.double().numpy())
+    wanted_B = nearest.kneighbors(asked_BF.double().numpy())[0].mean(1)
+    assert np.allclose(index(asked_BF).numpy(), wanted_B, rtol=0.05, atol=0)
+
+
 def test_shrinkage_is_scikit_learns() -> None:
     for count, width in ((300, 40), (60, 120)):
         feature_NF, label_N = rows(count, width, 0)

@@ -132,6 +132,32 @@ def test_what_leaves_the_span_is_seen() -> None:
     assert novelty(away)["outside_span"] > 0.5
 
 
+def near_1(seed: int, spread: float) -> Tensor:
+    """30 rows of weights near 1, that differ little."""
+    return 1 + spread * torch.randn(30, SUBSET.D, generator=torch.Generator().manual_seed(seed))
+
+
+def plain_distances(one_XD: Tensor, other_YD: Tensor) -> Tensor:
+    return (one_XD[:, None].double() - other_YD.double()).square().sum(-1).sqrt()
+
+
+@pytest.mark.parametrize("spread", [1e-3, 1e-5])
+def test_distances_between_rows_that_are_near_each_other_are_those_of_their_differences(spread: float) -> None:
+    one_XD, other_YD = near_1(0, spread), near_1(1, spread)
+    torch.testing.assert_close(
+        report_novelty.distances(one_XD, other_YD), plain_distances(one_XD, other_YD), rtol=1e-9, atol=0
+    )
+    assert report_novelty.distances(one_XD, one_XD).diag().max() < 1e-6 * spread  # copies
+
+
+def test_raw_distances_of_copies_and_of_withheld_snapshots_are_no_rounding() -> None:
+    seen, held_out = rows(near_1(0, 1e-5), 0), rows(near_1(1, 1e-5), 15)
+    raw = report_novelty.novelty(span_of(seen.theta_SD), seen.theta_SD.clone(), seen.theta_SD, seen, held_out)["raw"]
+    assert raw["generated_to_nearest_original"] < 1e-9
+    wanted_H = plain_distances(held_out.theta_SD, seen.theta_SD).amin(1)
+    assert raw["held_out_to_nearest_original"] == pytest.approx(wanted_H.mean().item())
+
+
 # --- numbers
 
 

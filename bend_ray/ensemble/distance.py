@@ -52,15 +52,19 @@ class Measure:
 
 
 def unit_rows(feature_NF: Tensor, label_N: Tensor) -> Kept:
-    """Training rows of length 1, as float16: distances are then wrong by less than 1e-4."""
+    """Training rows of length 1, as float16."""
     return {"unit_NF": F.normalize(feature_NF.float(), dim=1).half()}
 
 
 def cosine(kept: Kept, feature_BF: Tensor) -> Tensor:
-    """Mean of 1 minus the cosine over the `NEIGHBOURS` nearest rows."""
-    unit_NF = kept["unit_NF"]
-    near_BK = (F.normalize(feature_BF.float(), dim=1) @ unit_NF.T).topk(min(NEIGHBOURS, len(unit_NF))).values
-    return (1 - near_BK.double().mean(1)).clamp_min(0)
+    """Mean of 1 minus the cosine over the `NEIGHBOURS` nearest rows.
+
+    Of near ones it is half the squared difference of unit rows: their cosine is 1 but for its last digits.
+    """
+    unit_NF, unit_BF = kept["unit_NF"], F.normalize(feature_BF.float(), dim=1)
+    cosine_BK, near_BK = (unit_BF @ unit_NF.T).topk(min(NEIGHBOURS, len(unit_NF)))
+    near_by_BK = (unit_BF[:, None] - unit_NF[near_BK]).square().sum(2) / 2
+    return torch.where(cosine_BK < 0.5, 1 - cosine_BK, near_by_BK).double().mean(1)
 
 
 def gaussians(feature_NF: Tensor, label_N: Tensor) -> Kept:
@@ -133,12 +137,11 @@ class Distance:
         return MEASURES[self.measure].distance(self.kept, feature_BF)
 
     def to(self, device: torch.device | str) -> "Distance":
-        """Ready to measure on ``device``."""
-        kept = {
-            name: value.to(device, torch.float32 if value.dtype == torch.float16 else value.dtype)
-            for name, value in self.kept.items()
-        }
-        return replace(self, kept=kept)
+        """Ready to measure on ``device``. Rows of length 1 have that length again, which float16 took from them: most
+        of its rounding is in their length."""
+        kept = {name: value.to(device) for name, value in self.kept.items()}
+        unit = {name: F.normalize(value.float(), dim=1) for name, value in kept.items() if value.dtype == torch.float16}
+        return replace(self, kept=kept | unit)
 
     def share_below(self, distance: float) -> float:
         """Share of validation rows that are nearer to the training rows than this."""

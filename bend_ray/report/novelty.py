@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bend_ray.generator.span import Span
+from bend_ray.generator.span import COLUMNS, Span
 from bend_ray.snapshots.snapshots import Snapshots
 
 
@@ -22,7 +22,7 @@ def novelty(
     facts, generated_M, neighbours_S = _distances(same_chain_SS, *map(span.standardise, thetas))
     raw, _, _ = _distances(same_chain_SS, *thetas)
     originals, generated = span.standardise(seen.theta_SD), span.standardise(generated_MD)
-    withheld_S = torch.cdist(span.standardise(held_out.theta_SD), originals).amin(1)
+    withheld_S = distances(span.standardise(held_out.theta_SD), originals).amin(1)
     variance = generated.var(0, correction=0).sum() / originals.var(0, correction=0).sum()
     outside = span.residual(generated_MD).mean() / generated.norm(dim=1).mean().clamp_min(1e-12)
     facts |= {
@@ -35,20 +35,34 @@ def novelty(
     return facts | {"verdict": verdict(facts)}
 
 
+def distances(theta_XD: Tensor, other_YD: Tensor) -> Tensor:
+    """``distance_XY``, float64: Euclidean, of every row of one to every row of the other.
+
+    Products of a pass over the columns, in float64 and less the mean of the others: torch.cdist takes float32 products
+    of the rows as they are from 26 rows on, and between rows that are near each other only rounding is then left.
+    """
+    squared_XY = torch.zeros(len(theta_XD), len(other_YD), dtype=torch.float64, device=theta_XD.device)
+    for theta_Xc, other_Yc in zip(theta_XD.split(COLUMNS, dim=1), other_YD.split(COLUMNS, dim=1), strict=True):
+        mean_c = other_Yc.double().mean(0)
+        x_Xc, y_Yc = theta_Xc.double() - mean_c, other_Yc.double() - mean_c
+        squared_XY += x_Xc.square().sum(1)[:, None] + y_Yc.square().sum(1) - 2 * x_Xc @ y_Yc.T
+    return squared_XY.clamp_min(0).sqrt()
+
+
 def _distances(
     same_chain_SS: Tensor, original_SD: Tensor, held_out_HD: Tensor, generated_MD: Tensor, noised_MD: Tensor
 ) -> tuple[dict[str, Any], Tensor, Tensor]:
     """Means, and for each member and each original the distance to the nearest original (of any chain)."""
-    between_SS = torch.cdist(original_SD, original_SD)
+    between_SS = distances(original_SD, original_SD)
     self_SS = torch.eye(len(original_SD), dtype=torch.bool)
-    generated_M = torch.cdist(generated_MD, original_SD).amin(1)
+    generated_M = distances(generated_MD, original_SD).amin(1)
     neighbours_S = between_SS.masked_fill(self_SS, torch.inf).amin(1)
     facts = {
         "generated_to_nearest_original": generated_M,
-        "held_out_to_nearest_original": torch.cdist(held_out_HD, original_SD).amin(1),
+        "held_out_to_nearest_original": distances(held_out_HD, original_SD).amin(1),
         "original_to_nearest_original": between_SS.masked_fill(same_chain_SS, torch.inf).amin(1),
         "original_to_nearest_of_any_chain": neighbours_S,
-        "noised_to_nearest_original": torch.cdist(noised_MD, original_SD).amin(1),
+        "noised_to_nearest_original": distances(noised_MD, original_SD).amin(1),
     }
     return {name: each.mean().item() for name, each in facts.items()}, generated_M, neighbours_S
 

@@ -28,7 +28,7 @@ from bend_ray.models.trunks import SharedTrunks, Trunk
 from bend_ray.report import flops, metrics
 from bend_ray.report.flops import Flops
 from bend_ray.report.metrics import Scored
-from bend_ray.report.novelty import novelty
+from bend_ray.report.novelty import distances, novelty
 from bend_ray.run import Run
 from bend_ray.snapshots import parquet
 from bend_ray.snapshots.snapshots import Snapshots
@@ -123,7 +123,7 @@ class Evaluator:
     def _away(self, theta_MD: Tensor, trunk_M: Tensor) -> float:
         """Mean distance to the nearest snapshot that the generator saw, standardised."""
         members_MD = self.generator.span.standardise(self._centred(theta_MD, trunk_M))
-        return torch.cdist(members_MD, self._seen_standardised).amin(1).mean().item()
+        return distances(members_MD, self._seen_standardised).amin(1).mean().item()
 
     @cached_property
     def _seen_standardised(self) -> Tensor:
