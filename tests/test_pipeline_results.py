@@ -47,7 +47,13 @@ MEMBERS = whole(
         "nll": whole({"mean": NUMBER}),
     }
 )
-TEMPERATURE = whole({"kind": {"enum": ["none", "pool", "members"]}, **dict.fromkeys(("value", "low", "high"), NUMBER)})
+TEMPERATURE = whole(
+    {
+        "kind": {"enum": ["none", "pool", "members"]},
+        **dict.fromkeys(("value", "low", "high"), NUMBER),
+        "why": {"type": "string"},
+    }
+)
 WITH_T = ("nll_t", "ece_t", "ece_t_floor", "ece_t_floor_95", "brier_t", "accuracy_t")
 MEASURED = ("cost_trainings", "answer_forwards", "accuracy", "nll", "ece", "ece_floor", "ece_floor_95", "members")
 OR_NOTHING = {"type": ["number", "null"]}
@@ -142,6 +148,7 @@ def test_rivals_are_the_rows_of_the_report(reference: Path) -> None:
     assert 1 < by_name["abend"]["answer_forwards"] == by_name["sbend"]["answer_forwards"] <= 7
     text = (reference / "report" / "README.md").read_text()
     assert "- Deploy " in text and "prior precision" in text and "NLL with T" in text
+    assert "No temperature, for fewer than 100 validation rows determine none: aBEND" in text
 
 
 def test_report_has_figures_and_words(reference: Path) -> None:

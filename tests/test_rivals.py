@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bend_ray.ensemble import laplace, vector_scaling
 from bend_ray.ensemble.metrics import nll, scores
+from bend_ray.ensemble.temperature import HOLDS_1
 from bend_ray.report import rivals, table, text
 from bend_ray.report.flops import Flops
 from bend_ray.report.metrics import Scored, score
@@ -124,6 +125,14 @@ def test_rows_are_named_and_missing_ones_are_empty() -> None:
     by_name = {row["name"]: row for row in measured["rivals"]}
     assert all(row.keys() == by_name["abend"].keys() for row in measured["rivals"])
     assert {value for key, value in by_name["laplace"].items() if key != "name"} == {None}
+
+
+def test_the_report_says_why_a_row_has_no_temperature() -> None:
+    measured = rivals.measure({"generated": scored(0.5, sharp=3.0), "base_model": scored(0.0, 1)}, rows_of())
+    said = table.explained({"format": 2, **measured})
+    assert (
+        f"No temperature, for {HOLDS_1}: the base classifier alone." in said and CONTENDERS["abend"].label not in said
+    )
 
 
 def test_a_row_with_t_is_scored_as_its_temperature_says() -> None:

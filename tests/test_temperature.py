@@ -10,7 +10,19 @@ from torch import Tensor
 
 from bend_ray.ensemble import aggregate, early, metrics
 from bend_ray.ensemble.aggregate import Tally
-from bend_ray.ensemble.temperature import FEWEST, NONE, UNDETERMINED, WIDEST, Temperature, fit, fixed, losses
+from bend_ray.ensemble.temperature import (
+    AT_AN_END,
+    FEW,
+    FEWEST,
+    HOLDS_1,
+    NONE,
+    UNDETERMINED,
+    WIDEST,
+    Temperature,
+    fit,
+    fixed,
+    losses,
+)
 from bend_ray.errors import ArtifactError, DataError, ModelError
 from test_early import told
 
@@ -28,7 +40,7 @@ def nll_of(prob_BK: Tensor, label_B: Tensor) -> float:
     return metrics.nll(prob_BK, label_B).mean().item()
 
 
-@pytest.mark.parametrize("scale", [0.4, 3.0])
+@pytest.mark.parametrize("scale", [0.01, 0.4, 3.0, 200.0])
 def test_overconfidence_is_undone(scale: float) -> None:
     """Labels of a calibrated classifier whose logits are then scaled: known to about 2 %."""
     logits_MBK, label_B = drawn(20_000)
@@ -56,16 +68,30 @@ def test_left_out_where_the_interval_holds_1() -> None:
     for seed in range(30):
         logits_MBK, label_B = drawn(120, M=3, spread=1.0, seed=seed)
         found = fit(1.3 * logits_MBK, label_B)
-        assert (found.kind == "none") == (found.value == 1)
+        assert (found.kind == "none") == (found.value == 1) == bool(found.why)
         assert found.kind == "none" or not found.low <= 1 <= found.high
+        assert found.kind != "none" or not found.low <= 1 <= found.high or found.why == HOLDS_1
         assert 1 / WIDEST - 1e-9 <= found.low <= found.high <= WIDEST + 1e-9
 
 
 def test_rows_without_an_error_and_few_rows_give_none() -> None:
     logits_MBK, _ = drawn(300)
-    assert fit(logits_MBK, logits_MBK[0].argmax(-1)).kind == "none"  # any T is better than a larger one
+    right = fit(logits_MBK, logits_MBK[0].argmax(-1))  # any T is better than a larger one
+    assert (right.kind, right.value, right.why) == ("none", 1.0, AT_AN_END) and AT_AN_END in str(right)
+    wrong = fit(logits_MBK, logits_MBK[0].argmin(-1))  # and here than a smaller one
+    assert (wrong.kind, wrong.value, wrong.why) == ("none", 1.0, AT_AN_END)
     few = fit(5 * logits_MBK[:, : FEWEST - 1], torch.zeros(FEWEST - 1, dtype=torch.int64))
-    assert few == UNDETERMINED and few.kind == "none"
+    assert few == UNDETERMINED and few.kind == "none" and few.why == FEW
+
+
+def test_one_uncertain_error_does_not_make_all_the_others_sure() -> None:
+    """The best T is far below 1, and rows drawn again without that error say nothing of it."""
+    logits_MBK, _ = drawn(300)
+    label_B, surest_BK = logits_MBK[0].argmax(-1), logits_MBK[0].sort(-1, descending=True)
+    nearest = int((surest_BK.values[:, 0] - surest_BK.values[:, 1]).argmin())
+    label_B[nearest] = surest_BK.indices[nearest, 1]
+    found = fit(logits_MBK, label_B)
+    assert (found.kind, found.why) == ("none", AT_AN_END) and found.high < 1
 
 
 def test_it_is_as_good_as_any_on_a_fine_grid() -> None:

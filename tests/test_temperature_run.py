@@ -48,6 +48,7 @@ def test_the_ensemble_keeps_its_temperature(reference: Path, tmp_path: Path) -> 
     images, manifest = load_dataset(changed().data, 0).test.images, json.loads((alone / "config.json").read_text())
     assert manifest["facts"]["temperature"] == UNDETERMINED.to_json()  # by 60 validation rows
     assert Ensemble.load(alone).temperature == UNDETERMINED
+    assert f"T = 1 ({UNDETERMINED.why}), 95 % interval 0.2 to 5" in (alone / "README.md").read_text()
     plain = Ensemble.load(alone).predict(images)
 
     manifest["facts"]["temperature"] = {"kind": "pool", "value": 2.0, "low": 1.5, "high": 2.5}

@@ -20,8 +20,10 @@ from bend_ray.errors import ArtifactError
 Place = Literal["pool", "members"]
 WIDEST = 5.0
 """Temperatures are sought from 1 / 5 to 5."""
-GRID = 33
-"""Temperatures looked at first, evenly in log T, for the loss may have more than one valley."""
+FARTHEST = 1000.0
+"""Where the best of these is at an end, from 1 / 1000 to 1000: logits may come in any unit."""
+GRID, FAR_GRID = 33, 137
+"""Temperatures looked at first, evenly in log T and about as close, for the loss may have more than one valley."""
 PRECISION = 1e-5
 """Of log T."""
 FOLDS, DRAWS = 5, 500
@@ -30,6 +32,10 @@ FEWEST = 100
 """Rows from which on a temperature is sought: of fewer, bootstrap intervals hold the truth too seldom."""
 VALUES = 2**23
 """Logits that are worked on at once."""
+FEW = f"fewer than {FEWEST} validation rows determine none"
+AT_AN_END = f"validation rows determine none: the best is at an end of those tried, {1 / FARTHEST:g} to {FARTHEST:g}"
+NO_BETTER = "held-out validation rows are not predicted better with one"
+HOLDS_1 = "the 95 % interval of the best one holds 1"
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,8 @@ class Temperature:
     low: float = 1.0
     high: float = 1.0
     """95 % bootstrap interval of T; where T was fitted and left out, of the one that was."""
+    why: str = ""
+    """Why one was sought and left out."""
 
     def of_members(self, logits_MBK: Tensor) -> Tensor:
         """Members' logits, over T where it stands inside the mean."""
@@ -64,19 +72,20 @@ class Temperature:
         """Raises ArtifactError, naming ``where``, if ``data`` describes no temperature."""
         try:
             kind, numbers = data["kind"], [float(data[name]) for name in ("value", "low", "high")]
+            why = str(data.get("why", ""))  # those of earlier ensembles do not say
             if kind not in ("none", "pool", "members") or not all(0 < number < math.inf for number in numbers):
                 raise ValueError(f"{kind!r} with {numbers}")
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{where}: describes no temperature ({error})") from None
-        return Temperature(kind, *numbers)
+        return Temperature(kind, *numbers, why=why)
 
     def __str__(self) -> str:
         place = {"none": "", "pool": " on the mean probability", "members": " on the members' logits"}[self.kind]
-        return f"T = {self.value:.3g}{place}"
+        return f"T = {self.value:.3g}{place}{f' ({self.why})' if self.why else ''}"
 
 
 NONE = Temperature()
-UNDETERMINED = Temperature("none", 1.0, 1 / WIDEST, WIDEST)
+UNDETERMINED = Temperature("none", 1.0, 1 / WIDEST, WIDEST, FEW)
 """What so few rows say."""
 
 
@@ -89,9 +98,11 @@ def fit(logits_MBK: Tensor, label_B: Tensor, seed: int = 0) -> Temperature:
     """The temperature of lowest NLL: none, on the pool or inside the mean, whichever has the lowest NLL in 5-fold
     cross-validation.
 
-    None as well where the 95 % bootstrap interval of log T holds 0, where T is at the lower end of the search (rows
-    without an error do not say how sure is too sure), and with fewer than 100 rows. Raises DataError for labels that do
-    not fit, ModelError for logits that are not finite.
+    It is sought from 1/5 to 5, and where the best is at an end from 1/1000 to 1000. None as well, with the reason,
+    where the 95 % bootstrap interval of log T holds 0; where T or its interval is at an end of the wider search (rows
+    without an error do not say how sure is too sure); and with fewer than 100 rows.
+
+    Raises DataError for labels that do not fit, ModelError for logits that are not finite.
     """
     label_B, logits_MBK = metrics.checked_labels(logits_MBK, label_B).cpu(), logits_MBK.cpu()
     M, B, _ = logits_MBK.shape
@@ -105,23 +116,30 @@ def fit(logits_MBK: Tensor, label_B: Tensor, seed: int = 0) -> Temperature:
     counts_DB = _resampled(B, seed)
     fitted: dict[str, Temperature] = {}
     for place, logits in places.items():
-        loss_GB = torch.stack([losses(logits, label_B, log_t) for log_t in _grid().tolist()])
-        held_out[place] = _held_out(logits, label_B, loss_GB, fold_B)
-        log_t = _lowest_near(logits, label_B, loss_GB.mean(1))
-        low, high = _lowest(counts_DB @ loss_GB.T / B).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
-        fitted[place] = Temperature(place, math.exp(log_t), math.exp(min(low, log_t)), math.exp(max(high, log_t)))
+        grid = _grid()
+        loss_GB = _on(grid, logits, label_B)
+        if wider := int(loss_GB.mean(1).argmin()) in (0, GRID - 1):
+            grid = _grid(FARTHEST, FAR_GRID)
+            loss_GB = _on(grid, logits, label_B)
+        held_out[place] = _held_out(logits, label_B, loss_GB, fold_B, grid)
+        log_t = _lowest_near(logits, label_B, loss_GB.mean(1), grid)
+        low, high = _lowest(counts_DB @ loss_GB.T / B, grid).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
+        low, high = min(low, log_t), max(high, log_t)
+        ends = wider and (low < grid[1] or high > grid[-2])
+        why = AT_AN_END if ends else ""
+        fitted[place] = Temperature(place, math.exp(log_t), math.exp(low), math.exp(high), why)
     chosen = min(held_out, key=lambda name: held_out[name])  # where equal the simpler one, which comes first
     best = fitted["pool" if chosen == "none" else chosen]
-    undecided = best.low <= 1 <= best.high or best.value < math.exp(_grid()[1])
-    return Temperature("none", 1.0, best.low, best.high) if chosen == "none" or undecided else best
+    why = best.why or (HOLDS_1 if best.low <= 1 <= best.high else NO_BETTER if chosen == "none" else "")
+    return Temperature("none", 1.0, best.low, best.high, why) if why else best
 
 
 def lowest_loss(logits_MBK: Tensor, label_B: Tensor) -> float:
     """The mean NLL of the pool at the T where it is lowest: what is left when being too sure, or not sure enough, is
     no matter."""
-    log_1BK = _pooled(logits_MBK)
-    loss_G = torch.stack([losses(log_1BK, label_B, log_t).mean() for log_t in _grid().tolist()])
-    return losses(log_1BK, label_B, _lowest_near(log_1BK, label_B, loss_G)).mean().item()
+    log_1BK, grid = _pooled(logits_MBK), _grid()
+    loss_G = torch.stack([losses(log_1BK, label_B, log_t).mean() for log_t in grid.tolist()])
+    return losses(log_1BK, label_B, _lowest_near(log_1BK, label_B, loss_G, grid)).mean().item()
 
 
 def losses(logits_MBK: Tensor, label_B: Tensor, log_t: float) -> Tensor:
@@ -143,8 +161,13 @@ def _pooled(logits_MBK: Tensor) -> Tensor:
     return torch.cat([part_MbK.double().log_softmax(-1).logsumexp(0) for part_MbK in parts])[None] - math.log(M)
 
 
-def _grid() -> Tensor:
-    return torch.linspace(-math.log(WIDEST), math.log(WIDEST), GRID, dtype=torch.float64)
+def _grid(widest: float = WIDEST, points: int = GRID) -> Tensor:
+    return torch.linspace(-math.log(widest), math.log(widest), points, dtype=torch.float64)
+
+
+def _on(grid: Tensor, logits_MBK: Tensor, label_B: Tensor) -> Tensor:
+    """``loss_GB`` at each temperature of ``grid``."""
+    return torch.stack([losses(logits_MBK, label_B, log_t) for log_t in grid.tolist()])
 
 
 def _resampled(B: int, seed: int) -> Tensor:
@@ -154,33 +177,33 @@ def _resampled(B: int, seed: int) -> Tensor:
     return counts_DB.scatter_add_(1, index_DB, torch.ones_like(counts_DB))
 
 
-def _lowest(loss_XG: Tensor) -> Tensor:
+def _lowest(loss_XG: Tensor, grid: Tensor) -> Tensor:
     """``log_t_X``: where the parabola through the lowest loss on the grid and its neighbours has its lowest point."""
-    grid, at_X = _grid(), loss_XG.argmin(1)
-    middle_X = at_X.clamp(1, GRID - 2)
+    at_X = loss_XG.argmin(1)
+    middle_X = at_X.clamp(1, len(grid) - 2)
     left_X, mid_X, right_X = (loss_XG.gather(1, (middle_X + i)[:, None])[:, 0] for i in (-1, 0, 1))
     curve_X = left_X - 2 * mid_X + right_X
     shift_X = ((left_X - right_X) / (2 * curve_X.clamp_min(1e-12))).clamp(-0.5, 0.5)
     return grid[at_X] + torch.where(at_X == middle_X, shift_X, 0.0) * (grid[1] - grid[0])
 
 
-def _lowest_near(logits_MBK: Tensor, label_B: Tensor, loss_G: Tensor) -> float:
+def _lowest_near(logits_MBK: Tensor, label_B: Tensor, loss_G: Tensor, grid: Tensor) -> float:
     """log T of the lowest NLL, sought between the neighbours of the lowest one on the grid."""
     from scipy.optimize import minimize_scalar
 
-    grid, at = _grid().tolist(), int(loss_G.argmin())
+    points, at = grid.tolist(), int(loss_G.argmin())
     lowest = minimize_scalar(
         lambda log_t: losses(logits_MBK, label_B, log_t).mean().item(),
-        bounds=(grid[max(at - 1, 0)], grid[min(at + 1, GRID - 1)]),
+        bounds=(points[max(at - 1, 0)], points[min(at + 1, len(points) - 1)]),
         method="bounded",
         options={"xatol": PRECISION},
     )
     return float(lowest.x)
 
 
-def _held_out(logits_MBK: Tensor, label_B: Tensor, loss_GB: Tensor, fold_B: Tensor) -> float:
+def _held_out(logits_MBK: Tensor, label_B: Tensor, loss_GB: Tensor, fold_B: Tensor, grid: Tensor) -> float:
     """Mean NLL of all rows, each with the temperature of the other folds."""
-    log_t_F = _lowest(torch.stack([loss_GB[:, fold_B != fold].mean(1) for fold in range(FOLDS)]))
+    log_t_F = _lowest(torch.stack([loss_GB[:, fold_B != fold].mean(1) for fold in range(FOLDS)]), grid)
     parts = [
         losses(logits_MBK[:, fold_B == fold], label_B[fold_B == fold], log_t).sum()
         for fold, log_t in enumerate(log_t_F.tolist())

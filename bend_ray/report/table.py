@@ -51,6 +51,11 @@ def explained(metrics: dict[str, Any]) -> str:
         return "Accuracy in per cent; NLL in nats, lower is better; ECE is the calibration error, lower is better."
     notes = [f"{_capital(LABELS[row['name']])}: {row['note']}." for row in metrics["rivals"] if row["note"]]
     measured = {row["name"] for row in metrics["rivals"] if row["members"]}
+    left_out: dict[str, list[str]] = {}
+    for row in metrics["rivals"]:
+        if why := (row["temperature"] or {}).get("why"):
+            left_out.setdefault(why, []).append(LABELS[row["name"]])
+    notes += [f"No temperature, for {why}: {', '.join(labels)}." for why, labels in left_out.items()]
     return "\n\n".join([EXPLAINED, *notes, *([NO_LAPLACE] if "laplace" not in measured else [])])
 
 

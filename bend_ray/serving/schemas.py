@@ -61,6 +61,7 @@ class Temperature(Schema):
     value: float = Field(examples=[1.04])
     low: float = Field(examples=[1.01])
     high: float = Field(examples=[1.08])
+    why: str = Field(default="", description="Why one was sought and left out")
 
 
 class Distance(Schema):

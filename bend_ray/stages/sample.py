@@ -63,6 +63,8 @@ def execute(run: Run) -> Manifest:
             trunk_M = [member % config.trunks for member in kept]
             enough = len(run.dataset.val) >= temperatures.FEWEST  # of fewer nobody need ask the members
             (temperature,) = actors.map("temperature", [(MEMBERS, trunk_M)]) if enough else (temperatures.UNDETERMINED,)
+            if temperature.why:
+                show.line(f"no temperature: {temperature.why}")
     facts = {"rejected": rejected, "spread": sample.spread, "temperature": temperature.to_json()}
     facts |= {"trunk_of_member": trunk_M} if config.trunks > 1 else {}
     return _publish(run, facts, inputs, names)
@@ -218,10 +220,8 @@ def _publish(run: Run, more: dict[str, Any], inputs: dict[str, str], names: list
         f"# The ensemble\n\n{sample.members} classifiers for {base.facts['dataset']}: {frozen} and as many sets of the"
         " subset's parameters (`members.safetensors`, theta_MD).\n\n"
         + _chosen_in_words(facts)
-        + f"Temperature, fitted on validation rows: {temperature} (95 % interval {temperature.low:.3g} to"
-        f" {temperature.high:.3g}; none where that holds 1).\n\n"
-        + _distance_in_words(facts)
-        + "```python\nfrom bend_ray import Ensemble\n"
+        + f"Temperature, fitted on validation rows: {temperature}, 95 % interval {temperature.low:.3g} to"
+        f" {temperature.high:.3g}.\n\n" + _distance_in_words(facts) + "```python\nfrom bend_ray import Ensemble\n"
         'Ensemble.load("ensemble").predict(images, strategy="abend")\n```\n'
     )
     manifest = artifacts.publish(run.folder, "ensemble", run.config, inputs, facts, files, readme)
