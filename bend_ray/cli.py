@@ -164,15 +164,21 @@ def _run(argv: list[str]) -> None:
 
 
 def _free_keys(argv: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Keys within free-form ones (classifier.kwargs.width), which no list knows, and the other words. They come out
-    first: a parser that does not know them would take their values for words of their own."""
+    """Keys within free-form ones (classifier.kwargs.width), which no list knows, and the other words, keys among them
+    as files have them. They come out first: a parser that does not know them would take their values for words of
+    their own."""
     free: dict[str, str] = {}
     rest: list[str] = []
     words = iter(argv)
     for word in words:
         name, equals, value = word.partition("=")
+        if (
+            word.startswith("--") and "." in name
+        ):  # collect.held-out is collect.held_out; what lies in kwargs is not ours
+            section, *keys = name[2:].split(".")
+            name = ".".join([f"--{section}", *(key.replace("-", "_") for key in keys[:2]), *keys[2:]])
         if not name.startswith(FREE):
-            rest.append(word)
+            rest.append(name + equals + value)
             continue
         value = value if equals else next(words, "--")
         if not equals and value.startswith("--"):
@@ -188,7 +194,9 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, str]:
 def _run_stages(arguments: argparse.Namespace, free: dict[str, str]) -> None:
     from bend_ray.config import load
 
-    config = load(arguments.config, _overrides(arguments) | free)
+    config = load(
+        arguments.config, _overrides(arguments) | free, say=lambda line: print(f"bend-ray: {line}", file=sys.stderr)
+    )
     where = arguments.run_dir or f"runs/{Path(arguments.config).stem}"
 
     from bend_ray.run import Run

@@ -75,6 +75,24 @@ def test_mistake_is_one_sentence(
     assert [path.name for path in tmp_path.iterdir()] == ["toy.yaml"]
 
 
+def test_keys_may_have_hyphens_and_kwargs_keep_what_lies_in_them(config: str) -> None:
+    free, rest = cli._free_keys(["run", config, "--collect.held-out=2", "--run-dir", "a-b.c-d", "--seed", "1"])
+    assert free == {} and rest == ["run", config, "--collect.held_out=2", "--run-dir", "a-b.c-d", "--seed", "1"]
+    free, _ = cli._free_keys(["run", config, "--data.kwargs.root-dir", "/data/x-1", "--data.kwargs.columns.a-b=c-d"])
+    assert free == {"data.kwargs.root_dir": "/data/x-1", "data.kwargs.columns.a-b": "c-d"}
+
+
+def test_a_hyphenated_key_counts_and_what_it_replaces_is_said(bend_ray: Command, config: str) -> None:
+    code, error = bend_ray("run", config, "--collect.held-out", "9", "--dry-run")
+    assert code == 2 and "collect.held_out: 9 of 5 chains" in error
+    code, error = bend_ray("run", config, "--classifier.target", "no.such:Net", "--dry-run")
+    first, second = error.splitlines()
+    assert first.startswith(
+        f"bend-ray: {config}: classifier.name (convnet) and classifier.kwargs ({{'width': 8}}) left"
+    )
+    assert code == 2 and "classifier.target: 'no.such:Net' cannot be imported" in second
+
+
 def test_the_real_command_ends_with_2_and_one_line(tmp_path: Path, config: str) -> None:
     words = [BEND_RAY, "run", config, "--collect.subset", "regex:nothing"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)

@@ -152,3 +152,80 @@ def test_candidates_are_four_times_the_members_unless_told() -> None:
 def test_a_key_of_several_kinds_is_named_as_it_is_written(key: str, value: str, said: str) -> None:
     with pytest.raises(ConfigError, match=f"^x: {re.escape(said)}$"):
         config.loads("data: {name: digits}\nclassifier: {name: convnet}\n", "x", {key: value})
+
+
+# --- keys that exclude each other
+
+DIGITS = "data: {name: digits}\nclassifier: {name: convnet, kwargs: {width: 8}}\n"
+OWN = "data: {target: 'mine:images', kwargs: {rows: 9}}\nclassifier: {target: 'mine:Net', kwargs: {deep: true}}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value", "gone", "said"),
+    [
+        (
+            DIGITS,
+            "classifier.target",
+            "mine:Net",
+            ("name", "kwargs"),
+            "classifier.name (convnet) and classifier.kwargs ({'width': 8}) left out, for --classifier.target takes the"
+            " place of classifier.name",
+        ),
+        (DIGITS, "data.target", "mine:images", ("name",), "data.name (digits) left out, for --data.target takes the"),
+        (DIGITS, "data.path", "x.npz", ("name",), "data.name (digits) left out, for --data.path takes the place of"),
+        (
+            OWN,
+            "data.path",
+            "x.npz",
+            ("target", "kwargs"),
+            "data.target (mine:images) and data.kwargs ({'rows': 9}) lef",
+        ),
+        (
+            OWN,
+            "data.name",
+            "digits",
+            ("target", "kwargs"),
+            "data.target (mine:images) and data.kwargs ({'rows': 9}) le",
+        ),
+        (
+            OWN,
+            "classifier.name",
+            "mlp",
+            ("target", "kwargs"),
+            "classifier.target (mine:Net) and classifier.kwargs ({'d",
+        ),
+    ],
+)
+def test_a_key_of_the_command_line_takes_the_place_of_the_one_it_excludes(
+    text: str, key: str, value: str, gone: tuple[str, ...], said: str
+) -> None:
+    lines: list[str] = []
+    section, name = key.split(".")
+    found = getattr(config.loads(text, "c.yaml", {key: value}, lines.append), section)
+    assert getattr(found, name).endswith(value) and all(not getattr(found, other) for other in gone)
+    assert len(lines) == 1 and lines[0].startswith(f"c.yaml: {said}")
+
+
+def test_kwargs_that_are_given_anew_are_the_new_ones_alone() -> None:
+    for overrides in ({"classifier.kwargs.depth": "3"}, {"classifier.kwargs": "{depth: 3}"}):
+        found = config.loads(DIGITS, "c.yaml", {"classifier.target": "mine:Net"} | overrides).classifier
+        assert (found.name, found.target, found.kwargs) == (None, "mine:Net", {"depth": 3})
+
+
+def test_nothing_is_left_out_that_is_not_excluded() -> None:
+    lines: list[str] = []
+    overrides = {"classifier.name": "mlp", "classifier.target": "null", "data.name": "null", "data.path": "x.npz"}
+    found = config.loads(DIGITS, "c.yaml", overrides, lines.append)
+    assert found.classifier.kwargs == {"width": 8} and (found.data.name, lines) == (None, [])
+    config.loads(OWN, "c.yaml", {"data.target": "null", "data.path": "x.npz"}, lines.append)
+    assert lines == [
+        "c.yaml: data.kwargs ({'rows': 9}) left out, for --data.path takes the place of data.target"
+    ]  # said by nobody
+
+
+def test_files_and_command_lines_that_give_two_are_refused() -> None:
+    two = {"classifier.name": "mlp", "classifier.target": "mine:Net"}
+    with pytest.raises(ConfigError, match=r"exactly one of classifier\.name and classifier\.target"):
+        config.loads(DIGITS, "c.yaml", two)
+    with pytest.raises(ConfigError, match=r"exactly one of data\.name, data\.path and data\.target"):
+        config.loads(DIGITS.replace("name: digits", "name: digits, path: x"), "c.yaml")

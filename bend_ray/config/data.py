@@ -1,6 +1,6 @@
 """What is classified and by what, and how that is trained: data, classifier, base, augment."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -9,6 +9,7 @@ from bend_ray.config.section import Section, added, placement
 
 
 class Data(Section):
+    one_of: ClassVar[tuple[str, ...]] = ("name", "path", "target")
     name: Literal["digits"] | None = None
     """A built-in data set: `digits` (scikit-learn's 1,797 images of 8x8 pixels)."""
     path: str | None = placement(None)
@@ -38,7 +39,7 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> "Data":
-        if [self.name, self.path, self.target].count(None) != 2:
+        if sum(getattr(self, name) is not None for name in self.one_of) != 1:
             raise ValueError("give exactly one of data.name, data.path and data.target")
         if self.kwargs and self.target is None:
             raise ValueError("data.kwargs: are those of data.target; give one, or leave them out")
@@ -46,6 +47,7 @@ class Data(Section):
 
 
 class Classifier(Section):
+    one_of: ClassVar[tuple[str, ...]] = ("name", "target")
     name: ClassifierName | None = None
     """A built-in classifier. In `kwargs` convnet takes width (16), mlp hidden (128) and depth (2), resnet18 and
     resnet34 width (64) and stem (cifar, imagenet), vit_tiny patch (4), width (192), depth (12) and heads (3)."""
@@ -60,7 +62,7 @@ class Classifier(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> "Classifier":
-        if (self.name is None) == (self.target is None):
+        if sum(getattr(self, name) is not None for name in self.one_of) != 1:
             raise ValueError("give exactly one of classifier.name and classifier.target")
         return self
 

@@ -1,5 +1,6 @@
 """From YAML and the command line to a checked configuration, and back; errors say where and which key."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_origin
@@ -14,16 +15,19 @@ from bend_ray.errors import ConfigError
 
 Parsed = TypeVar("Parsed", bound=Section)
 Settings = TypeVar("Settings", bound=Inference)
+Say = Callable[[str], object]
 
 _SHOULD = "Input should be "
 _SEVERAL = {key for key, field in keys().items() if get_origin(field.annotation) in (Union, UnionType)}
 """Keys that take several kinds of value."""
 
 
-def load(path: str | Path, overrides: dict[str, str] | None = None) -> Config:
+def load(path: str | Path, overrides: dict[str, str] | None = None, say: Say = lambda line: None) -> Config:
     """The configuration in the YAML file at ``path`` with dotted ``overrides`` (their values read as YAML) laid over.
 
-    Raises ConfigError, which names the file, the key, and the nearest known key.
+    Of keys that exclude each other (classifier.name and classifier.target) an override takes the place of the file's,
+    whose kwargs go with it; ``say`` is told so in a line. Raises ConfigError, which names the file, the key, and the
+    nearest known key.
     """
     try:
         text = Path(path).read_text()
@@ -31,16 +35,19 @@ def load(path: str | Path, overrides: dict[str, str] | None = None) -> Config:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not a text file; give the path of a YAML file") from None
-    return loads(text, str(path), overrides)
+    return loads(text, str(path), overrides, say)
 
 
-def loads(text: str, where: str, overrides: dict[str, str] | None = None) -> Config:
+def loads(text: str, where: str, overrides: dict[str, str] | None = None, say: Say = lambda line: None) -> Config:
     """`load` from YAML text that stands at ``where``."""
     raw = _yaml(text, where)
     if not isinstance(raw, dict):
         raise ConfigError(f"{where}: holds no configuration; expected sections such as data: and classifier:")
-    for key, value in (overrides or {}).items():
-        put(raw, key, _yaml(value, f"--{key}"))
+    values = {key: _yaml(value, f"--{key}") for key, value in (overrides or {}).items()}
+    for line in _take_out(raw, values):
+        say(f"{where}: {line}")
+    for key, value in values.items():
+        put(raw, key, value)
     config = parse(Config, raw, where)
     # Other processes have other working directories.
     data = config.data.model_copy(update={"path": _absolute(config.data.path)})
@@ -48,6 +55,23 @@ def loads(text: str, where: str, overrides: dict[str, str] | None = None) -> Con
     strangers = tuple(one.model_copy(update={"path": _absolute(one.path)}) for one in config.evaluate.strangers)
     evaluate = config.evaluate.model_copy(update={"strangers": strangers})
     return config.model_copy(update={"data": data, "classifier": classifier, "evaluate": evaluate})
+
+
+def _take_out(raw: dict[str, Any], values: dict[str, Any]) -> Iterator[str]:
+    """Take out of the file's ``raw`` what the command line's ``values`` exclude: with classifier.target goes
+    classifier.name, and its kwargs. Gives a line for each section that says what has gone."""
+    for section, field in Config.model_fields.items():
+        mine, keys_of_one = raw.get(section), getattr(field.annotation, "one_of", ())
+        given = [name for name in keys_of_one if values.get(f"{section}.{name}") is not None]
+        if not given or not isinstance(mine, dict):
+            continue
+        others = [name for name in keys_of_one if name not in given and mine.get(name) is not None]
+        gone = [name for name in others if f"{section}.{name}" not in values]
+        gone += ["kwargs"] if others and mine.get("kwargs") else []
+        if not gone:
+            continue
+        left = " and ".join(f"{section}.{name} ({mine.pop(name)})" for name in gone)
+        yield f"{left} left out, for --{section}.{given[0]} takes the place of {section}.{others[0]}"
 
 
 def inference(model: type[Settings], overrides: dict[str, str], text: str = "", where: str = "") -> Settings:

@@ -10,9 +10,12 @@ def markdown() -> str:
     lines = [
         "# Configuration",
         "",
-        "Every key of a configuration file, and of the command line as `--section.key VALUE`. Made by `make docs` from",
-        "`bend_ray/config/`. Keys marked * say where work runs or a file lies: they may differ between the runs that",
-        "share a run directory.",
+        "Every key of a configuration file, and of the command line as `--section.key VALUE`, where `-` may stand for",
+        "`_`. Made by `make docs` from `bend_ray/config/`. Keys marked * say where work runs or a file lies: they may",
+        "differ between the runs that share a run directory.",
+        "",
+        "Of `data.name`, `data.path` and `data.target`, and of `classifier.name` and `classifier.target`, one alone is",
+        "given. One on the command line takes the place of another in the file, whose `kwargs` go with it.",
     ]
     section = ""
     for key, field in keys().items():

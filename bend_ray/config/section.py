@@ -1,6 +1,6 @@
 """What all sections of the configuration have in common."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -20,6 +20,8 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
     )
+    one_of: ClassVar[tuple[str, ...]] = ()
+    """Keys of which one alone may be given; `kwargs` belong to it."""
 
     @model_validator(mode="before")
     @classmethod
