@@ -13,6 +13,8 @@ from bend_ray.search import study
 from bend_ray.search.study import Trial
 from bend_ray.store.folders import Folder
 
+OTHERWISE = "keys together, or chance"
+"""What single keys do not explain."""
 STYLES: dict[str, dict[str, Any]] = {
     "stopped": {"color": MUTED, "marker": "x", "s": 22},
     "done": {"color": GENERATED, "marker": "o", "s": 22},
@@ -87,9 +89,12 @@ def _objective(axes: Axes, config: Config, trials: list[Trial]) -> None:
 
 
 def _importance(axes: Axes, config: Config, importances: dict[str, float]) -> None:
-    names = list(reversed(importances))
-    axes.barh(names, [importances[name] for name in names], color=GENERATED)
-    axes.set(xlabel=f"share of the variance of {_label(config.search.objective[0])} (fANOVA)", title="What mattered")
+    rest = {OTHERWISE: 1 - sum(importances.values())}
+    shares = dict(reversed((importances | rest).items()))
+    colors = [MUTED if name in rest else GENERATED for name in shares]
+    axes.barh([*shares], [*shares.values()], color=colors)
+    what = f"share of a forest's variance of {_label(config.search.objective[0])}"
+    axes.set(xlabel=f"{what}\n{study.IMPORTANCE}", title="What mattered by itself", xlim=(0, 1))
 
 
 def _tradeoff(axes: Axes, config: Config, trials: list[Trial], front: list[int]) -> None:
@@ -126,11 +131,8 @@ def readme(
         " The best of many is partly luck: what counts is the test split, in the run's report.",
         f"- {counts['done']} came to their end, {counts['stopped']} were stopped early, {counts['failed']} failed.",
         "`best.yaml` is a whole configuration with the best values; `trials.parquet` holds all trials.",
-        "| key | as it stands | best | importance |\n|---|---:|---:|---:|\n"
-        + "\n".join(
-            f"| {key} | {_short(default.values[key])} | {_short(value)} | {_share(importances.get(key))} |"
-            for key, value in best.values.items()
-        ),
+        _table(default, best, importances),
+        _importances_in_words(config, counts["done"], importances),
     ]
     if len(config.search.objective) > 1:
         lines.append(f"Not beaten in all of {', '.join(map(_label, config.search.objective))} at once: trials {front}.")
@@ -140,16 +142,40 @@ def readme(
     return "\n\n".join(lines) + "\n"
 
 
+def _table(default: Trial, best: Trial, importances: dict[str, float]) -> str:
+    rows = [[key, _short(default.values[key]), _short(value)] for key, value in best.values.items()]
+    head = ["key", "as it stands", "best"]
+    if importances:
+        shares = importances | {OTHERWISE: 1 - sum(importances.values())}
+        head = [*head, "importance"]
+        rows = [[*row, f"{shares[row[0]]:.2f}"] for row in rows] + [[OTHERWISE, "", "", f"{shares[OTHERWISE]:.2f}"]]
+    rule = "|---" + "|---:" * (len(head) - 1) + "|"
+    return "\n".join([f"| {' | '.join(head)} |", rule, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _importances_in_words(config: Config, done: int, importances: dict[str, float]) -> str:
+    what = _label(config.search.objective[0])
+    if importances:
+        return (
+            f"Importance is by {study.IMPORTANCE}: the share that a key explains alone of the variance of {what}, over"
+            " the space, in a random forest fitted to the finished trials. Two keys that matter only together have"
+            f" none. Where no key matters chance alone gives one up to 0.3 with {study.FEWEST} trials, and 0.2 with"
+            " 100."
+        )
+    if done < study.FEWEST:
+        return (
+            f"What mattered is not said: {done} finished trials do not tell it from chance. From {study.FEWEST} on it"
+            " is."
+        )
+    return f"What mattered is not said: the finished trials in the space do not differ in {what}, or are too few."
+
+
 def _label(name: str) -> str:
     return name.replace("abend", "aBEND's").replace("sbend", "sBEND's").replace("_", " ").replace("nll", "NLL")
 
 
 def _short(value: Any, digits: int = 4) -> str:
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
 
 
 def _plain(value: Any) -> Any:

@@ -4,6 +4,7 @@ Optuna's samplers keep a random state of their own, so a search that was killed 
 has a seed of its own, and the study is made anew from the table of trials.
 """
 
+import math
 import types
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -21,6 +22,10 @@ STATES: dict[Status, TrialState] = {
     "stopped": TrialState.PRUNED,
     "failed": TrialState.FAIL,
 }
+IMPORTANCE = "fANOVA (Hutter et al. 2014)"
+"""How `importances_of` measures, whatever Optuna would take by itself."""
+FEWEST = 30
+"""Finished trials from which on importances are shown: of fewer any key may seem to explain half."""
 LOOKS = 4
 """Times that a trial is measured: after each quarter of the diffusion model's training."""
 
@@ -128,23 +133,39 @@ def _costs(config: Config, trials: list[Trial]) -> dict[int, list[float]]:
 
 
 def importances_of(config: Config, trials: list[Trial]) -> dict[str, float]:
-    """Share of the first objective's variance that each key explains (fANOVA: Hutter et al. 2014), largest first.
+    """How much each key alone matters to the first objective, the most first, by `IMPORTANCE`: the share that it
+    explains of the variance, over the space as it is searched, of a random forest fitted to the finished trials.
 
-    Empty where fewer than four trials finished or all are equally good.
+    What keys do only together is in none, so that the shares add up to less than 1.
+
+    Empty where fewer than `FEWEST` trials finished in the space, or all are equally good.
     """
-    done = [trial for trial in trials if trial.status == "done"]
-    objective = config.search.objective[0]
-    if len(done) < 4 or len({trial.metrics[objective] for trial in done}) < 2:
+    study = study_of(config, [trial for trial in trials if trial.status == "done"])
+    if len(study.trials) < FEWEST or len({trial.values[0] for trial in study.trials}) < 2:
         return {}
-    study = study_of(config, done)
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=seeds.seed_for(config.seed, "importance") % 2**32)
     try:
-        shares = optuna.importance.get_param_importances(
-            study, evaluator=evaluator, target=lambda trial: trial.values[0], params=list(config.search.space)
+        # Asked itself: what optuna makes of it otherwise adds up to 1, whatever keys explain.
+        shares = evaluator.evaluate(
+            _on_plain_scales(study), params=list(config.search.space), target=lambda trial: trial.values[0]
         )
     except (ValueError, RuntimeError):  # no key took two values
         return {}
-    return dict(shares)
+    return {key: float(share) for key, share in shares.items()}
+
+
+def _on_plain_scales(study: optuna.Study) -> optuna.Study:
+    """The logarithms of keys that are searched on a logarithmic scale: the evaluator spreads its weight evenly from the
+    lowest value to the highest."""
+    plain = optuna.create_study(directions=study.directions)
+    for trial in study.trials:
+        values, distributions = dict(trial.params), dict(trial.distributions)
+        for key, one in trial.distributions.items():
+            if isinstance(one, FloatDistribution | IntDistribution) and one.log:
+                values[key] = math.log(values[key])
+                distributions[key] = FloatDistribution(math.log(one.low), math.log(one.high))
+        plain.add_trial(optuna.create_trial(params=values, distributions=distributions, values=trial.values))
+    return plain
 
 
 def distributions_of(config: Config) -> dict[str, BaseDistribution]:

@@ -131,6 +131,7 @@ def _publish(run: Run, inputs: dict[str, str], ended: list[Trial], show: Progres
         "default": ended[0].metrics,
         "front": front,
         "importances": importances,
+        "importance": study.IMPORTANCE,
     }
     readme = trial_report.readme(config, ended, best, front, importances, files)
     manifest = artifacts.publish(run.folder, "search", config, inputs, facts, files, readme)
