@@ -11,7 +11,7 @@ from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.errors import ConfigError, TrainingError
 from bend_ray.models.base import ModelSpec
 from bend_ray.run import Run
-from bend_ray.training import loop
+from bend_ray.training import loop, optimizer
 from conftest import changed, run_of
 
 CONFIG = changed(base={"shards": 4})
@@ -66,6 +66,23 @@ def test_one_shard_is_a_plain_training_step() -> None:
     nn.functional.cross_entropy(output, dataset.train.labels).backward()
     optimizer.step()
     torch.testing.assert_close(state(ours), state(plain), atol=2e-4, rtol=1e-3)  # rows in another order
+
+
+@pytest.mark.parametrize(
+    ("name", "lowest", "highest"), [("onecycle", 0.85, 0.95), ("cosine", 0.9, 0.9), ("falling", 0.9, 0.9)]
+)
+def test_beta1_moves_in_one_cycle_alone(name: str, lowest: float, highest: float) -> None:
+    base = CONFIG.base.model_copy(update={"schedule": name})
+    adamw = optimizer.adamw(nn.Linear(1, 1), base)
+    rates = optimizer.schedule(adamw, base, 30)
+    seen = []
+    for _ in range(30):
+        seen.append((adamw.param_groups[0]["lr"], adamw.param_groups[0]["betas"][0]))
+        adamw.step()
+        rates.step()
+    betas = [beta for _, beta in seen]
+    assert min(betas) == pytest.approx(lowest, abs=1e-3) and max(betas) == pytest.approx(highest)
+    assert max(seen)[1] == min(betas)  # where the rate is highest
 
 
 def test_shards_too_small_for_batch_norm_are_refused() -> None:

@@ -22,6 +22,8 @@ def adamw(module: nn.Module, base: Base) -> torch.optim.AdamW:
 def schedule(optimizer: torch.optim.Optimizer, base: Base, steps: int, done: int = 0) -> lr_scheduler.LRScheduler:
     """The learning rates of so many steps, after those that are ``done``.
 
+    onecycle moves AdamW's beta1 as well, as torch does unless told otherwise: from 0.95 to 0.85 and back.
+
     cosine   lr (i + 1) / (w + 1) in the first w = max(1, steps // 20) steps, then
              lr (1 + cos(pi (i - w) / (steps - w))) / 2
     falling  the same without the first w steps: lr (1 + cos(pi i / steps)) / 2
