@@ -13,6 +13,7 @@ from bend_ray.models.classifiers import check, logits
 from classifier_helpers import make
 
 OWN = """
+import io
 import torch
 from torch import nn
 
@@ -59,6 +60,36 @@ def endless(classes):
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
     nn.init.constant_(net[1].bias, float("inf"))
     return net
+
+
+def exported(classes):
+    return torch.export.export(named_and_any(classes), (torch.zeros(2, 1, 8, 8),))
+
+
+def exported_module(classes):
+    return exported(classes).module()
+
+
+def saved_and_loaded(classes):
+    file = io.BytesIO()
+    torch.export.save(exported(classes), file)
+    return torch.export.load(file).module()
+
+
+def around_an_exported_one(classes):
+    return nn.Sequential(exported_module(classes), nn.Linear(classes, classes))
+
+
+def scripted(classes):
+    return torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(64, classes)))
+
+
+def traced(classes):
+    return torch.jit.trace(named_and_any(classes), torch.zeros(2, 1, 8, 8))
+
+
+def around_a_traced_one(classes):
+    return nn.Sequential(traced(classes), nn.Linear(classes, classes))
 
 
 class Outer:
@@ -116,6 +147,29 @@ def test_lazy_layers_are_initialised_from_the_seed(own: str) -> None:
 def test_targets_that_cannot_be_used(own: str, target: str, said: str) -> None:
     with pytest.raises(ModelError, match=rf"classifier\.target: .*{said}"):
         make(target=target)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("target", "kind"),
+    [
+        ("exported", "a program of torch.export, which can be neither trained nor put in eval mode"),
+        ("exported_module", "a program of torch.export, which can be neither"),
+        ("saved_and_loaded", "a program of torch.export, which can be neither"),
+        ("around_an_exported_one", "a program of torch.export, which can be neither"),
+        ("scripted", "TorchScript, which cannot be taken apart into what members share and what they do not"),
+        ("traced", "TorchScript, which cannot be taken apart"),
+    ],
+)
+def test_what_was_compiled_is_refused_by_its_kind(own: str, target: str, kind: str) -> None:
+    said = rf"^classifier\.target: own_nets:{target} gave {kind}.*; give the nn\.Module that it was made from, and what"
+    with pytest.raises(ModelError, match=said):
+        make(target=f"own_nets:{target}")
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_a_part_that_was_traced_is_taken(own: str) -> None:
+    assert make(target="own_nets:around_a_traced_one").training
 
 
 def test_a_keyword_that_the_target_does_not_take(own: str) -> None:

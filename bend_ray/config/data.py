@@ -81,9 +81,9 @@ class Base(Section):
     lr: float = Field(3e-3, gt=0)
     """Peak learning rate of AdamW."""
     schedule: Literal["onecycle", "cosine", "falling"] = "onecycle"
-    """How the learning rate comes and goes: up for a third of the steps and down (one-cycle, in which AdamW's beta1
-    falls from 0.95 to 0.85 as the rate comes and rises as it goes), up for a twentieth and down along a cosine
-    (cosine), or down along a cosine from the first step (falling); in these beta1 is 0.9."""
+    """How the learning rate comes and goes: up for a third of the steps and down (one-cycle), up for a twentieth and
+    down along a cosine (cosine), or down along a cosine from the first step (falling). In one-cycle AdamW's beta1 falls
+    from 0.95 to 0.85 as the rate comes and rises as it goes; else it is 0.9."""
     weight_decay: float = Field(1e-2, ge=0)
     """Decoupled weight decay."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)

@@ -1,8 +1,10 @@
 """What classifies: a built-in network, or any callable that returns an nn.Module."""
 
+import contextlib
 import inspect
 import itertools
 import pickle
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -111,10 +113,46 @@ def build(classifier: Classifier, classes: int, channels: int, image_size: int, 
         except Exception as error:
             key = "classifier.kwargs" if classifier.name else "classifier.target"
             raise ModelError(f"{key}: {where} cannot be made with {arguments} ({error})") from error
-        if not isinstance(module, nn.Module):
-            raise ModelError(f"classifier.target: {where} gave a {type(module).__name__}, not a torch.nn.Module")
+        _check_kind(module, str(where))
         check(module, classes, channels, image_size)
     return module
+
+
+def _check_kind(module: Any, where: str) -> None:
+    """Raises ModelError for what is no module, or one that can be neither trained nor taken apart."""
+    kind = ""
+    if isinstance(module, torch.jit.ScriptModule):
+        kind = "TorchScript, which cannot be taken apart into what members share and what they do not"
+    elif isinstance(module, torch.export.ExportedProgram) or (isinstance(module, nn.Module) and not _has_modes(module)):
+        kind = "a program of torch.export, which can be neither trained nor put in eval mode"
+    if kind:
+        raise ModelError(
+            f"classifier.target: {where} gave {kind}; give the nn.Module that it was made from, and what it has learnt"
+            " as classifier.weights (a state_dict)"
+        )
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"classifier.target: {where} gave a {type(module).__name__}, not a torch.nn.Module")
+
+
+def _has_modes(module: nn.Module) -> bool:
+    """Whether it can be put in eval mode, all its parts with it; what torch.export gives back as a module cannot."""
+    try:
+        with _in_eval_mode(module):
+            return True
+    except NotImplementedError:
+        return False
+
+
+@contextlib.contextmanager
+def _in_eval_mode(module: nn.Module) -> Iterator[None]:
+    """Modes are then as they were."""
+    modes = [(child, child.training) for child in module.modules()]
+    try:
+        module.eval()
+        yield
+    finally:
+        for child, training in modes:
+            child.training = training
 
 
 @torch.no_grad()
@@ -124,16 +162,12 @@ def check(module: nn.Module, classes: int, channels: int, image_size: int) -> No
     Raises ModelError unless it gives finite logits of shape (2, classes).
     """
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    modes = [(child, child.training) for child in module.modules()]
     shape = (2, channels, image_size, image_size)
-    module.eval()
-    try:
-        output = module(torch.zeros(shape, device=device))
-    except Exception as error:
-        raise ModelError(f"the classifier fails on images of shape {shape}: {error}") from error
-    finally:
-        for child, training in modes:
-            child.training = training
+    with _in_eval_mode(module):
+        try:
+            output = module(torch.zeros(shape, device=device))
+        except Exception as error:
+            raise ModelError(f"the classifier fails on images of shape {shape}: {error}") from error
     logits_BK = logits(output)
     if logits_BK.shape != (2, classes):
         raise ModelError(
