@@ -208,6 +208,32 @@ def test_layers_can_be_initialised_again() -> None:
     assert torch_private.initialiser(nn.ReLU()) is None
 
 
+class AsManyTimes(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([row + 1 for row in x])
+
+
+def test_a_fixed_number_of_rows_is_said_once_with_its_line(caplog: pytest.LogCaptureFixture) -> None:
+    def raised() -> Exception:
+        shapes = {"x": {0: torch.export.Dim("batch", min=1)}}
+        with pytest.raises(RuntimeError) as error:
+            torch.export.export(AsManyTimes(), (torch.randn(2, 3),), dynamic_shapes=shapes, strict=True)
+        return error.value
+
+    with shape(torch_private, "fixed_rows"):
+        said = torch_private.fixed_rows(raised())
+        assert "specialized it to be a constant (2)" in said and f"at {__file__}, line " in said, f"it says {said!r}"
+        assert torch_private.fixed_rows(RuntimeError("something else")) == ""
+    with shape(torch_private, "silent_guards"):
+        logged = [record.name for record in caplog.records if record.levelname == "ERROR"]
+        assert "torch._guards" in logged, f"torch no longer logs it there, but in {logged}"
+        caplog.clear()
+        with torch_private.silent_guards():
+            raised()
+        logged = [record.name for record in caplog.records if record.levelname == "ERROR"]
+        assert not logged, f"torch still logs it in {logged}"
+
+
 # Ray
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -181,6 +182,84 @@ def test_what_cannot_be_exported_runs_whole(make: Callable[[], nn.Module], capfd
         found_MBK = trunk.logits(theta_MD, x)
         assert torch.equal(found_MBK, logits_of_whole_models(module, subset, theta_MD, x))
         assert torch.equal(x, before_x) and not found_MBK.requires_grad
+
+
+class CountsItsRows(Tied):
+    """Python's own numbers of rows; the rest is what graphs may have besides: tied parameters, buffers, writes."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        rows = x.reshape(len(x), 1, 8, 8).clone()
+        rows[:, :, 0] = 0
+        return super().forward(rows) + torch.zeros(int(x.shape[0]), 5)
+
+
+class ViewsItsRows(Flat):
+    """A number of rows that is not Python's own, and assertions that hold for any."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.ndim == 4 and x.shape[0] > 0 and x.size(1) == 1
+        return super().forward(x.view(x.size(0), -1))
+
+
+@pytest.mark.parametrize("make", [CountsItsRows, ViewsItsRows])
+def test_a_forward_pass_may_ask_for_its_rows(make: Callable[[], nn.Module]) -> None:
+    module = made(make)
+    subset = choose(module, "head")
+    before = copy.deepcopy(module.state_dict())
+    trunk = partition(module, subset, images(2))
+    assert trunk.plan in ("vmap", "loop") and trunk.trunk_share > 0.5
+    theta_MD = members(module, subset, 3)
+    found = [trunk.logits(theta_MD, x) for x in (images(1), images(5), images(7))]
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    for found_MBK, x in zip(found, (images(1), images(5), images(7)), strict=True):
+        same(found_MBK, logits_of_whole_models(module, subset, theta_MD, x))
+
+
+class GoesThroughItsRows(Flat):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([super(GoesThroughItsRows, self).forward(row[None])[0] for row in x])
+
+
+class GoesThroughItsParts(Flat):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([super(GoesThroughItsParts, self).forward(part) for part in x.split(4)])
+
+
+class RefusesManyRows(Flat):
+    def forward(self, x: Tensor) -> Tensor:
+        assert len(x) <= 64
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (
+            GoesThroughItsRows,
+            rf"your code specialized it to be a constant \(2\), at {re.escape(__file__)}, line \d+\)$",
+        ),
+        (GoesThroughItsParts, "Not all values of batch = .* satisfy the generated guard .* <= 4"),
+        (RefusesManyRows, "Not all values of batch = .* satisfy the generated guard .* <= 64"),
+    ],
+)
+def test_a_forward_pass_that_is_another_one_for_more_rows_is_named(
+    make: Callable[[], nn.Module], why: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    module = made(make)
+    subset = choose(module, "head")
+    said = rf"every member runs it whole: its forward pass is another one for another number of rows \(.*{why}"
+    with pytest.warns(UserWarning, match=said) as warned:
+        trunk = partition(module, subset, images(2))
+    assert len(warned) == 1 and trunk.plan == "whole model" and capfd.readouterr().err == ""
+    theta_MD, x = members(module, subset, 3), images(7)
+    same(trunk.logits(theta_MD, x), logits_of_whole_models(module, subset, theta_MD, x))
 
 
 def test_parameters_that_the_logits_do_not_depend_on() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import io
 import math
 import operator
@@ -62,9 +63,13 @@ def export(module: nn.Module, example_x: Tensor) -> Graph:
     batch, device = torch.export.Dim("batch", min=1), example_x.device
     traced = module if device.type == "cpu" else on_cpu(module)
     # For a module it cannot export, torch prints the unfinished graph; the reason it raises is enough.
-    with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
-        shapes = {"x": {0: batch}}
-        program = torch.export.export(_Logits(traced), (example_x.cpu(),), dynamic_shapes=shapes, strict=False)
+    with (
+        torch.no_grad(),
+        contextlib.redirect_stderr(io.StringIO()),
+        private.silent_guards(),
+        warnings.catch_warnings(),
+    ):
+        program = _program(_Logits(traced), example_x.cpu(), {"x": {0: batch}})
         if not all(_pure(node) for node in program.graph.nodes):
             warnings.simplefilter("ignore", FutureWarning)  # torch's own, from a deprecated part of its pytree
             program = program.run_decompositions({})
@@ -90,6 +95,23 @@ def export(module: nn.Module, example_x: Tensor) -> Graph:
         x=x,
         result=result,
     )
+
+
+def _program(module: nn.Module, x: Tensor, shapes: dict[str, Any]) -> torch.export.ExportedProgram:
+    """Python itself traces ``module``; where that fixes the number of rows, as len(x) does, torch's own reading of its
+    code (strict) does, which takes longer and understands less else."""
+    export = functools.partial(torch.export.export, module, (x,), dynamic_shapes=shapes)
+    try:
+        return export(strict=False)
+    except Exception as error:
+        if not private.fixed_rows(error):
+            raise
+        plain = error
+    try:
+        warnings.simplefilter("ignore", UserWarning)  # of buffers that it writes to, which is no news
+        return export(strict=True)
+    except Exception as error:
+        raise (error if private.fixed_rows(error) else plain) from None
 
 
 def on_cpu(module: nn.Module) -> nn.Module:

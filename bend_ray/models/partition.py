@@ -51,6 +51,8 @@ def partition(
         return _partition(graph, module, subset, example_x, torch.float32)
     except Exception as error:
         why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        if rows := private.fixed_rows(error):
+            why = f"its forward pass is another one for another number of rows ({rows})"
         warnings.warn(f"torch.export cannot cut this classifier, so every member runs it whole: {why}", stacklevel=2)
         return unpartitioned(module, subset)
 

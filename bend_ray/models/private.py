@@ -3,7 +3,10 @@
 Where a public way exists it is taken instead. Versions: see the range of torch in pyproject.toml.
 """
 
-from collections.abc import Callable
+import contextlib
+import logging
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,6 +17,29 @@ BATCH_NORM_WITH_STATISTICS = torch.ops.aten._native_batch_norm_legit_no_training
 """A batch norm in eval mode after decomposition: it gives three values, of which the first is the output."""
 CHECKS = (torch.ops.aten._assert_tensor_metadata.default,)
 """Operations of a graph that only check that it runs as it was exported: with reduced precision it does not."""
+
+
+def fixed_rows(error: Exception) -> str:
+    """Of an error of torch.export where the dimension "batch" is traced for some sizes alone: what fixes it, and, where
+    torch says it, in which line of whose code. Empty of any other error."""
+    text, fixed = str(error), "Constraints violated (batch)"
+    if fixed not in text:
+        return ""
+    said = next((line.strip() for line in text.splitlines() if line.strip().startswith("- ")), fixed)
+    places = re.findall(r'File "(.+)", line (\d+), in ', text)
+    at = f", at {places[-1][0]}, line {places[-1][1]}" if places else ""
+    return said.removeprefix("- ").partition(". If you're using")[0] + at
+
+
+@contextlib.contextmanager
+def silent_guards() -> Iterator[None]:
+    """Without the log of that error, which is raised as well."""
+    log = logging.getLogger("torch._guards")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def silence_vmap_fallback() -> None:
