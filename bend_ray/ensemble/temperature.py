@@ -71,13 +71,14 @@ class Temperature:
     def from_json(data: Any, where: str) -> "Temperature":
         """Raises ArtifactError, naming ``where``, if ``data`` describes no temperature."""
         try:
-            kind, numbers = data["kind"], [float(data[name]) for name in ("value", "low", "high")]
+            kind = data["kind"]
+            value, low, high = numbers = [float(data[name]) for name in ("value", "low", "high")]
             why = str(data.get("why", ""))  # those of earlier ensembles do not say
             if kind not in ("none", "pool", "members") or not all(0 < number < math.inf for number in numbers):
                 raise ValueError(f"{kind!r} with {numbers}")
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{where}: describes no temperature ({error})") from None
-        return Temperature(kind, *numbers, why=why)
+        return Temperature(kind, value, low, high, why)
 
     def __str__(self) -> str:
         place = {"none": "", "pool": " on the mean probability", "members": " on the members' logits"}[self.kind]
