@@ -103,6 +103,19 @@ SCHEMA = whole(
         "strangers": whole({SHUFFLED: whole({"rows": NUMBER, "built_in": {"enum": [True]}})}),
         "temperature": TEMPERATURE,
         **dict.fromkeys(("doubt_scale", "distance"), {"type": "null"}),
+        "per_class": {
+            "type": "array",
+            "minItems": 10,
+            "maxItems": 10,
+            "items": whole(
+                {
+                    "name": {"type": "string"},
+                    **dict.fromkeys(("train_rows", "val_rows", "test_rows"), {"type": "integer"}),
+                    **dict.fromkeys(("base", "abend"), NUMBER),
+                }
+            ),
+        },
+        "balanced_accuracy": whole(dict.fromkeys(("abend", "sbend", "base"), NUMBER)),
         "recommended": {"enum": ["base", "abend", "sbend"]},
         "recommendation": whole(
             {"best": {"type": "string"}, **dict.fromkeys(("nll_more", "low", "high", "rows"), NUMBER)}
@@ -155,12 +168,12 @@ def test_report_has_figures_and_words(reference: Path) -> None:
     report = reference / "report"
     text = (report / "README.md").read_text()
     figures = sorted(path.name for path in report.glob("*.png"))
-    assert len(figures) == 6 and all(f"]({name})" in text for name in figures)
+    assert len(figures) == 7 and all(f"]({name})" in text for name in figures)
     for name in figures:
         with Image.open(report / name) as image:
             pixels = np.asarray(image.convert("L"))
         assert pixels.std() > 5  # something is drawn
-    assert "aBEND" in text and "Gaussian" in text
+    assert "aBEND" in text and "Gaussian" in text and "## Classes" in text and "Warning" not in text
 
 
 def test_ensemble_is_loadable_alone_and_answers_as_the_whole(reference: Path, tmp_path: Path) -> None:

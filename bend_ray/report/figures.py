@@ -10,11 +10,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from bend_ray.ensemble.reliability import selective_accuracy
+from bend_ray.report import classes
 from bend_ray.report.metrics import Scored
 from bend_ray.store.folders import Folder
 
 GENERATED, ORIGINALS, MUTED = "#0b6e99", "#d9730d", "#8a8a8a"
 BINS = 15
+NUMBERED = 20
+"""Classes up to which the cells of a confusion matrix have room for numbers."""
 
 
 def draw(
@@ -29,13 +32,19 @@ def draw(
         "parameter_map.png": lambda axes: _map(axes, points),
         "accuracy_against_novelty.png": lambda axes: _novelty(axes, metrics, scored),
     }
-    return save(folder, plots)
+    names = [row["name"] for row in metrics["per_class"]]
+    if len(names) > classes.SHOWN:  # no name, and hardly a cell, could be read
+        return save(folder, plots)
+    count_KK = classes.confusion(scored["generated"].prob_BK.argmax(1), label_B, len(names))
+    side = max(4.8, 1.5 + 0.17 * len(names))
+    matrix = {"confusion.png": lambda axes: _confusion(axes, count_KK, names)}
+    return save(folder, plots) + save(folder, matrix, (1.2 + side, side))
 
 
-def save(folder: Folder, plots: dict[str, Callable[[Axes], None]]) -> list[str]:
-    """Put a PNG file for each of ``plots``, by name. Returns the names."""
+def save(folder: Folder, plots: dict[str, Callable[[Axes], None]], size: tuple[float, float] = (6.4, 4.2)) -> list[str]:
+    """Put a PNG file for each of ``plots``, by name, of so many inches (width, height). Returns the names."""
     for name, plot in plots.items():
-        figure = Figure(figsize=(6.4, 4.2), dpi=120, layout="constrained")
+        figure = Figure(figsize=size, dpi=120, layout="constrained")
         axes = figure.subplots()
         plot(axes)
         axes.spines[["top", "right"]].set_visible(False)
@@ -117,6 +126,25 @@ def _reliability(axes: Axes, scored: dict[str, Scored], label_B: Tensor) -> None
         axes.scatter(x, y, s=[6 + 120 * (bins == b).mean() for b in filled], color=color, label=label)
     axes.set(xlabel="confidence", ylabel="accuracy", title="Reliability (dot area: share of test rows)")
     axes.legend(frameon=False, fontsize=8)
+
+
+def _confusion(axes: Axes, count_KK: Tensor, names: list[str]) -> None:
+    """Rows of each class by what aBEND takes them for, in per cent of the class; numbers where there is room."""
+    K, rows_K = len(names), count_KK.sum(1)
+    share_KK = 100 * count_KK / rows_K.clamp_min(1)[:, None]
+    image = axes.imshow(share_KK.numpy(), cmap="Blues", vmin=0, vmax=100)
+    for true, taken in count_KK.nonzero().tolist() if K <= NUMBERED else ():
+        color = "white" if share_KK[true, taken] > 60 else "black"
+        text = str(int(count_KK[true, taken]))
+        axes.text(taken, true, text, ha="center", va="center", fontsize=7, color=color)
+    short = [name if len(name) <= 16 else f"{name[:15]}…" for name in names]
+    size = 8 if K <= NUMBERED else 6
+    axes.set_xticks(range(K), short, fontsize=size, rotation=90 if max(map(len, short)) > 2 else 0)
+    axes.set_yticks(
+        range(K), [f"{name} ({rows})" for name, rows in zip(short, rows_K.tolist(), strict=True)], fontsize=size
+    )
+    axes.figure.colorbar(image, ax=axes, label="% of the class's rows", shrink=0.8)
+    axes.set(xlabel="aBEND says", ylabel="class (test rows)", title="What classes are taken for")
 
 
 def _map(axes: Axes, points: dict[str, Tensor]) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from bend_ray.progress import counted
+from bend_ray.report import classes
 from bend_ray.report import table as tables
 from bend_ray.report.rivals import CONTENDERS
 from bend_ray.report.table import LABELS
@@ -27,6 +28,7 @@ def readme(metrics: dict[str, Any], figures: list[str]) -> str:
         tables.markdown(metrics),
         tables.explained(metrics),
         _against_baselines(metrics),
+        *classes.section(metrics),
         *tables.strangers(metrics),
         _diversity(metrics),
         _novelty(metrics["novelty"]),
@@ -84,8 +86,7 @@ def headline(metrics: dict[str, Any]) -> list[str]:
             f"Answers say how far an image is from the training rows (sample.distance: {index['measure']}), in"
             f" {index['features']} features of {index['rows']} rows."
         )
-    lines.append(f"Novelty: {metrics['novelty']['verdict']}.")
-    return lines
+    return [*lines, f"Novelty: {metrics['novelty']['verdict']}.", *classes.warnings(metrics)]
 
 
 def _recommended(metrics: dict[str, Any]) -> str:

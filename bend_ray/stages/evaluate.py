@@ -16,7 +16,7 @@ from bend_ray.cluster.pool import pool
 from bend_ray.data import strangers
 from bend_ray.models.subset import Subset
 from bend_ray.progress import Progress
-from bend_ray.report import metrics, text
+from bend_ray.report import classes, metrics, text
 from bend_ray.report import rivals as contenders
 from bend_ray.report.flops import Flops
 from bend_ray.report.metrics import Scored
@@ -68,7 +68,7 @@ def _make(run: Run, inputs: dict[str, str]) -> Manifest:
     measured = metrics.assemble(config, dataset.name, dataset.test.labels, scored, novelty, D, seen)
     train = dataset.rows_of_each(config.collect.unseen, run.seed)
     rows = Rows(config, dataset.test.labels, dataset.val.labels, train, flops)
-    measured |= {"temperature": None, **contenders.measure(scored, rows)}
+    measured |= {"temperature": None, **contenders.measure(scored, rows), **classes.measure(scored, dataset)}
     measured["dropped"] = artifacts.described(run.folder / "snapshots", "snapshots").facts["dropped"]
     chosen = artifacts.described(run.folder / "ensemble", "ensemble").facts
     measured |= {key: chosen.get(key) for key in ("doubt_scale", "distance")}
