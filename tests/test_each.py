@@ -34,10 +34,7 @@ pytestmark = pytest.mark.ray
 
 EACH: dict[str, Any] = {
     "base": {"cycles": 2, "cycle_epochs": 1, "cycle_lr": 2e-3},
-    "collect": {
-        **{"workers": 2, "trunk": "each", "subset": "head"},
-        **{"chains": 8, "held_out": 2, "accuracy_filter": None},
-    },
+    "collect": {"workers": 2, "trunk": "each", "subset": "head", "chains": 8, "held_out": 2, "accuracy_filter": None},
     "sample": {"actors": 2, "doubt": "laplace"},
     "evaluate": {"baselines": ["base_model", "weight_average", "random_originals", "autoencoder_only"]},
 }

@@ -163,12 +163,9 @@ class Sampler:
     @cached_property
     def doubts(self) -> list[Doubt]:
         """What `measure` has left, of each trunk; nothing where none is asked for."""
-        folder, files, asked = (
-            self.run.folder / "ensemble",
-            doubt.files(self.run.config.trunks),
-            self.run.config.sample.doubt,
-        )
-        if asked == "none" or (asked == "auto" and not folder.exists(files[-1])):
+        config, folder = self.run.config, self.run.folder / "ensemble"
+        kind, files = config.sample.doubt, doubt.files(config.trunks)
+        if kind == "none" or (kind == "auto" and not folder.exists(files[-1])):
             return []
         return [Doubt.load(folder, file) for file in files]
 
