@@ -204,15 +204,15 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 def each_lines(runs: list[dict[str, Any]]) -> list[str]:
     """What members on several trunks are worth."""
-    lines = ["On five trunks:"]
+    lines = []
     for name, label in ON_EACH.items():
         rows = [run[name] for run in runs]
         passes = statistics.fmean(row["answer_forwards"] for row in rows)
         accuracy, nll = (spread([row[key] for row in rows], times, digits) for key, times, digits in KEYS)
-        lines.append(f"{label}: {accuracy} %, NLL with T {nll}, {passes:.2f} passes")
+        lines.append(f"{label}: {accuracy} %, NLL with T {nll}, {passes:.2f} passes.")
     gains = [run["cycle_ends"]["nll_t_gain"] for run in runs]
     words = ", ".join(f"{gain['mean']:.4f} [{gain['low']:.4f}, {gain['high']:.4f}]" for gain in gains)
-    return [*lines, f"NLL of that ensemble less aBEND's, by seed: {words}"]
+    return ["On five trunks, and by seed the NLL of the ensemble less aBEND's:", *lines, f"{words}."]
 
 
 if __name__ == "__main__":
