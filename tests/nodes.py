@@ -14,7 +14,7 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from processes import when, workers
+from processes import has_ended, when, workers
 
 FAST = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
 """How soon the head notices that a node is gone."""
@@ -69,7 +69,7 @@ class Nodes:
                 process.kill()
         self.others.remove(node)
         end = time.monotonic() + 30
-        while raylet.is_running() and raylet.status() != psutil.STATUS_ZOMBIE:
+        while not has_ended(raylet):
             assert time.monotonic() < end
             time.sleep(0.01)
         self.cluster.remove_node(node, allow_graceful=False)

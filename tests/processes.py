@@ -113,7 +113,15 @@ def first_worker(kind: Any, moment: Callable[[], object], process: subprocess.Po
 def kill(victim: psutil.Process, process: subprocess.Popen[str]) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):  # its work may have ended meanwhile
         victim.send_signal(signal.SIGKILL)
-    wait_for(lambda: not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE, process)
+    wait_for(lambda: has_ended(victim), process)
+
+
+def has_ended(victim: psutil.Process) -> bool:
+    """Whether it is gone, also where it goes while it is asked."""
+    try:
+        return not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def ended_well(process: subprocess.Popen[str]) -> str:

@@ -197,10 +197,12 @@ def test_a_trial_whose_process_dies_each_time_is_one_failure(reference: Path, se
     run = begun(reference, tmp_path / "run").path
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(TOY | {"search": SEARCH}))
     words = [BEND_RAY, "search", str(tmp_path / "toy.yaml"), "--run-dir", str(run)]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
-    for _ in range(failures.RETRIES + 1):
-        kill(first_worker("ImplicitFunc", lambda: True, process), process)
-    said = ended_well(process)
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ
+    ) as process:
+        for _ in range(failures.RETRIES + 1):
+            kill(first_worker("ImplicitFunc", lambda: True, process), process)
+        said = ended_well(process)
     rows, undisturbed = table(run), table(searched)
     assert rows[0]["reason"] == "its process died" and "trial 0 failed: its process died" in said
     assert rows[1:] == undisturbed[1:]
