@@ -130,6 +130,8 @@ def _make_bases(run: Run, base_inputs: dict[str, str]) -> None:
     recipe = artifacts.recipe("trunks", config, base_inputs)  # they want no first base
     last = bases.average_place if config.cycles else bases.base_place
     todo = [base for base in range(1, config.base.count) if not trunks.is_done(run.folder, recipe, last(base))]
+    if not todo:
+        return
     base_steps, cycle_steps, _ = _steps(run)
     steps = base_steps + config.cycles * cycle_steps
     total, already = steps * (config.base.count - 1), steps * (config.base.count - 1 - len(todo))
