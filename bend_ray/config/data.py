@@ -56,6 +56,10 @@ class Classifier(Section):
     channels and image_size that its signature takes."""
     kwargs: dict[str, Any] = Field({})
     """Keyword arguments of the classifier."""
+    output: int | str = added("auto", off="auto")
+    """Which part of what it returns is the logits. `auto`: the tensor, `.logits` of an object, "logits" of a dict.
+    Where that is a tuple, a list or (B, k, K), also in training mode alone: `first`, `mean` (of all), a number from 0;
+    a name: the part of an object or a dict that has it."""
     weights: str | None = placement(None)
     """A trained classifier's state_dict, as .safetensors or saved by torch (.pt, .pth; loaded with weights_only); the
     base is then not trained."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bend_ray import seeds
 from bend_ray.ensemble import metrics, temperature
 from bend_ray.ensemble.aggregate import abend
-from bend_ray.models.classifiers import logits
+from bend_ray.models.output import logits
 
 SAMPLES = 64
 """Heads that are drawn."""

@@ -31,10 +31,10 @@ class ModelSpec:
     def of(classifier: Classifier, dataset: Dataset) -> "ModelSpec":
         return ModelSpec(classifier, dataset.class_names, dataset.preprocess)
 
-    def build(self, seed: int = 0) -> nn.Module:
-        """The classifier with its initial parameters, in eval mode."""
+    def build(self, seed: int = 0, filled: bool = False) -> nn.Module:
+        """The classifier with its initial parameters, in eval mode; ``filled``: see `classifiers.build`."""
         size = self.preprocess.image_size
-        module = classifiers.build(self.classifier, len(self.class_names), self.preprocess.channels, size, seed)
+        module = classifiers.build(self.classifier, len(self.class_names), self.preprocess.channels, size, seed, filled)
         return module.eval()
 
     def to_json(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def load(folder: Folder, spec: ModelSpec, device: torch.device | str = "cpu", fi
 
     Raises ArtifactError as `read_into`.
     """
-    module = spec.build().requires_grad_(False).to(device)
+    module = spec.build(filled=True).requires_grad_(False).to(device)
     read_into(module, folder, file)
     return module
 

@@ -15,7 +15,6 @@ from torch import Tensor, fx, nn
 
 from bend_ray.errors import ModelError
 from bend_ray.models import private
-from bend_ray.models.classifiers import logits
 from bend_ray.models.graph import (
     Graph,
     aliases_of,
@@ -27,6 +26,7 @@ from bend_ray.models.graph import (
     observed_batch_norm,
     peak_bytes,
 )
+from bend_ray.models.output import logits
 from bend_ray.models.subset import BATCH_NORMS, Subset
 from bend_ray.models.trunk import Plan, SharedTrunk
 

@@ -6,14 +6,16 @@ from functools import partial
 from typing import Any
 
 import ray
+import torch
 from torch import nn
 
 from bend_ray.cluster import connection, lease, preflight, resources
 from bend_ray.config import Config, dump
 from bend_ray.ensemble import answer_cost
 from bend_ray.errors import ArtifactError, ConfigError
-from bend_ray.models import classifiers
+from bend_ray.models import check, classifiers
 from bend_ray.models import subset as subsets
+from bend_ray.models.subject import MOST, ROWS, Subject
 from bend_ray.models.subset import Subset
 from bend_ray.progress import say
 from bend_ray.run import Run
@@ -150,12 +152,31 @@ def _classifier(run: Run) -> tuple[nn.Module, Subset]:
     """The classifier and its subset, made once before any worker is: its mistakes are then told at once."""
     config = run.config
     augment.check(config.augment, run.dataset.image_size)
-    module = run.spec.build(config.seed)
-    if config.classifier.weights:
-        classifiers.load_weights(module, config.classifier.weights)
+    module = _made(run)
     whole_trainings = config.cycles or config.evaluate.bagging_members or config.evaluate.deep_ensemble_members
-    trained.check(module, trains=not config.classifier.weights or bool(whole_trainings))
+    trains = not config.classifier.weights or bool(whole_trainings)
+    trained.check(module, trains)
+    check.on_rows(_subject(run, module, trains))
     subset = subsets.choose(module, answer_cost.rule(run, module))
     if config.collect.init == "fresh":
         fresh.starts(run, subset, ())
     return module, subset
+
+
+def _made(run: Run) -> nn.Module:
+    weights = run.config.classifier.weights
+    module = run.spec.build(run.seed, filled=bool(weights))
+    if weights:
+        classifiers.load_weights(module, weights)
+    return module
+
+
+def _subject(run: Run, module: nn.Module, trains: bool) -> Subject:
+    """The classifier with training images from all over the split, to be tried before any work."""
+    rows, base = run.dataset.train, run.config.base
+    batch = torch.arange(min(base.batch_size, len(rows)))
+    shards = {min(len(shard), MOST) for shard in batch.tensor_split(base.shards) if len(shard) > 1}
+    index = torch.linspace(0, len(rows) - 1, min(len(rows), max(ROWS, *shards, 0))).long()
+    x = run.dataset.preprocess(rows.images[index])
+    sizes = sorted(shards) if trains else ()
+    return Subject(module, lambda: _made(run), x, run.dataset.classes, sizes, run.config.classifier.output)

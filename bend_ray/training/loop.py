@@ -20,7 +20,7 @@ from bend_ray.config import Base
 from bend_ray.data.datasets import Preprocess
 from bend_ray.data.images import Split
 from bend_ray.errors import ConfigError, TrainingError
-from bend_ray.models.classifiers import logits
+from bend_ray.models.output import logits
 from bend_ray.run import Run
 from bend_ray.training import augment as augmenting
 from bend_ray.training import optimizer as optimizers

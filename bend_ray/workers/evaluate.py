@@ -23,7 +23,7 @@ from bend_ray.generator.baselines import Sampler, baselines, on_trunks
 from bend_ray.generator.generator import Generator
 from bend_ray.generator.gram import Gram
 from bend_ray.models import base as bases
-from bend_ray.models.classifiers import logits
+from bend_ray.models.output import logits
 from bend_ray.models.trunks import SharedTrunks, Trunk
 from bend_ray.report import flops, metrics
 from bend_ray.report.flops import Flops
