@@ -33,7 +33,9 @@ from bend_ray.store.tensors import read_tensors
 DEFAULTS = Settings()
 MEMBERS = "members.safetensors"
 ROWS = 512
-"""Rows that are run at once."""
+"""Validation rows that are run at once."""
+AT_ONCE = 256
+"""Images that are answered at once."""
 
 
 @dataclass(frozen=True)
@@ -158,12 +160,12 @@ class Ensemble:
     def predict(
         self, images: Tensor, strategy: Strategy = "abend", stop_early: bool = False, error: float = 0.0
     ) -> Prediction:
-        """The ensemble's answer for uint8 images (B, C, H, W); see `aggregate`. `ROWS` images are run at once, and
+        """The ensemble's answer for uint8 images (B, C, H, W); see `aggregate`. `AT_ONCE` images are run at once, and
         members are counted chunk by chunk: of many images, memory holds little but the answer.
 
         ``stop_early``: rows whose label is decided run through no further members, ``error`` as in `early.predict`.
         """
-        return Prediction.joined([self._predict(part, strategy, stop_early, error) for part in images.split(ROWS)])
+        return Prediction.joined([self._predict(part, strategy, stop_early, error) for part in images.split(AT_ONCE)])
 
     def _predict(self, images: Tensor, strategy: Strategy, stop_early: bool, error: float) -> Prediction:
         if stop_early:
