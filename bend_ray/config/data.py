@@ -1,6 +1,6 @@
 """What is classified and by what, and how that is trained: data, classifier, base, augment."""
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -92,6 +92,9 @@ class Base(Section):
     """Decoupled weight decay."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the target spread evenly over all classes."""
+    class_weights: Literal["none", "balanced"] | tuple[Annotated[float, Field(gt=0)], ...] = added("none", off="none")
+    """Weight of each class in the loss of the base, its cycles and whole trainings beside it: `none`, all alike;
+    `balanced`, the less frequent among training rows the more, N / (K N_k); or a number for each class, in order."""
     ema: float = Field(0.0, ge=0, lt=1)
     """Decay of the exponential moving average of weights and batch-norm statistics, which is what is then validated and
     saved; 0: the last ones are."""

@@ -4,6 +4,7 @@ Several chains train at once where their tails run at once; see `features`.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,8 @@ from bend_ray.run import Run
 from bend_ray.snapshots import fresh
 from bend_ray.snapshots.features import Tails
 from bend_ray.snapshots.snapshots import Fact
-from bend_ray.training.loop import batches
+from bend_ray.training import class_weights
+from bend_ray.training.loop import batches, batches_of
 
 VAL_ROWS = 1024
 """Validation rows at once."""
@@ -50,10 +52,7 @@ def run_chains(
     C, labels = len(chains), dataset.train.labels
     steps = steps_of(collect, len(labels))
     ends = [steps * (i + 1) // collect.snapshots_per_chain for i in range(collect.snapshots_per_chain)]
-    orders = [
-        batches(len(labels), collect.batch_size, seeds.generator_for(seed, "chain", chain), collect.bootstrap)
-        for chain in chains
-    ]
+    orders = [_order(labels, collect, seeds.generator_for(seed, "chain", chain)) for chain in chains]
     draws = seeds.generator_for(seed, "chain", chains[0], "augment")
     theta = {name: value.clone().requires_grad_() for name, value in subset.split(start_CD).items()}
     device, optimizer = start_CD.device, _optimizer(collect, theta)
@@ -87,6 +86,13 @@ def run_chains(
                 run.progress(C * (step + 1), C * steps)
     theta_CSD = torch.stack(thetas, dim=1)
     return [(theta_CSD[c], [of_all[c] for of_all in facts]) for c in range(C)]
+
+
+def _order(label_N: Tensor, collect: Collect, generator: torch.Generator) -> Iterator[Tensor]:
+    """Row numbers of one chain's batches, for ever."""
+    if collect.balanced:
+        return batches_of(class_weights.drawn_alike(label_N, generator), collect.batch_size, generator)
+    return batches(len(label_N), collect.batch_size, generator, collect.bootstrap)
 
 
 def steps_of(collect: Collect, rows: int) -> int:

@@ -23,7 +23,7 @@ from bend_ray.snapshots import fresh
 from bend_ray.store import artifacts, lineage
 from bend_ray.store.folders import Folder
 from bend_ray.store.kinds import ARTIFACTS, STAGES, wanted
-from bend_ray.training import augment, trained
+from bend_ray.training import augment, class_weights, trained
 
 
 def execute(run: Run, stages: tuple[str, ...] = (), verbose: bool = False) -> None:
@@ -152,6 +152,7 @@ def _classifier(run: Run) -> tuple[nn.Module, Subset]:
     """The classifier and its subset, made once before any worker is: its mistakes are then told at once."""
     config = run.config
     augment.check(config.augment, run.dataset.image_size)
+    class_weights.check(run)
     module = _made(run)
     whole_trainings = config.cycles or config.evaluate.bagging_members or config.evaluate.deep_ensemble_members
     trains = not config.classifier.weights or bool(whole_trainings)

@@ -23,8 +23,8 @@ from bend_ray.errors import ConfigError, TrainingError
 from bend_ray.models.output import logits
 from bend_ray.run import Run
 from bend_ray.training import augment as augmenting
+from bend_ray.training import class_weights, trained
 from bend_ray.training import optimizer as optimizers
-from bend_ray.training import trained
 from bend_ray.training.checkpoint import Checkpoint
 from bend_ray.training.shards import Shards
 
@@ -41,8 +41,8 @@ def train(
     than shards idle), without one this process computes all of them: the bits are the same. All randomness follows
     from ``(run.seed, name)``. ``bootstrap`` draws as many rows with replacement first. With a ``checkpoint`` (rank
     0's is everybody's) training goes on after its last epoch, to the bits of one that was never broken off.
-    Raises ConfigError where a shard would have fewer than two rows, ModelError as `trained.check`, TrainingError where
-    the loss is not finite.
+    Raises ConfigError where a shard would have fewer than two rows, what `class_weights.of` does, ModelError as
+    `trained.check`, TrainingError where the loss is not finite.
     """
     (rank, world), rows, base = _place(), run.dataset.train, run.config.base
     batch_size = min(base.batch_size, len(rows))
@@ -50,6 +50,7 @@ def train(
         raise ConfigError(f"base.shards: {base.shards} pieces of {batch_size} rows; each needs 2, use fewer shards")
     augmenting.check(run.config.augment, run.dataset.image_size)
     trained.check(module)
+    weight_K = class_weights.of(base.class_weights, run.dataset)
     epoch, steps = len(rows) // batch_size, steps_of(base, len(rows))
     device = next(module.parameters()).device
     optimizer = optimizers.adamw(module, base)
@@ -62,10 +63,11 @@ def train(
     order = batches(len(rows), batch_size, seeds.generator_for(run.seed, name, "batches"), bootstrap)
     for step, index in enumerate(itertools.islice(order, done, steps), done):
         began, parts = time.perf_counter(), index.tensor_split(base.shards)
+        total = batch_size if weight_K is None else float(weight_K[rows.labels[index].long()].sum())
         shards.begin()
         for shard in own_shards:
             shards.begin_shard()
-            shards.end_shard(shard, _backward(module, run, parts[shard], batch_size, (name, step, shard)))
+            shards.end_shard(shard, _backward(module, run, parts[shard], (weight_K, total), (name, step, shard)))
         spent += (time.perf_counter() - began) * base.shards / max(len(own_shards), 1)
         if world > 1:
             shards.exchange(world)
@@ -91,10 +93,17 @@ def train(
     return float(spent)
 
 
-def _backward(module: nn.Module, run: Run, index: Tensor, batch_size: int, unit: tuple[str, int, int]) -> Tensor:
+def _backward(
+    module: nn.Module,
+    run: Run,
+    index: Tensor,
+    weights: tuple[Tensor | None, float],
+    unit: tuple[str, int, int],
+) -> Tensor:
     """Loss of the training rows ``index``, as their share of a whole batch's mean, its gradients left in ``module``.
+    ``weights``: of classes, and their sum over the rows of the whole batch.
     ``unit``: the training, the step and the shard, from which all randomness follows."""
-    name, step, shard = unit
+    (weight_K, total), (name, step, shard) = weights, unit
     rows, base, device = run.dataset.train, run.config.base, next(module.parameters()).device
     images, y = rows.images[index].to(device), rows.labels[index].to(device)
     x = run.dataset.preprocess(
@@ -105,7 +114,8 @@ def _backward(module: nn.Module, run: Run, index: Tensor, batch_size: int, unit:
         with optimizers.precision(base, device):
             output = logits(module(x))
         exact = output if output.dtype == torch.float64 else output.float()
-        loss = F.cross_entropy(exact, y, label_smoothing=base.label_smoothing, reduction="sum") / batch_size
+        weight_K = None if weight_K is None else weight_K.to(exact)
+        loss = F.cross_entropy(exact, y, weight_K, label_smoothing=base.label_smoothing, reduction="sum") / total
         if loss.requires_grad:  # a step may use nothing that is trained
             loss.backward()
     return loss.detach()
@@ -120,6 +130,12 @@ def batches(rows: int, size: int, generator: torch.Generator, bootstrap: bool = 
     """Row numbers of batches, for ever: all ``rows``, or with ``bootstrap`` as many drawn with replacement, in a new
     order each pass, a short last batch left out."""
     pool = torch.randint(rows, (rows,), generator=generator) if bootstrap else torch.arange(rows)
+    return batches_of(pool, size, generator)
+
+
+def batches_of(pool: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Batches of the row numbers in ``pool``, likewise."""
+    rows = len(pool)
     size = min(size, rows)
     while True:
         order = pool[torch.randperm(rows, generator=generator)]
