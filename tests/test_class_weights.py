@@ -125,7 +125,7 @@ def test_what_does_not_suit_the_data_is_said() -> None:
         class_weights.of("balanced", many)
     for bad in ("most", (1.0, 0.0), (1.0, -2.0), (1.0, float("nan"))):
         with pytest.raises(ValidationError):
-            Base(class_weights=bad)  # type: ignore[arg-type]  # that is what is refused
+            Base(class_weights=bad)
     with pytest.raises(ValidationError, match=r"collect\.balanced: true with collect\.bootstrap: false"):
         Collect(balanced=True, bootstrap=False)
 
