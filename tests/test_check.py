@@ -56,7 +56,7 @@ BESIDE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "softmax over the batch": (
         lambda: Plain(end=lambda y, net, x: y.softmax(0) * 3),
-        r"depend on the others of its batch, in the forward of Plain itself: without the images after it they differ",
+        r"depend on the others of its batch, in the forward of Plain itself: without the images before it they differ",
     ),
     "attention over the batch, behind a zero": (
         lambda: Plain(lambda x, net: x + net.gain.weight * ((x @ x.T).softmax(1) @ x), gain=zero_gain()),
