@@ -10,8 +10,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
+from bend_ray.config import Base, Classifier, Data
+from bend_ray.data.datasets import load_dataset
 from bend_ray.errors import ModelError
+from bend_ray.stages import pipeline
 from check_networks import Experts, Leaky, Observer, Plain, SelfSet, StaysOn, checked, images
+from conftest import run_of
 
 
 def generated() -> Any:
@@ -136,9 +140,25 @@ def test_a_network_that_refuses_to_be_copied_is_made_again() -> None:
     checked(Uncopied)
     with pytest.raises(ModelError, match="at random"):
         checked(pruned)
-    for make in (Uncopied, pruned):
-        part = SelfSet()
-        before = {name: value.clone() for name, value in part.state_dict().items()}
-        net = make()
-        net.part, net.change = part, lambda x, net: net.part(x)  # type: ignore[assignment]  # parts of a toy
-        assert all(torch.equal(value, before[name]) for name, value in part.state_dict().items())
+
+
+def told() -> Plain:
+    """A target."""
+    net = Plain(lambda x, net: F.dropout(x))
+    net.head = nn.Linear(16, 10)
+    return net
+
+
+def test_the_driver_tries_it_on_training_images_before_any_worker() -> None:
+    dataset = load_dataset(Data(name="digits"), 0)
+    with pytest.raises(ModelError, match="draws at random in eval mode"):
+        pipeline._classifier(run_of(dataset, classifier=Classifier(target="test_check:told")))
+    run = run_of(dataset)
+    subject = pipeline._subject(run, Plain(), trains=True)
+    rows = dataset.preprocess(dataset.train.images)
+    where = [int((rows == x).flatten(1).all(1).nonzero()[0]) for x in subject.x]
+    assert subject.shards == [16] and len(where) == 16  # a batch of 32 in two pieces
+    assert where[0] == 0 and where[-1] == len(rows) - 1 and where == sorted(set(where))
+    assert pipeline._subject(run, Plain(), trains=False).shards == ()
+    uneven = run_of(dataset, base=Base(batch_size=200, shards=3))
+    assert pipeline._subject(uneven, Plain(), trains=True).shards == [64]

@@ -9,9 +9,13 @@ import pytest
 import torch
 
 from bend_ray.config import Classifier
+from bend_ray.data.datasets import Preprocess
 from bend_ray.errors import ModelError
+from bend_ray.models import base as bases
+from bend_ray.models.base import ModelSpec
 from bend_ray.models.classifiers import build
 from bend_ray.models.subject import on_blank
+from bend_ray.store.folders import Folder
 from classifier_helpers import make
 
 OWN = """
@@ -165,6 +169,15 @@ def test_a_layer_that_sets_itself_has_its_first_batch_in_training(own: str, targ
     filled: Any = build(Classifier(**keys), 10, 1, 8, 0, filled=True)
     assert filled.is_set and torch.equal(filled.shift, torch.ones(64))
     assert torch.equal(module.head.weight, filled.head.weight)  # as runs before had it
+
+
+def test_a_file_fills_a_layer_that_has_set_itself_once_for_all(own: str, tmp_path: Path) -> None:
+    classifier = Classifier(target=f"{own}:SetsItself", kwargs={"lazy": False})
+    spec = ModelSpec(classifier, tuple("0123456789"), Preprocess(1, 8, (0.0,), (1.0,)))
+    module, x = spec.build(), torch.rand(5, 1, 8, 8)
+    module(x)
+    bases.save(Folder(tmp_path), module)
+    assert torch.equal(bases.load(Folder(tmp_path), spec)(x[:2]), module(x[:2]))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bend_ray.config import Classifier, Config, Data, parse
+from bend_ray.config import Base, Classifier, Config, Data, parse
 from bend_ray.data.datasets import load_dataset
 from bend_ray.errors import ConfigError, ModelError
 from bend_ray.models import base as bases
@@ -20,6 +20,7 @@ from bend_ray.models.graph import export
 from bend_ray.models.partition import partition
 from bend_ray.models.subset import choose
 from bend_ray.store.folders import Folder
+from bend_ray.training.loop import train
 from check_networks import CLASSES, Plain, checked, images
 from conftest import TOY, run_of
 
@@ -151,16 +152,19 @@ def test_the_hook_is_pickled() -> None:
     assert pickle.loads(pickle.dumps(output.Part("mean"))) == output.Part("mean")
 
 
-def test_the_key_goes_with_what_is_saved(tmp_path: Path) -> None:
+def test_the_key_goes_with_what_is_saved_and_trained(tmp_path: Path) -> None:
     config = parse(Config, TOY | {"classifier": {"target": "test_output:two_heads", "output": 1}}, "toy")
     run = run_of(load_dataset(Data(name="digits"), 0), classifier=config.classifier)
-    net = run.spec.build(0)
+    net: Any = run.spec.build(0)
     bases.save(Folder(tmp_path), net)
     spec = bases.ModelSpec.from_json(run.spec.to_json(), "here")
     x = run.dataset.preprocess(run.dataset.train.images[:3])
     assert spec.classifier.output == 1
     assert torch.equal(bases.load(Folder(tmp_path), spec)(x), net(x)) and net(x).shape == (3, 10)
     assert set(net.state_dict()) == {"body.weight", "body.bias"}
+    before = net.body.weight.clone()
+    train(net, run.but(config=run.config.model_copy(update={"base": Base(epochs=1, shards=1)})))
+    assert not torch.equal(net.body.weight, before)
 
 
 class TwoHeads(nn.Module):
