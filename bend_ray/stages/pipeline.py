@@ -43,6 +43,8 @@ def execute(run: Run, stages: tuple[str, ...] = (), verbose: bool = False) -> No
             folder.sweep()
             connection.connect(verbose)
             preflight.check(config, folder, todo, _size(run, todo, model))
+            for note in run.dataset.notes:
+                say("data", note)
         resolved = dump(config).encode()
         if not folder.exists("config.yaml") or folder.read("config.yaml") != resolved:
             folder.write("config.yaml", resolved)
