@@ -183,7 +183,7 @@ def test_data_files_says_which_folder_is_which(tmp_path: Path, files: dict[str, 
     ("files", "said"),
     [
         ({"train": "A", "test": "E"}, "data.files.test: 'E' is no file of data.path: D; it has A, B, C"),
-        ({"train": "A", "test": ["C", "A/cat"]}, "A/cat/000.png is in train as well; give it to one"),
+        ({"train": "A", "test": ["C", "A/cat"]}, "A/cat/000.png is in training as well; give it to one"),
     ],
 )
 def test_data_files_that_cannot_be(tmp_path: Path, files: dict[str, Any], said: str) -> None:
@@ -225,8 +225,8 @@ def test_what_pillow_opens_is_read(tmp_path: Path, ending: str) -> None:
     assert "2 files left out: 1 .heic, 1 no suffix" in dataset.notes and sum(lengths(dataset)) == 40
     expected = []
     for file in (tmp_path / "d").rglob("[0-9]*"):
-        with Image.open(file) as image:
-            expected.append(int(np.asarray(image.convert("L"), int).sum()))
+        with Image.open(file) as opened:
+            expected.append(int(np.asarray(opened.convert("L")).astype(int).sum()))
     every = [split.images[:, 0].flatten(1).long().sum(1) for split in (dataset.train, dataset.val, dataset.test)]
     assert sorted(int(total) for part in every for total in part) == sorted(expected)
     labels = sorted(label for split in (dataset.train, dataset.val, dataset.test) for label in split.labels.tolist())
@@ -315,7 +315,7 @@ def test_metadata_of_images_without_split_folders(tmp_path: Path) -> None:
     put(tmp_path / "d" / "a" / "more.png", x[0])
     columns = {"image_file_name": [f"{'abc'[row % 3]}/{row}" for row in range(40)], "breed": [NAMES[k] for k in y]}
     list_rows(tmp_path / "d" / "metadata.csv", columns)
-    assert "data.label_column: D" not in (said := refused(tmp_path / "d")) or "say which of breed" in said
+    assert "metadata.csv has no column called label; say which of breed, or name" in refused(tmp_path / "d")
     dataset = load(tmp_path / "d", label_column="breed")
     expected = load_dataset(npz(tmp_path / "d.npz", x_train=x, y_train=y), seed=0)
     assert dataset.digest() == expected.digest() and dataset.class_names == NAMES
@@ -353,6 +353,60 @@ def test_rows_of_metadata_that_cannot_be_used(tmp_path: Path, change: dict[str, 
         columns[key][3] = value
     list_rows(tmp_path / "d" / "metadata.csv", columns)
     assert said in refused(tmp_path / "d")
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"label": [0.5, 1.0, 2.0, 3.0]}, "row 0: has label 0.5; give whole numbers, or names of classes"),
+        ({"label": [[0], [1], [0, 1], [0]]}, "row 0: has label [0]; give each image one"),
+        (
+            {"label": list("abab"), "split": ["train", "train", "extra", "test"]},
+            "row 2: its split extra is not certain",
+        ),
+        ({"label": list("abab"), "split": ["train", "train", None, "test"]}, "row 2: its split None is not certain"),
+        ({"caption": list("abab")}, "data.label_column: data.path: D/metadata.jsonl has no column called label; say"),
+        (
+            {"label": list("abab"), "file_name": [f"{k}/0.png" for k in ("test_tube", "a", "b", "c")]},
+            "D/a/0.png: lies be",
+        ),
+        (
+            {"label": list("abab"), "file_name": [f"{k}/0.png" for k in ("train", "test", "eval", "dev")]},
+            "D/eval/0.png: m",
+        ),
+        (
+            {"label": list("aaab"), "file_name": [f"{k}/0.png" for k in ("train", "test", "test/b", "test/c")]},
+            "class, b",
+        ),
+    ],
+)
+def test_metadata_that_is_not_certain(tmp_path: Path, columns: dict[str, list[Any]], said: str) -> None:
+    columns = {"file_name": ["0.png", "1.png", "2.png", "3.png"]} | columns
+    for name in columns["file_name"]:
+        put(tmp_path / "d" / name, rows(2, 0)[0][0])
+    list_rows(tmp_path / "d" / "metadata.jsonl", columns)
+    assert said in refused(tmp_path / "d")
+
+
+def test_metadata_of_something_else_is_passed_by_with_data_files(tmp_path: Path) -> None:
+    root = three_folders(tmp_path / "d")
+    list_rows(root / "metadata.csv", {"version": [1], "license": ["MIT"]})
+    assert "has no columns of file names; say which of version, license, or name the folders" in refused(root)
+    files = {"train": "train", "validation": "validation", "test": "test"}
+    assert is_whole(load(root, files=files), tmp_path)
+    pictures(tmp_path / "e", *THREE["train"])
+    list_rows(tmp_path / "e" / "metadata.csv", {"version": [1]})
+    assert load(tmp_path / "e", files={"train": "*/*.png"}).class_names == NAMES
+
+
+def test_keys_for_what_is_no_folder_or_has_no_configurations(tmp_path: Path) -> None:
+    parquet(tmp_path / "a.parquet", *THREE["train"])
+    assert "data.files: says what is in a folder" in refused(tmp_path / "a.parquet", files={"train": "a"})
+    pictures(tmp_path / "d", *THREE["train"])
+    assert "data.config: 'x' is for Parquet files, and" in refused(tmp_path / "d", config="x")
+    x, y = THREE["train"]
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=y)
+    assert "data.config: 'x' is for Parquet files, and" in refused(tmp_path / "d.npz", config="x")
 
 
 def test_listed_test_images_without_labels_are_left_out(tmp_path: Path) -> None:

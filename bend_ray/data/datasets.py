@@ -198,8 +198,8 @@ def load_dataset(data: Data, seed: int) -> Dataset:
         raise DataError(
             f"{where}: the training rows are of one class only; a classifier needs two (see data.train_limit)"
         )
-    images = splits["train"].images
-    fit = Preprocess(*images.shape[1:3], *_statistics(images))
+    mean, std = _statistics(splits["train"].images)
+    fit = Preprocess(*splits["train"].images.shape[1:3], mean, std)
     return Dataset(name, names, splits["train"], splits["val"], splits["test"], fit, tuple(notes))
 
 
@@ -223,8 +223,7 @@ def _check(where: str, splits: Splits, names: tuple[str, ...]) -> tuple[str, ...
         if (split_shape := tuple(rows.images.shape[1:])) != shape:
             raise DataError(f"{where}: {split} images are {split_shape}, training ones {shape}; all must be alike")
     # Unnamed classes must be 0, 1, 2, ...; one stray number would otherwise make a head of millions of classes.
-    rows_in_all = sum(map(len, splits.values()))
-    classes = len(names) or min(rows_in_all, 1 + max(int(rows.labels.max()) for rows in splits.values()))
+    classes = len(names) or min(sum(map(len, splits.values())), 1 + max(int(s.labels.max()) for s in splits.values()))
     for split, rows in splits.items():
         bad = ((rows.labels < 0) | (rows.labels >= classes)).nonzero().flatten().tolist()
         if bad:

@@ -26,12 +26,8 @@ def divided(listing: Listing, names: Iterable[str], config: str | None) -> dict[
         by_split = _by_readme(listing, names, configs, default if config is None else config)
     else:
         by_split = _by_name(listing, _of_config(listing, names, config))
-    for folder in {str(PurePosixPath(name).parent) for members in by_split.values() for name in members}:
-        inside = [
-            name for members in by_split.values() for name in members if str(PurePosixPath(name).parent) == folder
-        ]
-        if wrong := missing_shard(inside):
-            raise DataError(f"{listing.where}/{wrong}")
+    if wrong := missing_shard(name for members in by_split.values() for name in members):
+        raise DataError(f"{listing.where}/{wrong}")
     return by_split
 
 

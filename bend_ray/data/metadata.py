@@ -3,7 +3,7 @@
 import csv
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import PurePosixPath
 from posixpath import isabs, normpath
@@ -19,53 +19,59 @@ from bend_ray.data.split_names import LONG, UNCLEAR, choose, split_of
 from bend_ray.errors import DataError, why
 from bend_ray.progress import counted
 
-
-@dataclass
-class Rows:
-    """What metadata files say of one split."""
-
-    names: list[str] = field(default_factory=list)
-    labels: list[Any] = field(default_factory=list)
-    """None: of no label."""
-    at: list[str] = field(default_factory=list)
-    """Where each row stands, for errors."""
+WHOLE = re.compile(r"[+-]?\d+(\.0+)?")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 
-Answer = tuple[dict[str, list[str]], dict[str, list[int]], tuple[str, ...]]
+@dataclass(frozen=True)
+class Row:
+    """What a metadata file says of one image."""
+
+    name: str
+    label: str | None
+    at: str
+    """Where it stands, for errors."""
+    split: str | None
+    """In the column of that name; empty where there is no such column."""
 
 
-def by_metadata(place: Place) -> Answer:
-    """Files and labels of each split, in the order of the metadata files, and the names of the classes: those of the
-    labels' own type in Parquet, or words in the alphabet's order; none where labels are whole numbers.
+def by_metadata(place: Place) -> tuple[dict[str, list[str]], dict[str, list[int]], tuple[str, ...]]:
+    """Files and labels of each split, in the order of the metadata files, and the names of the classes: those that a
+    Parquet schema names, or words in the alphabet's order; none where labels are whole numbers.
 
     Raises DataError, which names file and row, where one is listed that is not there, or has no label.
     """
-    by_split: dict[str, Rows] = {}
+    rows: dict[str, Row] = {}
     names: set[tuple[str, ...]] = set()
     for file in place.beside:
         table, class_names = _table(place, file)
         names.add(class_names)
-        _add(place, file, table, by_split)
-    if "train" not in by_split:
-        raise DataError(f"{place.where}: {', '.join(place.beside)} list no training images; {choose()}")
+        _add(place, file, table, rows)
     if len(names) > 1:
         raise DataError(f"{place.where}: {' and '.join(place.beside)} name other classes; a label must mean the same")
-    _note_what_is_left(place, by_split)
-    labelled = {split: rows for split, rows in by_split.items() if _has_labels(place, split, rows)}
-    class_names = names.pop()
-    values = [label for rows in labelled.values() for label in rows.labels]
-    if all(re.fullmatch(r"[+-]?\d+(\.0+)?", str(value)) for value in values):
-        numbers = {split: [int(float(str(label))) for label in rows.labels] for split, rows in labelled.items()}
-        classes = class_names
-    else:
-        classes = tuple(sorted({str(label) for label in labelled["train"].labels}))
-        index = {kind: k for k, kind in enumerate(classes)}
-        for rows in labelled.values():
-            for label, at in zip(rows.labels, rows.at, strict=True):
-                if str(label) not in index:
-                    raise DataError(f"{at}: there is no training image of its class, {label}")
-        numbers = {split: [index[str(label)] for label in rows.labels] for split, rows in labelled.items()}
-    return {split: rows.names for split, rows in labelled.items()}, numbers, classes
+    if rest := [name for name in place.files if name not in rows]:
+        place.note(f"{counted(len(rest), 'images')} left out, which no metadata file lists: {rest[0]}, ...")
+    by_split = {split: of for split, of in _by_split(place, rows).items() if _has_labels(place, split, of)}
+    if "train" not in by_split:
+        raise DataError(f"{place.where}: {', '.join(place.beside)} list no training images; {choose()}")
+    numbers, classes = _numbers(by_split)
+    return {split: [row.name for row in of] for split, of in by_split.items()}, numbers, classes or names.pop()
+
+
+def _numbers(by_split: dict[str, list[Row]]) -> tuple[dict[str, list[int]], tuple[str, ...]]:
+    """Labels as numbers, and the names they are of: none where they were numbers."""
+    every = [row for of in by_split.values() for row in of]
+    fractions = [row for row in every if not WHOLE.fullmatch(str(row.label))]
+    if not fractions:
+        return {split: [int(float(str(row.label))) for row in of] for split, of in by_split.items()}, ()
+    if all(NUMBER.fullmatch(str(row.label)) for row in every):
+        raise DataError(f"{fractions[0].at}: has label {fractions[0].label}; give whole numbers, or names of classes")
+    classes = tuple(sorted({str(row.label) for row in by_split["train"]}))
+    index = {kind: k for k, kind in enumerate(classes)}
+    for row in every:
+        if str(row.label) not in index:
+            raise DataError(f"{row.at}: there is no training image of its class, {row.label}")
+    return {split: [index[str(row.label)] for row in of] for split, of in by_split.items()}, classes
 
 
 def _table(place: Place, file: str) -> tuple[pa.Table, tuple[str, ...]]:
@@ -92,30 +98,23 @@ def _table(place: Place, file: str) -> tuple[pa.Table, tuple[str, ...]]:
         return table, ()
 
 
-def _add(place: Place, file: str, table: pa.Table, by_split: dict[str, Rows]) -> None:
+def _add(place: Place, file: str, table: pa.Table, rows: dict[str, Row]) -> None:
     image, label = _columns(place, file, table)
     folder, there_are = str(PurePosixPath(file).parent), set(place.listing.files)
     labels = table[label].to_pylist() if label else [None] * len(table)
-    column = "split" if "split" in table.column_names and image != "split" != label else None
-    said = table[column].to_pylist() if column else [None] * len(table)
-    seen = {name for rows in by_split.values() for name in rows.names}
-    for row, (given, kind, word) in enumerate(zip(table[image].to_pylist(), labels, said, strict=True)):
+    words = table["split"].to_pylist() if "split" in table.column_names and "split" not in (image, label) else []
+    words = words if any(word is not None for word in words) else [""] * len(table)
+    for row, (given, kind, word) in enumerate(zip(table[image].to_pylist(), labels, words, strict=True)):
         at = f"{place.where}/{file}: row {row}"
-        if not isinstance(given, str) or "://" in given or isabs(given) or normpath(given).startswith(".."):
+        path = given.replace("\\", "/") if isinstance(given, str) else ""
+        if not path or "://" in path or isabs(path) or normpath(path).startswith(".."):
             raise DataError(f"{at}: {image} is {given!r}; give a path from the folder of {file} on")
-        name = normpath(given if folder == "." else f"{folder}/{given}")
+        name = normpath(path if folder == "." else f"{folder}/{path}")
         if name not in there_are:
             raise DataError(f"{at}: lists {given}, and there is no such file; fetch it, or take the row out")
-        if name in seen:
+        if name in rows:
             raise DataError(f"{at}: lists {given} once more; give each image one row, with one label")
-        seen.add(name)
-        if place.splits and name not in place.splits:
-            continue
-        split = place.splits.get(name) or _split(at, name, word)
-        rows = by_split.setdefault(split, Rows())
-        rows.names.append(name)
-        rows.labels.append(kind)
-        rows.at.append(at)
+        rows[name] = Row(name, _label(kind, at), at, word)
 
 
 def _columns(place: Place, file: str, table: pa.Table) -> tuple[str, str | None]:
@@ -130,38 +129,70 @@ def _columns(place: Place, file: str, table: pa.Table) -> tuple[str, str | None]
         images = ["file_name"]
     if len(images) != 1:
         raise DataError(
-            f"data.image_column: {where} has {len(images) or 'no'} columns of file names; say which of {all_of_them}"
+            f"data.image_column: {where} has {len(images) or 'no'} columns of file names; say which of {all_of_them},"
+            " or name the folders of images with data.files"
         )
     label = data.label_column or next((name for name in ("label", "labels") if name in names), None)
     if data.label_column is not None and label not in names:
         raise DataError(f"data.label_column: {where} has no column {label!r}; it has {all_of_them}")
     others = [name for name in names if name not in images and name != "split"]
     if label is None and others and split_of(file) in (None, "train"):
-        raise DataError(f"data.label_column: {where} has no column called label; say which of {', '.join(others)}")
+        raise DataError(
+            f"data.label_column: {where} has no column called label; say which of {', '.join(others)}, or name the"
+            " folders of images with data.files"
+        )
     return images[0], label
 
 
-def _split(at: str, name: str, word: Any) -> str:
-    """By the folders of an image from the outermost on, or by its row's column ``split``."""
-    said = {split for part in PurePosixPath(name).parts[:-1] if (split := split_of(part))}
-    if word is not None:
-        said = {split_of(str(word)) or UNCLEAR}
-    if len(said) > 1 or UNCLEAR in said:
-        raise DataError(f"{at}: {word or name} is not certainly of train, validation or test; {choose()}")
-    return next(iter(said), "train")
+def _label(label: Any, at: str) -> str | None:
+    if label is None or label != label:  # NaN, which pandas writes for none
+        return None
+    if not isinstance(label, str | int | float):
+        raise DataError(f"{at}: has label {label!r}; give each image one, a whole number or the name of a class")
+    return str(label)
 
 
-def _note_what_is_left(place: Place, by_split: dict[str, Rows]) -> None:
-    listed = {name for rows in by_split.values() for name in rows.names}
-    if rest := [name for name in place.files if name not in listed]:
-        place.note(f"{counted(len(rest), 'images')} left out, which no metadata file lists: {rest[0]}, ...")
+def _by_split(place: Place, rows: dict[str, Row]) -> dict[str, list[Row]]:
+    """By `data.files`, by the column ``split``, or by the outermost folders that are named as splits, of which all must
+    then be."""
+    by_folder = place.splits or _split_folders(place, rows)
+    by_split: dict[str, list[Row]] = {}
+    for name, row in rows.items():
+        if place.splits and name not in place.splits:
+            continue
+        split = by_folder.get(name, "train")
+        if row.split != "" and not place.splits:
+            said = split_of(str(row.split)) if row.split else None
+            if said is None or said == UNCLEAR or by_folder.get(name, said) != said:
+                raise DataError(f"{row.at}: its split {row.split} is not certain; {choose()}")
+            split = said
+        by_split.setdefault(split, []).append(row)
+    return by_split
 
 
-def _has_labels(place: Place, split: str, rows: Rows) -> bool:
+def _split_folders(place: Place, rows: dict[str, Row]) -> dict[str, str]:
+    folders = {name: PurePosixPath(name).parts[:-1] for name in rows}
+    for depth in range(max(map(len, folders.values()), default=0)):
+        said = {name: split_of(parts[depth]) if len(parts) > depth else None for name, parts in folders.items()}
+        if not any(said.values()):
+            continue
+        called: dict[str, str] = {}
+        for name, split in said.items():
+            here = f"{place.where}/{name}"
+            if split is None or split == UNCLEAR:
+                raise DataError(f"{here}: lies beside folders that are named as splits; {choose()}")
+            folder = folders[name][depth]
+            if called.setdefault(split, folder) != folder:
+                raise DataError(f"{here}: may be of the {LONG[split]} split as {called[split]} may be; {choose()}")
+        return {name: str(split) for name, split in said.items()}
+    return {}
+
+
+def _has_labels(place: Place, split: str, rows: list[Row]) -> bool:
     """Whether all have one. Raises DataError where some have, or where training ones have not."""
-    without = [at for label, at in zip(rows.labels, rows.at, strict=True) if label is None]
-    if len(without) == len(rows.labels) and split == "test":
-        place.note(f"{counted(len(without), f'{LONG[split]} images')} left out: they have no label")
+    without = [row.at for row in rows if row.label is None]
+    if len(without) == len(rows) and split == "test":
+        place.note(f"{counted(len(without), 'test images')} left out: they have no label")
         return False
     if without:
         raise DataError(f"{without[0]}: has no label; give it one, or take the row out")

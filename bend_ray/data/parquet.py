@@ -11,7 +11,7 @@ import torch
 from bend_ray.data.file_splits import divided
 from bend_ray.data.images import SpillBuffer, Split, Splits, decoded
 from bend_ray.data.sources import Loaded, Place
-from bend_ray.data.split_names import WORDS
+from bend_ray.data.split_names import WORDS, missing_shard
 from bend_ray.errors import BendError, DataError, shown
 from bend_ray.store.folders import patiently
 
@@ -66,6 +66,8 @@ def _by_split(place: Place) -> dict[str, list[str]]:
         by_split = {"train": [""]}
     elif place.splits:
         by_split = {split: [name for name in place.files if place.splits[name] == split] for split in WORDS}
+        if gone := missing_shard(place.files):
+            place.note(gone)
     else:
         by_split = divided(place.listing, place.files, place.data.config)
     return {split: [place.listing.full(name) for name in members] for split, members in by_split.items() if members}

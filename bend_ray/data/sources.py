@@ -77,13 +77,19 @@ def _load_path(data: Data, path: str, notes: list[str]) -> Loaded:
     name = shown(path).lower()
     for kind, one in FORMATS.items():
         if name.endswith(one.file):
+            if data.config:
+                raise DataError(f"data.config: {data.config!r} is for Parquet files, and {name} is read as {kind}")
             notes.append(f"read as {kind}: its name ends so")
             return _read(kind, Place(data, Listing(path, None, "", notes=notes)))
     listing = listed(path, notes)
+    if listing.files == ("",) and (key := "files" if data.files else "config" if data.config else None):
+        raise DataError(f"data.{key}: says what is in a folder, and {listing.where} is a file; give the folder")
     splits = chosen(data.files, listing.files, listing.where) if data.files else {}
     names = tuple(name for name in listing.files if not splits or name in splits)
     kind, files, because = _format(listing, names)
     beside = tuple(name for name in names if PurePosixPath(name).name.lower() in FORMATS[kind].beside)
+    if data.config and kind != "parquet":
+        raise DataError(f"data.config: {data.config!r} is for Parquet files, and {listing.where} is read as {kind}")
     notes.append(f"read as {kind}: {because}")
     if rest := sorted(set(listing.files) - {*files, *beside}):
         notes.append(left_out(rest))

@@ -10,8 +10,8 @@ WORDS = {
     "test": ("test", "testing", "tst", "eval", "evaluation", "holdout", "heldout"),
 }
 """What splits are called in data, and here."""
-LONG = {"train": "train", "val": "validation", "test": "test"}
-"""What they are called in `data.files`."""
+LONG = {"train": "training", "val": "validation", "test": "test"}
+"""What they are called in sentences."""
 UNCLEAR = "unclear"
 """Of a name that says a split, but not which of the three."""
 UNCLEAR_WORDS = {"unlabelled", "unlabeled", "unlabel", "unsupervised", "extra", "trainval", "traindev", "traintest"}
