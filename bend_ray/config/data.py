@@ -20,6 +20,12 @@ class Data(Section):
     tensors, or a dict of either for train, validation and test."""
     kwargs: dict[str, Any] = placement({})
     """Keyword arguments of the target."""
+    files: dict[str, str | list[str]] = placement({})
+    """Which rows are of which split, where names do not tell: for train, validation and test a file, folder or glob in
+    `path`, or several; of an .npz or .npy files the array of images and that of labels; of a target the key of its
+    dict. What is not named is left out."""
+    config: str | None = placement(None)
+    """The configuration that is read, where `path` has several, each in a folder or named in its README.md."""
     image_column: str | None = None
     """Column of the images; None: found from the schema."""
     label_column: str | None = None
@@ -43,7 +49,24 @@ class Data(Section):
             raise ValueError("give exactly one of data.name, data.path and data.target")
         if self.kwargs and self.target is None:
             raise ValueError("data.kwargs: are those of data.target; give one, or leave them out")
+        if self.files and self.name is not None:
+            raise ValueError("data.files: says what is in data.path or data.target; give one of them")
+        if self.config is not None and self.path is None:
+            raise ValueError("data.config: is one of those in data.path; give data.path")
         return self
+
+    @field_validator("files")
+    @classmethod
+    def _splits_that_there_are(cls, files: dict[str, str | list[str]]) -> dict[str, str | list[str]]:
+        if unknown := [key for key in files if key not in ("train", "validation", "val", "test")]:
+            raise ValueError(f"{unknown[0]} is no split; name train, validation and test")
+        if files and "train" not in files:
+            raise ValueError("names no training rows; give train as well")
+        if "val" in files and "validation" in files:
+            raise ValueError("names the validation rows twice; give validation alone")
+        if empty := [key for key, value in files.items() if not value]:
+            raise ValueError(f"{empty[0]} names nothing; leave it out, or give a file")
+        return files
 
 
 class Classifier(Section):

@@ -123,7 +123,7 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits, the names of the classes, and how pixels become inputs."""
+    """Three splits, the names of the classes, how pixels become inputs, and what a user should be told of all."""
 
     name: str
     class_names: tuple[str, ...]
@@ -131,6 +131,7 @@ class Dataset:
     val: Split
     test: Split
     preprocess: Preprocess
+    notes: tuple[str, ...] = ()
 
     @property
     def classes(self) -> int:
@@ -180,7 +181,7 @@ def load_dataset(data: Data, seed: int) -> Dataset:
 
     Raises DataError, which names file and row, for data that cannot be used.
     """
-    name, where, splits, names = load_source(data, seed)
+    name, where, splits, names, notes = load_source(data, seed)
     splits = _one_colour(splits, data.in_memory)
     names = _check(where, splits, names)
     if "test" not in splits:  # before the limits: which rows are for testing must not depend on how many train
@@ -198,8 +199,8 @@ def load_dataset(data: Data, seed: int) -> Dataset:
             f"{where}: the training rows are of one class only; a classifier needs two (see data.train_limit)"
         )
     mean, std = _statistics(splits["train"].images)
-    channels, size = splits["train"].images.shape[1:3]
-    return Dataset(name, names, splits["train"], splits["val"], splits["test"], Preprocess(channels, size, mean, std))
+    fit = Preprocess(*splits["train"].images.shape[1:3], mean, std)
+    return Dataset(name, names, splits["train"], splits["val"], splits["test"], fit, tuple(notes))
 
 
 def _one_colour(splits: Splits, in_memory: float) -> Splits:
@@ -222,8 +223,7 @@ def _check(where: str, splits: Splits, names: tuple[str, ...]) -> tuple[str, ...
         if (split_shape := tuple(rows.images.shape[1:])) != shape:
             raise DataError(f"{where}: {split} images are {split_shape}, training ones {shape}; all must be alike")
     # Unnamed classes must be 0, 1, 2, ...; one stray number would otherwise make a head of millions of classes.
-    rows_in_all = sum(map(len, splits.values()))
-    classes = len(names) or min(rows_in_all, 1 + max(int(rows.labels.max()) for rows in splits.values()))
+    classes = len(names) or min(sum(map(len, splits.values())), 1 + max(int(s.labels.max()) for s in splits.values()))
     for split, rows in splits.items():
         bad = ((rows.labels < 0) | (rows.labels >= classes)).nonzero().flatten().tolist()
         if bad:

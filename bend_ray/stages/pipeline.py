@@ -45,6 +45,8 @@ def execute(run: Run, stages: tuple[str, ...] = (), verbose: bool = False) -> No
             folder.sweep()
             connection.connect(verbose)
             preflight.check(config, folder, todo, _size(run, todo, model))
+            for note in run.dataset.notes:
+                say("data", note)
         resolved = dump(config).encode()
         if not folder.exists("config.yaml") or folder.read("config.yaml") != resolved:
             folder.write("config.yaml", resolved)
@@ -112,6 +114,8 @@ def dry_run(run: Run, stages: tuple[str, ...], verbose: bool = False) -> None:
     print(dump(config))
     print(f"data:      {dataset.name}: {len(dataset.train)} training, {len(dataset.val)} validation,", end=" ")
     print(f"{len(dataset.test)} test rows; {dataset.classes} classes")
+    for note in dataset.notes:
+        print(f"           {note}")
     print(f"subset:    {rule}: D = {subset.D} of {total} parameters ({subset.D / total:.1%})")
     for name, shape in zip(subset.names, subset.shapes, strict=True):
         print(f"           {name} {list(shape)}")
