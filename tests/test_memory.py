@@ -14,9 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bend_ray.ensemble import doubt, laplace, select, spill, temperature, vector_scaling
+from bend_ray.ensemble import ensemble as ensembles
 from bend_ray.ensemble.spill import Spill
-from bend_ray.errors import ResourceError
+from bend_ray.errors import DataError, ResourceError
 from bend_ray.report.scored import Scored, score
+from serving_helpers import ensemble
 
 M, K, PART = 8, 64, 64
 """Members, classes, and rows that come at once."""
@@ -102,6 +104,38 @@ def test_laplace_chooses_its_prior_part_by_part(monkeypatch: pytest.MonkeyPatch)
 
     few, many = (largest(partial(choose, rows)) for rows in (FEW, MANY))
     assert many <= max(few, KEPT, 8 * MANY * temperature.FAR_GRID) < M * MANY * K * 4
+
+
+def test_many_images_are_answered_part_by_part_to_the_same_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ensembles, "AT_ONCE", 8)
+    stream, one = torch.Generator().manual_seed(0), ensemble()
+    fit = one.spec.preprocess
+    shape = (fit.channels, fit.image_size, fit.image_size)
+    images = torch.randint(256, (400, *shape), generator=stream, dtype=torch.uint8)
+    few, many = (largest(partial(one.predict, images[:rows])) for rows in (16, 400))
+    assert many <= max(few, 8 * 400 * fit.channels * len(one.spec.class_names))  # the answer's own tensors
+    for strategy, stop_early in (("abend", False), ("sbend", False), ("sbend", True)):
+        whole = one.tally(images, strategy).prediction(strategy)
+        found = one.predict(images, strategy, stop_early)
+        assert torch.equal(found.label_B, whole.label_B) and len(found.members_B) == 400
+        if not stop_early:
+            torch.testing.assert_close(found.prob_BK, whole.prob_BK)
+    assert len(one.predict(images[:0]).label_B) == 0
+
+
+def test_a_choice_and_a_temperature_are_made_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ensembles, "ROWS", 32)
+    stream, one = torch.Generator().manual_seed(0), ensemble()
+    fit, K = one.spec.preprocess, len(one.spec.class_names)
+    shape = (fit.channels, fit.image_size, fit.image_size)
+    images = torch.randint(256, (320, *shape), generator=stream, dtype=torch.uint8)
+    label_B, logits_MBK = torch.arange(320) % K, one.logits(images)
+    wanted = select.greedy(logits_MBK, label_B, 3)
+    assert torch.equal(one.select(images, label_B, 3).theta_MD, one.theta_MD[wanted])
+    fitted = one.temperature_scale(images, label_B).temperature
+    assert fitted.low == pytest.approx(temperature.fit(logits_MBK, label_B).low, rel=1e-4)
+    with pytest.raises(DataError, match="give one label a row"):
+        one.select(images, label_B[:-1], 3)
 
 
 def test_parts_give_what_the_whole_gives() -> None:
