@@ -53,9 +53,8 @@ def train(
     weight_K = class_weights.of(base.class_weights, run.dataset)
     epoch, steps = len(rows) // batch_size, steps_of(base, len(rows))
     device = next(module.parameters()).device
-    optimizer = optimizers.adamw(module, base)
+    optimizer, spent = optimizers.adamw(module, base), torch.zeros((), dtype=torch.float64)  # seconds
     average = optimizers.moving(module) if base.ema else {}
-    spent = torch.zeros((), dtype=torch.float64)  # seconds
     done = epoch * _go_on(checkpoint, optimizers.training_state(module, optimizer, average, spent), device)
     schedule = optimizers.schedule(optimizer, base, steps, done)
     trained.begin(module, base)
