@@ -15,7 +15,7 @@ from bend_ray.ensemble import early, plan, select
 from bend_ray.ensemble import temperature as temperatures
 from bend_ray.ensemble.aggregate import Prediction, Strategy, Tally
 from bend_ray.ensemble.distance import Distance
-from bend_ray.ensemble.spill import Spill
+from bend_ray.ensemble.spill import Spill, rows_at_once
 from bend_ray.ensemble.temperature import Temperature
 from bend_ray.errors import ArtifactError, ConfigError
 from bend_ray.models import base as bases
@@ -131,7 +131,8 @@ class Ensemble:
         return self.spec
 
     def _logits(self, images: Tensor) -> Iterator[Tensor]:
-        return (self.logits(part) for part in images.split(ROWS))
+        rows = rows_at_once(self.members, len(self.spec.class_names), ROWS)
+        return (self.logits(part) for part in images.split(rows))
 
     def planned(self, x: Tensor) -> Trunk:
         """The trunk with the plan for inputs like x (B, C, H, W)."""

@@ -95,8 +95,18 @@ def parts_of(logits: Tensor | Iterable[Tensor]) -> Iterable[Tensor]:
 def split(parts: Iterable[Tensor]) -> Iterator[Tensor]:
     """``logits_MbK`` of all ``parts``, at most `VALUES` numbers (or one row) each."""
     for part_MBK in parts:
-        rows = max(1, VALUES // (part_MBK.shape[0] * part_MBK.shape[2]))
-        yield from part_MBK.split(rows - rows % ALIGNED if rows > ALIGNED else rows, dim=1)
+        M, B, K = part_MBK.shape
+        yield from part_MBK.split(_rows(M * K, VALUES, B), dim=1)
+
+
+def rows_at_once(M: int, K: int, most: int) -> int:
+    """How many rows are run at once, at most ``most``, so that their predictions stay few."""
+    return _rows(M * K, 2 * VALUES, most)
+
+
+def _rows(each: int, values: int, most: int) -> int:
+    rows = max(1, min(values // each, most))
+    return rows - rows % ALIGNED if ALIGNED < rows < most else rows
 
 
 def pieces(parts: Iterable[Tensor], label_B: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

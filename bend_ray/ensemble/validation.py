@@ -9,7 +9,7 @@ from torch import Tensor
 from bend_ray.data.datasets import Dataset
 from bend_ray.ensemble import metrics, select
 from bend_ray.ensemble.ensemble import ROWS
-from bend_ray.ensemble.spill import Spill
+from bend_ray.ensemble.spill import Spill, rows_at_once
 from bend_ray.ensemble.temperature import Temperature, fit
 from bend_ray.models.trunks import Trunk
 
@@ -45,6 +45,6 @@ class Validation:
 
     def _batches(self, theta_MD: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """(logits_MBK, label_B), on the CPU."""
-        val = self.dataset.val
-        for images, label_B in zip(val.images.split(ROWS), val.labels.split(ROWS), strict=True):
+        val, rows = self.dataset.val, rows_at_once(len(theta_MD), self.dataset.classes, ROWS)
+        for images, label_B in zip(val.images.split(rows), val.labels.split(rows), strict=True):
             yield self.trunk.logits(theta_MD, self.dataset.preprocess(images.to(theta_MD.device))).cpu(), label_B

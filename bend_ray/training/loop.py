@@ -41,8 +41,8 @@ def train(
     than shards idle), without one this process computes all of them: the bits are the same. All randomness follows
     from ``(run.seed, name)``. ``bootstrap`` draws as many rows with replacement first. With a ``checkpoint`` (rank
     0's is everybody's) training goes on after its last epoch, to the bits of one that was never broken off.
-    Raises ConfigError where a shard would have fewer than two rows, what `class_weights.of` does, ModelError as
-    `trained.check`, TrainingError where the loss is not finite.
+    Raises ConfigError where a shard would have fewer than two rows, as `class_weights.of` and `trained.check`, and
+    TrainingError where the loss is not finite.
     """
     (rank, world), rows, base = _place(), run.dataset.train, run.config.base
     batch_size = min(base.batch_size, len(rows))
@@ -53,21 +53,19 @@ def train(
     weight_K = class_weights.of(base.class_weights, run.dataset)
     epoch, steps = len(rows) // batch_size, steps_of(base, len(rows))
     device = next(module.parameters()).device
-    optimizer = optimizers.adamw(module, base)
+    optimizer, spent = optimizers.adamw(module, base), torch.zeros((), dtype=torch.float64)  # seconds
     average = optimizers.moving(module) if base.ema else {}
-    spent = torch.zeros((), dtype=torch.float64)  # seconds
     done = epoch * _go_on(checkpoint, optimizers.training_state(module, optimizer, average, spent), device)
     schedule = optimizers.schedule(optimizer, base, steps, done)
     trained.begin(module, base)
     shards, own_shards = Shards(module, base.shards, device), range(rank, base.shards, world)
     order = batches(len(rows), batch_size, seeds.generator_for(run.seed, name, "batches"), bootstrap)
     for step, index in enumerate(itertools.islice(order, done, steps), done):
-        began, parts = time.perf_counter(), index.tensor_split(base.shards)
-        total = batch_size if weight_K is None else float(weight_K[rows.labels[index].long()].sum())
+        began = time.perf_counter()
         shards.begin()
         for shard in own_shards:
             shards.begin_shard()
-            shards.end_shard(shard, _backward(module, run, parts[shard], (weight_K, total), (name, step, shard)))
+            shards.end_shard(shard, _backward(module, run, index, weight_K, (name, step, shard)))
         spent += (time.perf_counter() - began) * base.shards / max(len(own_shards), 1)
         if world > 1:
             shards.exchange(world)
@@ -94,17 +92,15 @@ def train(
 
 
 def _backward(
-    module: nn.Module,
-    run: Run,
-    index: Tensor,
-    weights: tuple[Tensor | None, float],
-    unit: tuple[str, int, int],
+    module: nn.Module, run: Run, batch: Tensor, weight_K: Tensor | None, unit: tuple[str, int, int]
 ) -> Tensor:
-    """Loss of the training rows ``index``, as their share of a whole batch's mean, its gradients left in ``module``.
-    ``weights``: of classes, and their sum over the rows of the whole batch.
+    """Loss of one shard of the training rows ``batch``, as its share of the batch's (weighted) mean, its gradients left
+    in ``module``.
     ``unit``: the training, the step and the shard, from which all randomness follows."""
-    (weight_K, total), (name, step, shard) = weights, unit
+    name, step, shard = unit
     rows, base, device = run.dataset.train, run.config.base, next(module.parameters()).device
+    index = batch.tensor_split(base.shards)[shard]
+    total = len(batch) if weight_K is None else float(weight_K[rows.labels[batch].long()].sum())
     images, y = rows.images[index].to(device), rows.labels[index].to(device)
     x = run.dataset.preprocess(
         augmenting.augment(images, run.config.augment, seeds.generator_for(run.seed, name, "augment", step, shard))

@@ -18,7 +18,7 @@ from bend_ray.ensemble.batch_norm import BatchNormReestimation
 from bend_ray.ensemble.distance import features
 from bend_ray.ensemble.ensemble import Ensemble
 from bend_ray.ensemble.passes import Passes
-from bend_ray.ensemble.spill import Spill
+from bend_ray.ensemble.spill import Spill, rows_at_once
 from bend_ray.generator import centres
 from bend_ray.generator.baselines import baselines, of_trunks
 from bend_ray.generator.generator import Generator
@@ -192,13 +192,14 @@ class Evaluator:
 
     def _logits(self, theta_MD: Tensor, trunk_M: Tensor, images: Tensor) -> Iterator[Tensor]:
         """``logits_MbK``, part by part."""
-        return (trunk.on(trunk_M).logits(theta_MD, x).cpu() for trunk, x in self._passes(images))
+        rows = rows_at_once(len(theta_MD), self.run.dataset.classes, CHUNK)
+        return (trunk.on(trunk_M).logits(theta_MD, x).cpu() for trunk, x in self._passes(images, rows))
 
-    def _passes(self, images: Tensor) -> Iterator[tuple[Trunk, Tensor]]:
+    def _passes(self, images: Tensor, rows: int = CHUNK) -> Iterator[tuple[Trunk, Tensor]]:
         """Inputs, part by part, and what runs members on them: its pass over the rows is made once for all who ask."""
-        for number, part in enumerate(images.split(CHUNK)):
+        for number, part in enumerate(images.split(rows)):
             x = self.ensemble.spec.preprocess(part.to(self.run.device))
-            yield self.passes.kept(self.ensemble.planned(x), (images.data_ptr(), number)), x
+            yield self.passes.kept(self.ensemble.planned(x), (images.data_ptr(), rows, number)), x
 
     def _modules(self, name: str) -> list[nn.Module]:
         """The whole networks that go by ``name``."""
@@ -207,7 +208,7 @@ class Evaluator:
 
     def _whole(self, modules: list[nn.Module], images: Tensor) -> Iterator[Tensor]:
         """``logits_MbK`` of whole classifiers, part by part."""
-        for part in images.split(CHUNK):
+        for part in images.split(rows_at_once(len(modules), self.run.dataset.classes, CHUNK)):
             x = self.ensemble.spec.preprocess(part.to(self.run.device))
             with torch.no_grad():
                 logits_MbK = torch.stack([logits(module(x)).cpu() for module in modules])
