@@ -9,7 +9,7 @@ from torch import nn
 from bend_ray.config import Classifier, Config
 from bend_ray.data.datasets import Dataset, Preprocess
 from bend_ray.errors import ArtifactError
-from bend_ray.models import classifiers
+from bend_ray.models import classifiers, faithful
 from bend_ray.store.folders import Folder
 from bend_ray.store.kinds import numbered
 from bend_ray.store.tensors import read_tensors, write_tensors
@@ -117,7 +117,7 @@ def load_trunks(run: Folder, config: Config, spec: ModelSpec, device: torch.devi
 
 @torch.no_grad()
 def read_into(module: nn.Module, folder: Folder, file: str = FILE) -> None:
-    """Give ``module`` the parameters and buffers of a file in ``folder``.
+    """Give ``module`` the parameters and buffers of a file in ``folder``, and put it in eval mode.
 
     Raises ArtifactError where the file's names or shapes are not the classifier's.
     """
@@ -129,3 +129,4 @@ def read_into(module: nn.Module, folder: Folder, file: str = FILE) -> None:
         )
     for name, tensor in state.items():
         tensor.copy_(tensors[name])
+    faithful.settle(module)

@@ -48,7 +48,8 @@ def _remembers(subject: Subject, network: nn.Module, far: float) -> ModelError:
     return ModelError(
         f"the classifier learns in eval mode, {', '.join(changed[:1]) or watch.words(network, part)}: logits of the"
         f" same images differ by up to {far:.2g} from one call to a later one; where self.training is false keep"
-        " nothing of a call, and draw from no generator of its own"
+        " nothing of a call, and draw from no generator of its own (quantisation observers:"
+        " torch.ao.quantization.disable_observer)"
     )
 
 

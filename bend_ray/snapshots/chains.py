@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from bend_ray import seeds
 from bend_ray.config import Collect
 from bend_ray.data.datasets import Dataset
-from bend_ray.errors import TrainingError
+from bend_ray.errors import ModelError, TrainingError
+from bend_ray.models import faults
 from bend_ray.models.subset import Subset
 from bend_ray.run import Run
 from bend_ray.snapshots import fresh
@@ -45,7 +46,7 @@ def run_chains(
 
     Only the subset is trained; everything else is frozen, batch norm in eval mode. A chain's rows and their order
     depend on ``(seed, chain)`` alone, its numbers on those of its group no further than float rounding.
-    Raises TrainingError where a loss or a parameter is not finite.
+    Raises TrainingError where a loss or a parameter is not finite, ModelError where the classifier's own code fails.
     """
     dataset, seed, subset = run.dataset, run.seed, tails.trunk.subset
     collect = with_rate(run.config.collect, subset)
@@ -62,14 +63,17 @@ def run_chains(
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = learning_rate(collect, step, ends)
             index_CB = torch.stack([next(order) for order in orders])
-            logits_CBK = tails.logits(theta, tails.train(index_CB, draws), by_chain=True)
-            y_CB = labels[index_CB].to(device)
-            smoothing, logits_RK = collect.label_smoothing, logits_CBK.flatten(0, 1)
-            loss_R = F.cross_entropy(logits_RK, y_CB.flatten(), label_smoothing=smoothing, reduction="none")
-            loss_C = loss_R.reshape(y_CB.shape).mean(1)
-            optimizer.zero_grad()
-            loss_C.sum().backward()
-            optimizer.step()
+            with faults.said(f"chain {chains[0]}, step {step}"):
+                logits_CBK = tails.logits(theta, tails.train(index_CB, draws), by_chain=True)
+                y_CB = labels[index_CB].to(device)
+                smoothing, logits_RK = collect.label_smoothing, logits_CBK.flatten(0, 1)
+                loss_R = F.cross_entropy(logits_RK, y_CB.flatten(), label_smoothing=smoothing, reduction="none")
+                loss_C = loss_R.reshape(y_CB.shape).mean(1)
+                if not loss_C.requires_grad:
+                    raise ModelError(f"collect.subset: no gradient reaches {', '.join(subset.names)}; choose others")
+                optimizer.zero_grad()
+                loss_C.sum().backward()
+                optimizer.step()
             if step + 1 in ends:
                 theta_CD = torch.cat([value.detach().flatten(1) for value in theta.values()], dim=1).cpu()
                 for chain, theta_D, loss in zip(chains, theta_CD, loss_C, strict=True):

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,18 +13,30 @@ from torch import nn
 from bend_ray.cluster import connection, lease, preflight, resources
 from bend_ray.config import Config, dump
 from bend_ray.ensemble import answer_cost
+from bend_ray.ensemble.ensemble import make_trunk
 from bend_ray.errors import ArtifactError, ConfigError
-from bend_ray.models import check, classifiers
+from bend_ray.models import check, classifiers, faithful
 from bend_ray.models import subset as subsets
 from bend_ray.models.subject import MOST, ROWS, Subject
-from bend_ray.models.subset import Subset
+from bend_ray.models.trunk import SharedTrunk
 from bend_ray.progress import say
 from bend_ray.run import Run
-from bend_ray.snapshots import fresh
+from bend_ray.snapshots import fresh, rehearsal
 from bend_ray.store import artifacts, lineage
 from bend_ray.store.folders import Folder
 from bend_ray.store.kinds import ARTIFACTS, STAGES, wanted
 from bend_ray.training import augment, class_weights, trained
+
+
+@dataclass(frozen=True)
+class Model:
+    """The classifier of a run, before it is trained."""
+
+    module: nn.Module
+    rule: str
+    """Of its subset."""
+    cut: SharedTrunk
+    """At the subset."""
 
 
 def execute(run: Run, stages: tuple[str, ...] = (), verbose: bool = False) -> None:
@@ -37,8 +50,8 @@ def execute(run: Run, stages: tuple[str, ...] = (), verbose: bool = False) -> No
         raise ConfigError("search.trials: is 0, so there is nothing to search; give 2 or more (20 is a start)")
     lineage.check_run(folder, config)
     run = run.but(loaded=run.dataset)
-    model = _classifier(run) if "collect" in stages else None
     todo = tuple(stage for stage in stages if not _is_done(stage, run))
+    model = _classifier(run, rehearse="collect" in todo) if "collect" in stages else None
     with contextlib.ExitStack() as held:
         if todo:
             held.enter_context(lease.held(folder))
@@ -61,12 +74,12 @@ def execute(run: Run, stages: tuple[str, ...] = (), verbose: bool = False) -> No
                 _stage(stage).execute(tuned)
 
 
-def _size(run: Run, todo: tuple[str, ...], model: tuple[nn.Module, Subset] | None) -> int:
+def _size(run: Run, todo: tuple[str, ...], model: Model | None) -> int:
     """Bytes that the stages will write at most: the base, snapshots, members in blocks and together."""
     config, folder = run.config, run.folder
     made = artifacts.read_manifest(folder / "snapshots", "snapshots")
-    D = model[1].D if model else (made.facts["subset_size"] if made else 0)
-    base = sum(tensor.nbytes for tensor in model[0].state_dict().values()) if model else 0
+    D = model.cut.subset.D if model else (made.facts["subset_size"] if made else 0)
+    base = sum(tensor.nbytes for tensor in model.module.state_dict().values()) if model else 0
     size = 0
     if "collect" in todo:
         snapshots = 4 * D * config.collect.chains * config.collect.snapshots_per_chain
@@ -108,8 +121,9 @@ def dry_run(run: Run, stages: tuple[str, ...], verbose: bool = False) -> None:
     """Print the resolved configuration, the subset, what will be asked for and what there is; write nothing."""
     config, dataset = run.config, run.dataset
     stages = stages or _every(config)
-    module, subset = _classifier(run)
-    rule, passes = answer_cost.rule(run, module), answer_cost.forward_passes(run, module, subset)
+    model = _classifier(run)
+    module, rule, subset = model.module, model.rule, model.cut.subset
+    passes = answer_cost.forward_passes(run, module, model.cut)
     total = sum(parameter.numel() for parameter in module.parameters())
     print(dump(config))
     print(f"data:      {dataset.name}: {len(dataset.train)} training, {len(dataset.val)} validation,", end=" ")
@@ -140,7 +154,7 @@ def _instead(run: Run, module: nn.Module, rule: str) -> str:
         return ""
     larger = subsets.choose(module, "auto")
     layers = {name.rpartition(".")[0] for name in larger.names}
-    cost = answer_cost.forward_passes(run, module, larger)
+    cost = answer_cost.forward_passes(run, module, make_trunk(module, larger, run.spec))
     return (
         f"; {larger.D} parameters in {len(layers)} layers would cost {cost:.2f}"
         f" (ensemble.answer_cost: {config.ensemble.answer_cost:g})"
@@ -152,27 +166,37 @@ def _every(config: Config) -> tuple[str, ...]:
     return tuple(stage for stage in STAGES if stage in every)
 
 
-def _classifier(run: Run) -> tuple[nn.Module, Subset]:
-    """The classifier and its subset, made once before any worker is: its mistakes are then told at once."""
+def _classifier(run: Run, rehearse: bool = True) -> Model:
+    """The classifier and its subset, made once before any worker is, and rehearsed: its mistakes are then told at
+    once."""
     config = run.config
     augment.check(config.augment, run.dataset.image_size)
     class_weights.check(run)
-    module = _made(run)
+    few, make = rehearsal.few(run), partial(_made, run)
+    module, x = _made(run), rehearsal.inputs(few)
     whole_trainings = config.cycles or config.evaluate.bagging_members or config.evaluate.deep_ensemble_members
     trains = not config.classifier.weights or bool(whole_trainings)
     trained.check(module, trains)
-    check.on_rows(_subject(run, module, trains))
-    subset = subsets.choose(module, answer_cost.rule(run, module))
+    if rehearse:
+        check.on_rows(_subject(run, module, trains))
+        faithful.check_still(module, x)
+        after = rehearsal.training(few, make) if trains else module
+        faithful.check_read_back(after, run.spec.build(run.seed + 1, filled=True), x)
+    rule, cut = answer_cost.chosen(run, module)
     if config.collect.init == "fresh":
-        fresh.starts(run, subset, ())
-    return module, subset
+        fresh.starts(run, cut.subset, ())
+    if rehearse:
+        rehearsal.chain(few, module, cut, make)
+    return Model(module, rule, cut)
 
 
 def _made(run: Run) -> nn.Module:
+    """The classifier as its training, or its chains, find it."""
     weights = run.config.classifier.weights
     module = run.spec.build(run.seed, filled=bool(weights))
     if weights:
         classifiers.load_weights(module, weights)
+        faithful.settle(module)
     return module
 
 

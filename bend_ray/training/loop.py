@@ -20,6 +20,7 @@ from bend_ray.config import Base
 from bend_ray.data.datasets import Preprocess
 from bend_ray.data.images import Split
 from bend_ray.errors import ConfigError, TrainingError
+from bend_ray.models import faults
 from bend_ray.models.output import logits
 from bend_ray.run import Run
 from bend_ray.training import augment as augmenting
@@ -65,7 +66,7 @@ def train(
         shards.begin()
         for shard in own_shards:
             shards.begin_shard()
-            shards.end_shard(shard, _backward(module, run, index, weight_K, (name, step, shard)))
+            shards.end_shard(shard, backward(module, run, index, weight_K, (name, step, shard)))
         spent += (time.perf_counter() - began) * base.shards / max(len(own_shards), 1)
         if world > 1:
             shards.exchange(world)
@@ -91,12 +92,11 @@ def train(
     return float(spent)
 
 
-def _backward(
-    module: nn.Module, run: Run, batch: Tensor, weight_K: Tensor | None, unit: tuple[str, int, int]
-) -> Tensor:
+def backward(module: nn.Module, run: Run, batch: Tensor, weight_K: Tensor | None, unit: tuple[str, int, int]) -> Tensor:
     """Loss of one shard of the training rows ``batch``, as its share of the batch's (weighted) mean, its gradients left
     in ``module``.
-    ``unit``: the training, the step and the shard, from which all randomness follows."""
+    ``unit``: the training, the step and the shard, from which all randomness follows. Raises ModelError where the
+    classifier's own code fails."""
     name, step, shard = unit
     rows, base, device = run.dataset.train, run.config.base, next(module.parameters()).device
     index = batch.tensor_split(base.shards)[shard]
@@ -106,7 +106,8 @@ def _backward(
         augmenting.augment(images, run.config.augment, seeds.generator_for(run.seed, name, "augment", step, shard))
     )
     module.zero_grad()
-    with seeds.seeded(run.seed, name, "step", step, shard):  # what is run backward may draw, too
+    said = faults.said(f"training the {name} classifier, step {step}")
+    with said, seeds.seeded(run.seed, name, "step", step, shard):  # what is run backward may draw, too
         with optimizers.precision(base, device):
             output = logits(module(x))
         exact = output if output.dtype == torch.float64 else output.float()
@@ -146,7 +147,9 @@ def validate(module: nn.Module, rows: Split, preprocess: Preprocess, batch_size:
     device = next(module.parameters()).device
     loss, right = 0.0, 0
     for images, labels in zip(rows.images.split(batch_size), rows.labels.split(batch_size), strict=True):
-        output, y = logits(module(preprocess(images.to(device)))), labels.to(device)
+        x, y = preprocess(images.to(device)), labels.to(device)
+        with faults.said("validation"):
+            output = logits(module(x))
         loss += F.cross_entropy(output, y, reduction="sum").item()
         right += int((output.argmax(1) == y).sum())
     return loss / len(rows), right / len(rows)

@@ -15,7 +15,7 @@ from bend_ray.cluster import processes
 from bend_ray.cluster.heartbeat import Beat, beating
 from bend_ray.config import Config
 from bend_ray.models import base as bases
-from bend_ray.models import classifiers
+from bend_ray.models import classifiers, faithful
 from bend_ray.models import subset as subsets
 from bend_ray.progress import ProgressCallback
 from bend_ray.run import Run
@@ -102,6 +102,7 @@ def _train_base(module: nn.Module, run: Run, checkpoint: Checkpoint) -> float:
     """Train, or take the user's weights. Returns the seconds that one process would take."""
     if run.config.classifier.weights:
         classifiers.load_weights(module, run.config.classifier.weights)
+        faithful.settle(module)
         return 0.0
     return loop.train(module, run, checkpoint=checkpoint)
 
