@@ -14,7 +14,8 @@ class Data(Section):
     """A built-in data set: `digits` (scikit-learn's 1,797 images of 8x8 pixels)."""
     path: str | None = placement(None)
     """A Parquet file or folder in the Hugging Face Hub's layout; a folder of images, CLASS/x.png or train/CLASS/x.png,
-    test/CLASS/x.png; an .npz with x_train, y_train, x_test, y_test; or a folder with x_train.npy, y_train.npy, ..."""
+    test/CLASS/x.png, or listed in a metadata.csv; an .npz with x_train, y_train, x_test, y_test; or a folder with
+    x_train.npy, y_train.npy, ..."""
     target: str | None = placement(None)
     """Your own, "package.module:callable" returning a torch Dataset of (image, label), a pair (x, y) of arrays or
     tensors, or a dict of either for train, validation and test."""
@@ -27,7 +28,7 @@ class Data(Section):
     config: str | None = placement(None)
     """The configuration that is read, where `path` has several, each in a folder or named in its README.md."""
     image_column: str | None = None
-    """Column of the images; None: found from the schema."""
+    """Column of the images, or of their files' names in a metadata.csv; None: found from the schema."""
     label_column: str | None = None
     """Column of the labels; None: found from the schema."""
     val_fraction: float = Field(0.15, gt=0, lt=1)

@@ -198,8 +198,7 @@ def load_dataset(data: Data, seed: int) -> Dataset:
         raise DataError(
             f"{where}: the training rows are of one class only; a classifier needs two (see data.train_limit)"
         )
-    mean, std = _statistics(splits["train"].images)
-    fit = Preprocess(*splits["train"].images.shape[1:3], mean, std)
+    fit = _preprocess(splits["train"].images)
     return Dataset(name, names, splits["train"], splits["val"], splits["test"], fit, tuple(notes))
 
 
@@ -234,8 +233,8 @@ def _check(where: str, splits: Splits, names: tuple[str, ...]) -> tuple[str, ...
     return names or tuple(map(str, range(classes)))
 
 
-def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, of pixels over 255."""
+def _preprocess(images: Tensor) -> Preprocess:
+    """By mean and standard deviation of each channel, of pixels over 255."""
     levels = torch.arange(256, dtype=torch.float64) / 255
     # Counted, not summed: whole numbers are the same bits on any number of threads, and in pieces.
     counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
@@ -247,4 +246,4 @@ def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
         mean = float((share * levels).sum())
         means.append(mean)
         deviations.append(max(1e-3, float((share * (levels - mean) ** 2).sum().sqrt())))
-    return tuple(means), tuple(deviations)
+    return Preprocess(images.shape[1], images.shape[2], tuple(means), tuple(deviations))
