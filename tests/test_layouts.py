@@ -192,6 +192,16 @@ def test_data_files_that_cannot_be(tmp_path: Path, files: dict[str, Any], said: 
     assert said in refused(tmp_path / "d", files=files)
 
 
+def test_names_in_data_files_may_be_numbers_and_stand_in_no_hash(tmp_path: Path) -> None:
+    """Where data lie is no part of a recipe: what is read is, by the digest of all rows."""
+    config = changed(data={"name": None, "path": "x", "files": {"train": [2019, 2020], "test": 2021}, "config": "a"})
+    assert config.data.files == {"train": ["2019", "2020"], "test": "2021"}
+    assert config.hashed("data") == changed(data={"name": None, "path": "y"}).hashed("data")
+    three_folders(tmp_path / "d", ("train", "val", "test"))
+    swapped = load(tmp_path / "d", files={"train": "train", "validation": "test", "test": "val"})
+    assert swapped.digest() != load(tmp_path / "d").digest()
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [
