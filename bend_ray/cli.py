@@ -16,7 +16,7 @@ from bend_ray.errors import BendError, ConfigError, shown
 from bend_ray.store.kinds import STAGES
 from bend_ray.version import __version__
 
-FREE = ("--classifier.kwargs.", "--data.kwargs.")
+FREE = ("--classifier.kwargs.", "--data.kwargs.", "--data.files.")
 """What begins the keys of free-form ones."""
 HELP = {
     "run": "all stages in order; what is there already is kept",

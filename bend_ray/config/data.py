@@ -23,8 +23,8 @@ class Data(Section):
     """Keyword arguments of the target."""
     files: dict[str, str | list[str]] = placement({})
     """Which rows are of which split, where names do not tell: for train, validation and test a file, folder or glob in
-    `path`, or several; of an .npz or .npy files the array of images and that of labels; of a target the key of its
-    dict. What is not named is left out."""
+    `path`, or several. Of arrays it names that of images and that of labels, of a target the key of its dict. What is
+    not named is left out."""
     config: str | None = placement(None)
     """The configuration that is read, where `path` has several, each in a folder or named in its README.md."""
     image_column: str | None = None
@@ -55,6 +55,18 @@ class Data(Section):
         if self.config is not None and self.path is None:
             raise ValueError("data.config: is one of those in data.path; give data.path")
         return self
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _names_of_numbers(cls, files: Any) -> Any:
+        """A folder may be called 2019, which YAML reads as a number."""
+
+        def name(value: Any) -> Any:
+            return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+        if not isinstance(files, dict):
+            return files
+        return {k: [name(one) for one in v] if isinstance(v, list) else name(v) for k, v in files.items()}
 
     @field_validator("files")
     @classmethod
