@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from bend_ray.data.images import MAX_PIXELS, as_images
-from bend_ray.data.pixels import BITS, eight, levels, too_deep
+from bend_ray.data.pixels import eight, levels, too_deep
 from bend_ray.data.tiff import misread
 from bend_ray.errors import DataError
 
@@ -143,6 +143,6 @@ class Preprocess:
         if not (np.isfinite(mean + std).all() and min(std) > 0):
             raise ValueError("means and deviations must be finite, deviations above 0")
         bits = data.get("bits")
-        if bits is not None and bits not in BITS:
+        if bits is not None and (type(bits) is not int or not 8 <= bits <= 16):
             raise ValueError(f"{bits} bits")
         return Preprocess(channels, size, mean, std, bits)
