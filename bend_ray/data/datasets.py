@@ -106,10 +106,10 @@ def load_dataset(data: Data, seed: int) -> Dataset:
 
 
 def of_bytes(
-    splits: Splits, data: Data, where: str, notes: list[str], known: int | None = None
+    splits: Splits, data: Data, where: str, notes: list[str], bits_in_use: int | None = None
 ) -> tuple[Splits, int | None]:
     """Splits whose images are uint8, and how many of 16 bits are in use (None: they have 8): `data.bits`, or so many
-    as are ``known``, or the least that hold all training images.
+    as are ``bits_in_use``, or the least that hold all training images.
 
     Raises DataError for images of more, and for splits of 8 and of 16 bits.
     """
@@ -122,7 +122,7 @@ def of_bytes(
         raise DataError(f"{where}: {rest[0]} images have 8 bits, {min(deep)} images 16; write all of them alike")
     pieces = splits["train"].images.split(PIECE)
     most = max(int(piece.numpy().max()) for piece in pieces)
-    bits = data.bits or known or bits_of(most)
+    bits = data.bits or bits_in_use or bits_of(most)
     notes.append(f"pixels of 16 bits, in training up to {most}, are read as {bits} bits (data.bits)")
     return {
         split: replace(rows, images=to_bytes(rows.images, bits, data.in_memory, f"{where}: {split}"))
