@@ -106,8 +106,8 @@ def make() -> None:
     file = RUNS / f"{name}.npz"
     if not file.exists():
         splits = {"train": images(name, 4_000, 1), "val": images(name, ROWS, 2), "test": images(name, ROWS, 3)}
-        arrays = {f"x_{split}": rows.images.numpy() for split, rows in splits.items()}
-        np.savez(file, **arrays, **{f"y_{split}": rows.labels.numpy() for split, rows in splits.items()})
+        arrays: dict[str, Any] = {f"x_{split}": rows.images.numpy() for split, rows in splits.items()}
+        np.savez(file, **arrays | {f"y_{split}": rows.labels.numpy() for split, rows in splits.items()})
     pipeline.execute(Run(configuration(), Folder(RUNS / name)), ("collect", "fit", "sample"))
 
 
@@ -134,7 +134,9 @@ def measured(what: str, rows: int) -> dict[str, float]:
         from bend_ray.workers.evaluate import Evaluator
 
         run = Run(configuration(), Folder(RUNS / "evaluate"))
-        splits = {split: images("evaluate", rows if split == what else FIXED, 4) for split in ("test", "val")}
+        splits: dict[str, Any] = {
+            split: images("evaluate", rows if split == what else FIXED, 4) for split in ("test", "val")
+        }
         evaluator = Evaluator(run.but(loaded=replace(run.dataset, **splits)))
         evaluator.strangers = {}  # at most 500 rows
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 import ranks
 from bend_ray import seeds
 from bend_ray.config import Base, Collect, loads
-from bend_ray.data.datasets import Dataset, Preprocess
+from bend_ray.data.datasets import Dataset
 from bend_ray.data.images import Split
+from bend_ray.data.preprocess import Preprocess
 from bend_ray.errors import ConfigError, DataError
 from bend_ray.snapshots import chains
 from bend_ray.training import class_weights, loop

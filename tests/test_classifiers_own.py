@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bend_ray.config import Classifier
-from bend_ray.data.datasets import Preprocess
+from bend_ray.data.preprocess import Preprocess
 from bend_ray.errors import ModelError
 from bend_ray.models import base as bases
 from bend_ray.models.base import ModelSpec

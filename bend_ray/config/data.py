@@ -40,6 +40,12 @@ class Data(Section):
     class in turn; None: all."""
     test_limit: int | None = Field(None, ge=1)
     """Use only the first so many test rows, likewise; None: all."""
+    test: Literal["auto", "none"] = added("auto", off="auto")
+    """`auto`: the data's own test split where it has one with labels; `none`: that is left out. Either way one is cut
+    from the training rows where there is then none."""
+    bits: int | None = added(None, off=None, ge=8, le=16)
+    """Bits in use of grey images of 16 bits; None: 8, 10, 12, 14 or 16, the least that hold all training
+    images."""
     in_memory: float = placement(2.0, ge=0)
     """GiB of decoded images of one split that a process keeps in memory; more lie in a temporary file (in TMPDIR),
     which goes with the process."""

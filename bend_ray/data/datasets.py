@@ -1,124 +1,20 @@
 """What is classified: images as uint8 tensors with labels, checked, in three splits; `sources` reads them."""
 
 import hashlib
-import warnings
+from collections import Counter
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, BinaryIO
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from bend_ray.config import Data
-from bend_ray.data.images import MAX_PIXELS, PIECE, Split, Splits, as_images, pixels, spilled
+from bend_ray.data import classes
+from bend_ray.data.images import PIECE, Split, Splits, spilled, to_bytes
+from bend_ray.data.pixels import bits_of
+from bend_ray.data.preprocess import Preprocess
 from bend_ray.data.sources import load_source
 from bend_ray.data.splits import cut, head_rows, shares
 from bend_ray.errors import DataError
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """From pixels to what a classifier is fed; statistics are of the training split alone."""
-
-    channels: int
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) to float32: over 255, minus mean, over standard deviation, each channel by its own.
-
-        Raises DataError for another type or shape: one channel would silently be spread over three.
-        """
-        wanted = (self.channels, self.image_size, self.image_size)
-        if images.dtype != torch.uint8 or images.shape[1:] != wanted:
-            raise DataError(
-                f"images of {images.dtype} {tuple(images.shape)} given; expected torch.uint8 (B, *{wanted})"
-            )
-        mean = torch.tensor(self.mean, device=images.device)[:, None, None]
-        std = torch.tensor(self.std, device=images.device)[:, None, None]
-        return (images.float() / 255 - mean) / std
-
-    def read(self, path: str | Path) -> Tensor:
-        """Images in a file, uint8 (N, C, H, W): an image of any common format, or a .npy array.
-
-        Raises DataError, which names the file, where it cannot be read or does not fit.
-        """
-        if Path(path).suffix.lower() == ".npy":
-            return self._array(Path(path))
-        try:
-            with warnings.catch_warnings(), Path(path).open("rb") as file:
-                warnings.simplefilter("ignore")  # odd metadata
-                return self.decode(file, str(path))
-        except FileNotFoundError:
-            raise DataError(f"{path}: no such file") from None
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-
-    def decode(
-        self, file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None
-    ) -> Tensor:
-        """An encoded image as uint8 (1, C, H, W), its sides made ``image_size``; of any of Pillow's ``formats``.
-
-        Raises DataError, which begins with ``name``, where it cannot be read or has more than ``max_pixels``.
-        """
-        try:
-            with Image.open(file, formats=formats) as image:
-                if image.width * image.height > max_pixels:  # before anything is unpacked
-                    size = f"{image.width}x{image.height}"
-                    raise ValueError(f"a decompression bomb? It has {size} pixels, at most {max_pixels} are read")
-                return self.fitted(image)
-        except UnidentifiedImageError:
-            raise DataError(f"{name}: is no image that can be read; give PNG, JPEG or .npy") from None
-        except Exception as error:  # decoders raise nearly anything on broken bytes
-            raise DataError(f"{name}: is no image that can be read ({error}); give PNG, JPEG or .npy") from None
-
-    def fitted(self, image: Image.Image) -> Tensor:
-        """A decoded image as `decode` gives it. Raises ValueError for pixels of no known range."""
-        size, one = (self.image_size, self.image_size), Image.fromarray(pixels(image, colour=self.channels == 3))
-        one = one if one.size == size else one.resize(size, Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(one)).reshape(1, *size, -1).permute(0, 3, 1, 2)
-
-    def fit(self, array: np.ndarray, name: str) -> Tensor:
-        """Numbers as images, uint8 (N, C, H, W): whole ones from 0 to 255, fractions from 0 to 1; axes as they come.
-
-        Raises DataError, which begins with ``name``, for anything else.
-        """
-        return as_images(array, name, (self.channels, self.image_size))
-
-    def _array(self, path: Path) -> Tensor:
-        try:
-            # Mapped, for a forged header could otherwise ask for more memory than there is.
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-            if not isinstance(array, np.ndarray):
-                array.close()
-                raise ValueError("it is an .npz of several arrays")
-        except FileNotFoundError:
-            raise DataError(f"{path}: no such file") from None
-        except Exception as error:  # a broken header is parsed as Python and fails in as many ways
-            raise DataError(f"{path}: is no .npy array of numbers ({error})") from None
-        return self.fit(array, str(path))
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "channels": self.channels,
-            "image_size": self.image_size,
-            "mean": list(self.mean),
-            "std": list(self.std),
-        }
-
-    @staticmethod
-    def from_json(data: dict[str, Any]) -> "Preprocess":
-        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError for anything else."""
-        mean, std = (tuple(float(value) for value in data[key]) for key in ("mean", "std"))
-        channels, size = int(data["channels"]), int(data["image_size"])
-        if channels not in (1, 3) or size < 1 or not len(mean) == len(std) == channels:
-            raise ValueError(f"{channels} channels of size {size} with {len(mean)} means and {len(std)} deviations")
-        if not (np.isfinite(mean + std).all() and min(std) > 0):
-            raise ValueError("means and deviations must be finite, deviations above 0")
-        return Preprocess(channels, size, mean, std)
 
 
 @dataclass(frozen=True)
@@ -182,8 +78,12 @@ def load_dataset(data: Data, seed: int) -> Dataset:
     Raises DataError, which names file and row, for data that cannot be used.
     """
     name, where, splits, names, notes = load_source(data, seed)
+    _check(where, splits, notes)
+    _note_modes(splits, notes)
+    splits, names = classes.settled(splits, names, data, where, notes)
+    splits, bits = of_bytes(splits, data, where, notes)
     splits = _one_colour(splits, data.in_memory)
-    names = _check(where, splits, names)
+    _shapes(where, splits)
     if "test" not in splits:  # before the limits: which rows are for testing must not depend on how many train
         splits["train"], splits["test"] = cut(
             splits["train"], data.test_fraction, "data.test_fraction", data.in_memory, seed
@@ -198,8 +98,34 @@ def load_dataset(data: Data, seed: int) -> Dataset:
         raise DataError(
             f"{where}: the training rows are of one class only; a classifier needs two (see data.train_limit)"
         )
-    fit = _preprocess(splits["train"].images)
+    classes.without_rows(names, splits["train"], notes)
+    fit = _preprocess(splits["train"].images, bits)
     return Dataset(name, names, splits["train"], splits["val"], splits["test"], fit, tuple(notes))
+
+
+def of_bytes(
+    splits: Splits, data: Data, where: str, notes: list[str], bits_in_use: int | None = None
+) -> tuple[Splits, int | None]:
+    """Splits whose images are uint8, and how many of 16 bits are in use (None: they have 8): `data.bits`, or so many
+    as are ``bits_in_use``, or the least that hold all training images.
+
+    Raises DataError for images of more, and for splits of 8 and of 16 bits.
+    """
+    deep = {split for split, rows in splits.items() if rows.images.dtype == torch.uint16}
+    if not deep:
+        if data.bits is not None:
+            raise DataError(f"data.bits: is for images of 16 bits, and those of {where} have 8; leave it out")
+        return splits, None
+    if rest := [split for split in splits if split not in deep]:
+        raise DataError(f"{where}: {rest[0]} images have 8 bits, {min(deep)} images 16; write all of them alike")
+    pieces = splits["train"].images.split(PIECE)
+    most = max(int(piece.numpy().max()) for piece in pieces)
+    bits = data.bits or bits_in_use or bits_of(most)
+    notes.append(f"pixels of 16 bits, in training up to {most}, are read as {bits} bits (data.bits)")
+    return {
+        split: replace(rows, images=to_bytes(rows.images, bits, data.in_memory, f"{where}: {split}"))
+        for split, rows in splits.items()
+    }, bits
 
 
 def _one_colour(splits: Splits, in_memory: float) -> Splits:
@@ -213,28 +139,36 @@ def _one_colour(splits: Splits, in_memory: float) -> Splits:
     }
 
 
-def _check(where: str, splits: Splits, names: tuple[str, ...]) -> tuple[str, ...]:
-    """The names of the classes (their numbers where the data has no names), if every row of ``splits`` fits them."""
-    shape = tuple(splits["train"].images.shape[1:])
+def _check(where: str, splits: Splits, notes: list[str]) -> None:
+    """That no split is empty or of one colour; that its images are not all the same is said."""
     for split, rows in splits.items():
         if len(rows) == 0:
             raise DataError(f"{where}: the {split} split is empty")
+        first = rows.images[:1].numpy()
+        if len(rows) == 1 or not all(bool((piece.numpy() == first).all()) for piece in rows.images.split(PIECE)):
+            continue
+        if first.min() == first.max():
+            raise DataError(
+                f"{where}: all {len(rows)} {split} images are of one colour ({int(first.flat[0])}); look at the files"
+            )
+        notes.append(f"all {len(rows)} {split} images are the same")
+
+
+def _note_modes(splits: Splits, notes: list[str]) -> None:
+    modes = sum((Counter(rows.modes) for rows in splits.values()), Counter[str]())
+    if modes:
+        notes.append(f"decoded images by Pillow's modes: {', '.join(f'{mode} {n}' for mode, n in modes.most_common())}")
+
+
+def _shapes(where: str, splits: Splits) -> None:
+    shape = tuple(splits["train"].images.shape[1:])
+    for split, rows in splits.items():
         if (split_shape := tuple(rows.images.shape[1:])) != shape:
             raise DataError(f"{where}: {split} images are {split_shape}, training ones {shape}; all must be alike")
-    # Unnamed classes must be 0, 1, 2, ...; one stray number would otherwise make a head of millions of classes.
-    classes = len(names) or min(sum(map(len, splits.values())), 1 + max(int(s.labels.max()) for s in splits.values()))
-    for split, rows in splits.items():
-        bad = ((rows.labels < 0) | (rows.labels >= classes)).nonzero().flatten().tolist()
-        if bad:
-            raise DataError(
-                f"{where}: {split} row {bad[0]} has label {int(rows.labels[bad[0]])}, not one of 0 to {classes - 1};"
-                " mend the label or leave the row out"
-            )
-    return names or tuple(map(str, range(classes)))
 
 
-def _preprocess(images: Tensor) -> Preprocess:
-    """By mean and standard deviation of each channel, of pixels over 255."""
+def _preprocess(images: Tensor, bits: int | None) -> Preprocess:
+    """By mean and standard deviation of each channel, of pixels over 255; ``bits`` of 16 are in use."""
     levels = torch.arange(256, dtype=torch.float64) / 255
     # Counted, not summed: whole numbers are the same bits on any number of threads, and in pieces.
     counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
@@ -246,4 +180,4 @@ def _preprocess(images: Tensor) -> Preprocess:
         mean = float((share * levels).sum())
         means.append(mean)
         deviations.append(max(1e-3, float((share * (levels - mean) ** 2).sum().sqrt())))
-    return Preprocess(images.shape[1], images.shape[2], tuple(means), tuple(deviations))
+    return Preprocess(images.shape[1], images.shape[2], tuple(means), tuple(deviations), bits)

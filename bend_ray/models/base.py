@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from bend_ray.config import Classifier, Config
-from bend_ray.data.datasets import Dataset, Preprocess
+from bend_ray.data.datasets import Dataset
+from bend_ray.data.preprocess import Preprocess
 from bend_ray.errors import ArtifactError
 from bend_ray.models import classifiers, faithful
 from bend_ray.store.folders import Folder
