@@ -27,8 +27,8 @@ import torch
 from common import status_mib
 
 from bend_ray.config import Classifier, Config, loads
-from bend_ray.data.datasets import Preprocess
 from bend_ray.data.images import Split
+from bend_ray.data.preprocess import Preprocess
 from bend_ray.ensemble.ensemble import DEFAULTS, Ensemble, make_trunk
 from bend_ray.models.base import ModelSpec
 from bend_ray.models.subset import choose

@@ -153,7 +153,7 @@ def _test_rows(logits_MBK: Tensor, label_B: Tensor, fitted: Temperature, doubt: 
     by_votes = Answers.of(vote_BK, label_B, voted_B)
     smoothed_nll_B = metrics.nll(metrics.smoothed_votes(vote_BK, M), label_B)
     tempered_BK = fitted.apply(logits_MBK) if fitted.kind == "members" else fitted.of_pool(mean_BK)
-    answers = {
+    answers: dict[str, Answers | Doubts] = {
         "mean": Answers.of(mean_BK, label_B),
         "votes": replace(by_votes, nll_B=smoothed_nll_B),
         "tempered": Answers.of(tempered_BK, label_B),
