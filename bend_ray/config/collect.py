@@ -45,9 +45,18 @@ class Collect(Section):
     these ends, chains and members dealt out to them in turn; an answer then costs a forward pass of each. `auto`: the
     average where there are cycles, else the base."""
     subset: str = "auto"
-    """Parameters that vary: head, norm, norm+head, last_block, regex:..., or names joined by commas. auto: norm+head
-    where there are norms, else last_block, but the head where answers of all members would then cost more than
-    `ensemble.answer_cost`."""
+    """Parameters that vary: head, norm, norm+head, last_block, lora, regex:..., or names joined by commas. auto:
+    norm+head where there are norms, else last_block, but the head where answers of all members would then cost more
+    than `ensemble.answer_cost`."""
+    lora_rank: int = added(4, off=4, ge=1)
+    """Rank of the low-rank adapters of `subset: lora`: the weight W of a layer becomes W + alpha / rank B A, where A is
+    drawn once and stays, and B, so many values for each row of W, starts at 0 and varies."""
+    lora_alpha: float = added(8.0, off=8.0, gt=0)
+    """Scale of these adapters, as above."""
+    lora_targets: str = added("auto", off="auto")
+    """Layers that get adapters: attention (its projections), all (linear and convolutional layers and attention, but
+    the head), regex:... on their names, or names or ends of names joined by commas. auto: attention, else all, of the
+    last block alone, so that members share what lies before it."""
     augment: bool | None = None
     """Whether chains train on changed images (`augment`), as the base does; false: on the images as they are, so that
     what the frozen part gives can be kept. None: where `trunk` is the base."""
@@ -94,6 +103,18 @@ class Collect(Section):
         if most < fewest:
             raise ValueError(f"[{fewest}, {most}]: give the smaller number first")
         return workers
+
+    @model_validator(mode="after")
+    def _lora_fits(self) -> "Collect":
+        if self.subset != "lora":
+            for name in ("lora_rank", "lora_alpha", "lora_targets"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"collect.{name}: is for adapters, and collect.subset is {self.subset}; give lora")
+        elif self.init == "fresh":
+            raise ValueError("collect.init: fresh: adapters start at 0, where they change nothing; give base")
+        elif self.align:
+            raise ValueError("collect.align: adapters have no hidden units to permute; give false")
+        return self
 
     @model_validator(mode="after")
     def _enough_chains(self) -> "Collect":

@@ -12,7 +12,7 @@ from bend_ray.cluster import connection, lease, preflight, resources
 from bend_ray.config import Config, dump
 from bend_ray.ensemble import answer_cost
 from bend_ray.errors import ArtifactError, ConfigError
-from bend_ray.models import classifiers
+from bend_ray.models import classifiers, lora_targets
 from bend_ray.models import subset as subsets
 from bend_ray.models.subset import Subset
 from bend_ray.progress import say
@@ -155,7 +155,7 @@ def _classifier(run: Run) -> tuple[nn.Module, Subset]:
         classifiers.load_weights(module, config.classifier.weights)
     whole_trainings = config.cycles or config.evaluate.bagging_members or config.evaluate.deep_ensemble_members
     trained.check(module, trains=not config.classifier.weights or bool(whole_trainings))
-    subset = subsets.choose(module, answer_cost.rule(run, module))
+    subset = lora_targets.choose(module, answer_cost.rule(run, module), config)
     if config.collect.init == "fresh":
         fresh.starts(run, subset, ())
     return module, subset
