@@ -94,8 +94,8 @@ class Lora:
 
 
 def takes_values(module: nn.Module, name: str) -> bool:
-    """Whether the weight of this ``name`` can be given any value, so that an adapter can be merged: one that is computed
-    from others (a weight norm's) may not (a spectral norm's)."""
+    """Whether the weight of this ``name`` can be given any value, so that an adapter can be merged: where it is
+    computed from others, a weight norm's can, and a spectral norm's cannot."""
     owner, attribute = _owner(module, name)
     if not parametrize.is_parametrized(owner, attribute):
         return True

@@ -50,8 +50,8 @@ def _check(module: nn.Module, name: str, rank: int) -> None:
         )
     if not takes_values(module, name):
         raise ModelError(
-            f"collect.lora_targets: {name!r} is computed from others (a spectral norm?), so that an adapter could not be"
-            " merged; leave its layer out"
+            f"collect.lora_targets: {name!r} is computed from others (a spectral norm?), so that an adapter could not"
+            " be merged; leave its layer out"
         )
     if rank > (most := min(len(weight), weight[0].numel())):
         raise ModelError(
