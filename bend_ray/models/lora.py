@@ -27,10 +27,10 @@ class LowRank(nn.Module):
 
     A: Tensor
 
-    def __init__(self, A_RP: Tensor, rows: int) -> None:
+    def __init__(self, A_RP: Tensor, B_NR: nn.Parameter) -> None:
         super().__init__()
         self.register_buffer("A", A_RP, persistent=False)
-        self.B = nn.Parameter(A_RP.new_zeros(rows, len(A_RP)))
+        self.B = B_NR
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight + (self.B @ self.A).reshape(weight.shape)
@@ -50,15 +50,14 @@ class Lora:
     def attach(self, module: nn.Module) -> list[str]:
         """Adapt the weights of the plain ``module``, B = 0: it computes what it did. A tied weight is adapted wherever
         it is used. Returns the names of the factors B. Raises ModelError where ``module`` has no such weight."""
-        adapters: dict[int, LowRank] = {}
         for name in self.weights:
             weight = weight_of(module, name)
-            adapter = LowRank(self.first_factor(name, weight), len(weight))
-            adapters[id(adapter)] = adapter
+            A_RP, B_NR = self.first_factor(name, weight), nn.Parameter(weight.new_zeros(len(weight), self.rank))
             for owner, attribute in list(_owners(module, name)):
+                adapter = LowRank(A_RP, B_NR).train(owner.training)
                 parametrize.register_parametrization(owner, attribute, adapter)
-        module.train(module.training)  # what is new too
-        return [f"{path}.B" for path, child in module.named_modules() if id(child) in adapters]
+        factors = {f"{path}.B" for path, child in module.named_modules() if isinstance(child, LowRank)}
+        return [name for name, _ in module.named_parameters() if name in factors]  # a tied one once
 
     def first_factor(self, name: str, weight: Tensor) -> Tensor:
         """``A_RP``, times alpha / rank: uniform as the weight of a new linear layer with P inputs. NumPy promises that
@@ -70,18 +69,17 @@ class Lora:
     @torch.no_grad()
     def merge(self, adapted: nn.Module, plain: nn.Module) -> dict[str, Tensor]:
         """Write the weights of the ``adapted`` module into a ``plain`` one. Returns what of its state that changed, by
-        name."""
+        name: a tied weight by all of its names."""
         changed: dict[str, Tensor] = {}
+        parameters = list(plain.named_parameters(remove_duplicate=False))
         for name in self.weights:
             value, (owner, attribute) = weight_of(adapted, name).clone(), _owner(plain, name)
             if not parametrize.is_parametrized(owner, attribute):
-                weight_of(plain, name).copy_(value)
-                changed[name] = value
-                continue
-            setattr(owner, attribute, value)
-            parts = cast(nn.ModuleDict, owner.parametrizations)[attribute].named_parameters()
-            path = name.removesuffix(attribute)
-            changed |= {f"{path}parametrizations.{attribute}.{part}": tensor.clone() for part, tensor in parts}
+                written = [weight_of(plain, name).copy_(value)]
+            else:
+                setattr(owner, attribute, value)
+                written = list(cast(nn.ModuleDict, owner.parametrizations)[attribute].parameters())
+            changed |= {key: part.clone() for key, part in parameters if any(part is one for one in written)}
         return changed
 
     def to_json(self) -> dict[str, Any]:
