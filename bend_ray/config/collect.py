@@ -17,8 +17,8 @@ class Collect(Section):
     epochs: float = Field(2.0, gt=0)
     """Passes over the training split that one chain makes."""
     lr: float | None = Field(None, gt=0)
-    """Learning rate of a chain: high, for it buys diversity. None: 0.01 where the subset is one layer, as a head is,
-    else 0.1."""
+    """Learning rate of a chain: high, for it buys diversity. None: 0.01 where the subset is one layer, as a head is, or
+    lora, else 0.1."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """What trains a chain: AdamW without weight decay, or SGD with momentum 0.9, whose rates are other ones."""
     schedule: Literal["constant", "cyclic"] = "constant"
