@@ -49,8 +49,8 @@ class Collect(Section):
     norm+head where there are norms, else last_block, but the head where answers of all members would then cost more
     than `ensemble.answer_cost`."""
     lora_rank: int = added(4, off=4, ge=1)
-    """Rank of the low-rank adapters of `subset: lora`: the weight W of a layer becomes W + alpha / rank B A, where A is
-    drawn once and stays, and B, so many values for each row of W, starts at 0 and varies."""
+    """Rank of the low-rank adapters of `subset: lora`: the weight W of a layer becomes W + alpha / rank B A. A is drawn
+    once and stays; B, so many values for each row of W, starts at 0 and varies."""
     lora_alpha: float = added(8.0, off=8.0, gt=0)
     """Scale of these adapters, as above."""
     lora_targets: str = added("auto", off="auto")
