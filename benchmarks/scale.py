@@ -142,7 +142,7 @@ def rates(D: int = 4_000_000, S: int = 32) -> dict[str, float]:
         gflops = {
             "write_part_GBs": gigabytes / seconds(lambda: parquet.write_shard(folder, 0, subset, theta_SD, facts, "r")),
             "read_part_GBs": gigabytes / seconds(lambda: parquet.read(folder, 1)),
-            "checksum_GBs": gigabytes / seconds(lambda: artifacts._facts(folder, parquet.shard_name(0))),
+            "checksum_GBs": gigabytes / seconds(lambda: artifacts.file_facts(folder, parquet.shard_name(0))),
         }
     theta_64 = theta_SD[:, : D // 8].double()
     gflops["gram_GFLOPs"] = 2 * S * S * theta_64.shape[1] / 1e9 / seconds(lambda: theta_64 @ theta_64.T)

@@ -33,7 +33,7 @@ def other(run: Path, where: Path) -> Path:
         folder.write(name, source.read(name))
     theta_MD = read_tensors(source, MEMBERS)[0]["theta_MD"]
     write_tensors(folder, MEMBERS, {"theta_MD": theta_MD.flip(0) * 0.8})
-    files = {name: artifacts._facts(folder, name) for name in manifest.files}
+    files = {name: artifacts.file_facts(folder, name) for name in manifest.files}
     folder.write("config.json", manifest.model_copy(update={"files": files}).model_dump_json().encode())
     return where
 

@@ -5,17 +5,17 @@ import dataclasses
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bend_ray.ensemble import early
 from bend_ray.ensemble.aggregate import aggregate
 from bend_ray.errors import ModelError
-from bend_ray.models.partition import partition
+from bend_ray.models.partition import partition, unpartitioned
 from bend_ray.models.subset import choose
 from bend_ray.models.trunk import CHUNK
 from oracles import logits_of_whole_models
-from trunk_networks import CASES, IMAGE, MAKE, MIDDLE, PLANS, Flat, cut, images, made, members, same
+from trunk_networks import CASES, IMAGE, MAKE, MIDDLE, PLANS, Flat, cut, images, lively, made, members, same
 
 
 @pytest.mark.parametrize(("model", "spec"), CASES)
@@ -150,3 +150,29 @@ def test_a_module_in_training_is_put_in_eval_mode_and_keeps_its_statistics(model
     assert torch.equal(found_MBK, trunk.logits(theta_MD, x))  # no dropout
     same(found_MBK, logits_of_whole_models(module, subset, theta_MD, x))
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+class Twice(nn.Module):
+    """A layer that is registered under two names, as torch's own tying of weights cannot have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+        self.again, self.head = self.first, nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.again(self.first(x)))
+
+
+def test_a_layer_of_two_names_is_whole_again_after_each_member() -> None:
+    module, x = lively(Twice()).requires_grad_(False), torch.randn(3, 4)
+    before, weight = module(x), module.first[0].weight
+    subset = choose(module, "regex:first")
+    theta_MD = members(module, subset, 2)
+    for whole in (unpartitioned(module, subset), unpartitioned(module, choose(module, "head"))):
+        theta = whole.subset.split(whole.subset.take(module))
+        whole.observe(theta, x)
+        same(whole.tail(theta, x), before)
+    wanted_MBK = logits_of_whole_models(module, subset, theta_MD, x)
+    same(unpartitioned(module, subset).logits(theta_MD, x), wanted_MBK)
+    assert torch.equal(module(x), before) and module.first[0].weight is weight

@@ -17,8 +17,8 @@ class Collect(Section):
     epochs: float = Field(2.0, gt=0)
     """Passes over the training split that one chain makes."""
     lr: float | None = Field(None, gt=0)
-    """Learning rate of a chain: high, for it buys diversity. None: 0.01 where the subset is one layer, as a head is,
-    else 0.1."""
+    """Learning rate of a chain: high, for it buys diversity. None: 0.01 where the subset is one layer, as a head is, or
+    lora, else 0.1."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """What trains a chain: AdamW without weight decay, or SGD with momentum 0.9, whose rates are other ones."""
     schedule: Literal["constant", "cyclic"] = "constant"
@@ -48,9 +48,18 @@ class Collect(Section):
     these ends, chains and members dealt out to them in turn; an answer then costs a forward pass of each. `auto`: the
     average where there are cycles, else the base."""
     subset: str = "auto"
-    """Parameters that vary: head, norm, norm+head, last_block, regex:..., or names joined by commas. auto: norm+head
-    where there are norms, else last_block, but the head where answers of all members would then cost more than
-    `ensemble.answer_cost`."""
+    """Parameters that vary: head, norm, norm+head, last_block, lora, regex:..., or names joined by commas. auto:
+    norm+head where there are norms, else last_block, but the head where answers of all members would then cost more
+    than `ensemble.answer_cost`."""
+    lora_rank: int = added(4, off=4, ge=1)
+    """Rank of the low-rank adapters of `subset: lora`: the weight W of a layer becomes W + alpha / rank B A. A is drawn
+    once and stays; B, so many values for each row of W, starts at 0 and varies."""
+    lora_alpha: float = added(8.0, off=8.0, gt=0)
+    """Scale of these adapters, as above."""
+    lora_targets: str = added("auto", off="auto")
+    """Layers that get adapters: attention (its projections), all (linear and convolutional layers and attention, but
+    the head), regex:... on their names, or names or ends of names joined by commas. auto: attention, else all, of the
+    last block alone, so that members share what lies before it."""
     augment: bool | None = None
     """Whether chains train on changed images (`augment`), as the base does; false: on the images as they are, so that
     what the frozen part gives can be kept. None: where `trunk` is the base."""
@@ -102,6 +111,18 @@ class Collect(Section):
     def _balanced_by_drawing(self) -> "Collect":
         if self.balanced and not self.bootstrap:
             raise ValueError("collect.balanced: true with collect.bootstrap: false, which draws none; give one alone")
+        return self
+
+    @model_validator(mode="after")
+    def _lora_fits(self) -> "Collect":
+        if self.subset != "lora":
+            for name in ("lora_rank", "lora_alpha", "lora_targets"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"collect.{name}: is for adapters, and collect.subset is {self.subset}; give lora")
+        elif self.init == "fresh":
+            raise ValueError("collect.init: fresh: adapters start at 0, where they change nothing; give base")
+        elif self.align:
+            raise ValueError("collect.align: adapters have no hidden units to permute; give false")
         return self
 
     @model_validator(mode="after")

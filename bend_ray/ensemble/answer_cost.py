@@ -3,6 +3,7 @@
 from torch import nn
 
 from bend_ray.ensemble.ensemble import make_trunk
+from bend_ray.models import lora_targets
 from bend_ray.models import subset as subsets
 from bend_ray.models.trunk import SharedTrunk
 from bend_ray.run import Run
@@ -27,7 +28,7 @@ def chosen(run: Run, module: nn.Module) -> tuple[str, SharedTrunk]:
     the head where more would make an answer cost above `ensemble.answer_cost`, for each network that members stand on.
     """
     spec, most = run.config.collect.subset, run.config.ensemble.answer_cost * run.config.trunks
-    cut = make_trunk(module, subsets.choose(module, spec), run.spec)
+    cut = make_trunk(module, lora_targets.choose(module, spec, run.config), run.spec)
     if spec != "auto" or forward_passes(run, module, cut) <= most:
         return spec, cut
     return "head", make_trunk(module, subsets.choose(module, "head"), run.spec)

@@ -45,7 +45,8 @@ class BatchNormReestimation:
         trunk = partition(module, subset, inputs[0][:2])
         buffers, names = dict(module.named_buffers()), trunk.statistics
         shapes = tuple(tuple(buffers[name].shape) for name in names)
-        wide = Subset(subset.names + names, subset.shapes + shapes, subset.dtypes + ("float32",) * len(names))
+        dtypes = subset.dtypes + ("float32",) * len(names)
+        wide = Subset(subset.names + names, subset.shapes + shapes, dtypes, subset.lora)
         return BatchNormReestimation(wide, trunk, wide.take(module)[subset.D :].to(device), inputs)
 
     def __call__(self, theta_MD: Tensor) -> Tensor:
@@ -59,7 +60,7 @@ class BatchNormReestimation:
 
 def of_trunk(run: Run, subset: Subset) -> BatchNormReestimation:
     """For the network that members of ``run`` share."""
-    module = bases.load_trunk(run.folder, run.config, run.spec, run.device)
+    module = bases.load_trunk(run.folder, run.config, run.spec, run.device, subset=subset)
     count = run.config.sample.reestimate_batch_norm
     return BatchNormReestimation.of(module, subset, run.dataset, count, run.seed)
 

@@ -203,7 +203,7 @@ def _load_trunk(
     precision = plan.precision(settings, torch.device(device))
 
     def cut(file: str) -> SharedTrunk:
-        module = bases.load(folder, spec, device, file)
+        module = bases.load(folder, spec, device, file, subset)
         return plan.pinned(make_trunk(module, subset, spec, precision), settings)
 
     if trunk_M is None:

@@ -11,6 +11,7 @@ from bend_ray.data.datasets import Dataset
 from bend_ray.data.preprocess import Preprocess
 from bend_ray.errors import ArtifactError
 from bend_ray.models import classifiers, faithful
+from bend_ray.models.subset import Subset
 from bend_ray.store.folders import Folder
 from bend_ray.store.kinds import numbered
 from bend_ray.store.tensors import read_tensors, write_tensors
@@ -60,13 +61,22 @@ def save(folder: Folder, module: nn.Module, file: str = FILE, note: str = "") ->
     write_tensors(folder, file, {**dict(module.named_parameters()), **dict(module.named_buffers())}, note)
 
 
-def load(folder: Folder, spec: ModelSpec, device: torch.device | str = "cpu", file: str = FILE) -> nn.Module:
-    """The classifier with the parameters and buffers in ``folder``, in eval mode, its parameters frozen.
+def load(
+    folder: Folder,
+    spec: ModelSpec,
+    device: torch.device | str = "cpu",
+    file: str = FILE,
+    subset: Subset | None = None,
+) -> nn.Module:
+    """The classifier with the parameters and buffers in ``folder``, in eval mode, its parameters frozen; with the
+    adapters that a ``subset`` has.
 
     Raises ArtifactError as `read_into`.
     """
     module = spec.build(filled=True).requires_grad_(False).to(device)
     read_into(module, folder, file)
+    if subset is not None and subset.lora is not None:
+        subset.lora.attach(module)
     return module
 
 
@@ -104,16 +114,27 @@ def trunk_places(config: Config) -> list[tuple[str, str]]:
 
 
 def load_trunk(
-    run: Folder, config: Config, spec: ModelSpec, device: torch.device | str = "cpu", trunk: int = 0
+    run: Folder,
+    config: Config,
+    spec: ModelSpec,
+    device: torch.device | str = "cpu",
+    trunk: int = 0,
+    subset: Subset | None = None,
 ) -> nn.Module:
     """One of these networks, as `load`: whatever needs what is frozen in a run gets it here."""
     folder, file = trunk_places(config)[trunk]
-    return load(run / folder, spec, device, file)
+    return load(run / folder, spec, device, file, subset)
 
 
-def load_trunks(run: Folder, config: Config, spec: ModelSpec, device: torch.device | str = "cpu") -> list[nn.Module]:
+def load_trunks(
+    run: Folder,
+    config: Config,
+    spec: ModelSpec,
+    device: torch.device | str = "cpu",
+    subset: Subset | None = None,
+) -> list[nn.Module]:
     """All of them."""
-    return [load_trunk(run, config, spec, device, trunk) for trunk in range(config.trunks)]
+    return [load_trunk(run, config, spec, device, trunk, subset) for trunk in range(config.trunks)]
 
 
 @torch.no_grad()

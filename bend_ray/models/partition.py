@@ -66,10 +66,12 @@ def unpartitioned(module: nn.Module, subset: Subset) -> SharedTrunk:
         if isinstance(child, BATCH_NORMS) and child.running_mean is not None
     }
     statistics = tuple(f"{path}.{name}" for path in norms for name in ("running_mean", "running_var"))
+    places = _places(module)
 
     def tail(theta: dict[str, Tensor], x: Tensor) -> Tensor:
+        given = {place: value for name, value in theta.items() for place in places[name]}
         # A copy: members must not see what one of them writes into its input.
-        return logits(torch.func.functional_call(module, theta, (x.clone(),)))
+        return logits(torch.func.functional_call(module, given, (x.clone(),), tie_weights=False))
 
     def observe(theta: dict[str, Tensor], x: Tensor) -> Tensor:
         buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
@@ -84,6 +86,17 @@ def unpartitioned(module: nn.Module, subset: Subset) -> SharedTrunk:
         return torch.cat([buffers[name].reshape(-1) for name in statistics])
 
     return SharedTrunk(subset, "whole model", lambda x: (x,), tail, 0.0, ("rows",), lambda rows: 0, statistics, observe)
+
+
+def _places(module: nn.Module) -> dict[str, list[str]]:
+    """Of each parameter and buffer, by its first name: where it is to be put for a call, each place once. By all names,
+    as torch ties weights, a module that has two keeps what was put there: its own values are lost."""
+    places: dict[int, list[str]] = {}
+    for path, child in module.named_modules():
+        for key, value in [*child._parameters.items(), *child._buffers.items()]:
+            if value is not None:
+                places.setdefault(id(value), []).append(f"{path}.{key}".removeprefix("."))
+    return {names[0]: names for names in places.values()}
 
 
 def _partition(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bend_ray.config.choices import SUBSETS
 from bend_ray.config.target import imported
 from bend_ray.errors import ModelError
+from bend_ray.models.lora import Lora
 
 NAMED = tuple(SUBSETS)
 """Rules that go by a name."""
@@ -32,6 +33,8 @@ class Subset:
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[str, ...]
+    lora: Lora | None = None
+    """Adapters that the parameters belong to: a module must have them before anything is taken or put."""
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -47,7 +50,7 @@ class Subset:
     def is_one_layer(self) -> bool:
         """Whether these are the parameters of one layer with a matrix, as those of a head are."""
         layers = {name.rpartition(".")[0] for name in self.names}
-        return len(layers) == 1 and max(map(len, self.shapes)) > 1
+        return self.lora is None and len(layers) == 1 and max(map(len, self.shapes)) > 1
 
     def take(self, module: nn.Module) -> Tensor:
         """``theta_D``: the chosen parameters of ``module``, flattened and joined, float32, a copy on the CPU.
@@ -85,14 +88,16 @@ class Subset:
             for name, piece, shape in zip(self.names, pieces, self.shapes, strict=True)
         }
 
-    def to_json(self) -> dict[str, list[Any]]:
-        return {"names": list(self.names), "shapes": [list(s) for s in self.shapes], "dtypes": list(self.dtypes)}
+    def to_json(self) -> dict[str, Any]:
+        plain = {"names": list(self.names), "shapes": [list(s) for s in self.shapes], "dtypes": list(self.dtypes)}
+        return plain | ({"lora": self.lora.to_json()} if self.lora else {})
 
     @staticmethod
-    def from_json(data: dict[str, list[Any]]) -> "Subset":
+    def from_json(data: dict[str, Any]) -> "Subset":
         """The inverse of `to_json`. Raises KeyError, TypeError or ValueError for anything else."""
         shapes = tuple(tuple(int(n) for n in shape) for shape in data["shapes"])
-        return Subset(tuple(data["names"]), shapes, tuple(data["dtypes"]))
+        lora = Lora.from_json(data["lora"]) if "lora" in data else None
+        return Subset(tuple(data["names"]), shapes, tuple(data["dtypes"]), lora)
 
 
 def _values(module: nn.Module) -> dict[str, Tensor]:

@@ -106,7 +106,7 @@ def steps_of(collect: Collect, rows: int) -> int:
 
 def with_rate(collect: Collect, subset: Subset) -> Collect:
     """``collect`` with a learning rate: its own, or the one that suits ``subset``."""
-    lr = (0.01 if subset.is_one_layer else 0.1) if collect.lr is None else collect.lr
+    lr = (0.01 if subset.is_one_layer or subset.lora else 0.1) if collect.lr is None else collect.lr
     return collect.model_copy(update={"lr": lr})
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bend_ray.config import loads
-from bend_ray.ensemble import distance
-from bend_ray.ensemble.ensemble import MEMBERS
+from bend_ray.ensemble import distance, merged
+from bend_ray.ensemble.ensemble import MEMBERS, trunk_file, trunks_of_members
 from bend_ray.ensemble.temperature import Temperature
 from bend_ray.errors import ArtifactError, ConfigError, ModelError
 from bend_ray.models import base as bases
@@ -18,10 +18,10 @@ from bend_ray.models.subset import Subset
 from bend_ray.progress import counted
 from bend_ray.report.rivals import CONTENDERS
 from bend_ray.store import artifacts
-from bend_ray.store.artifacts import Manifest
+from bend_ray.store.artifacts import FileFacts, Manifest
 from bend_ray.store.folders import Folder
 from bend_ray.store.kinds import ARTIFACTS
-from bend_ray.store.tensors import write_tensors
+from bend_ray.store.tensors import read_tensors, write_tensors
 from bend_ray.training.rivals import whole_networks
 
 RECOMMENDED = "recommended"
@@ -78,12 +78,27 @@ def _emptied(folder: Folder) -> None:
 
 
 def _copied(run: Folder, folder: Folder, ours: Manifest, row: dict[str, Any]) -> Manifest:
-    """The ensemble as it is."""
+    """The ensemble as it is; members with adapters also as weights of the plain classifier."""
     for name in (*ours.files, ARTIFACTS["ensemble"].readme):
         folder.write(name, (run / "ensemble").read(name))
-    manifest = ours.model_copy(update={"facts": ours.facts | {"deployed": row["name"]}})
+    files = ours.files | _merged(folder, ours)
+    manifest = ours.model_copy(update={"facts": ours.facts | {"deployed": row["name"]}, "files": files})
     artifacts.write_manifest(folder, manifest)
     return manifest
+
+
+def _merged(folder: Folder, ours: Manifest) -> dict[str, FileFacts]:
+    """Write `merged.FILE` of an ensemble that has adapters; nothing of another."""
+    subset = Subset.from_json(ours.facts["subset"])
+    if subset.lora is None:
+        return {}
+    where = f"{folder}/{ARTIFACTS['ensemble'].manifest}"
+    theta_MD = read_tensors(folder, MEMBERS)[0]["theta_MD"]
+    trunk_M = trunks_of_members(ours.facts, len(theta_MD), where)
+    files = [bases.FILE] * len(theta_MD) if trunk_M is None else [trunk_file(trunk) for trunk in trunk_M.tolist()]
+    spec = ModelSpec.from_json(ours.facts, where)
+    write_tensors(folder, merged.FILE, merged.merged(folder, spec, subset, theta_MD, files))
+    return {merged.FILE: artifacts.file_facts(folder, merged.FILE)}
 
 
 def _networks(run: Folder, folder: Folder, ours: Manifest, report: Manifest, row: dict[str, Any]) -> Manifest:
@@ -94,6 +109,8 @@ def _networks(run: Folder, folder: Folder, ours: Manifest, report: Manifest, row
     spec = ModelSpec.from_json(ours.facts, f"{run}/ensemble/config.json")
     modules = [bases.load(run / kind, spec, file=file) for kind, file in networks]
     subset = Subset.from_json(ours.facts["subset"]) if len(modules) == 1 else differing(modules)
+    if len(modules) == 1 and subset.lora:
+        subset.lora.attach(modules[0])  # at 0
     theta_MD = torch.stack([subset.take(module) for module in modules])
     write_tensors(folder, MEMBERS, {"theta_MD": theta_MD})
     folder.write(bases.FILE, (run / networks[0][0]).read(networks[0][1]))

@@ -19,6 +19,7 @@ from bend_ray.errors import ArtifactError, ConfigError
 from bend_ray.models import check, classifiers, faithful
 from bend_ray.models import subset as subsets
 from bend_ray.models.subject import MOST, ROWS, Subject
+from bend_ray.models.subset import Subset
 from bend_ray.models.trunk import SharedTrunk
 from bend_ray.progress import say
 from bend_ray.run import Run
@@ -195,8 +196,15 @@ def _classifier(run: Run, rehearse: bool = True) -> Model:
     if config.collect.init == "fresh":
         fresh.starts(run, cut.subset, ())
     if rehearse:
-        rehearsal.chain(few, module, cut, make)
+        rehearsal.chain(few, module, cut, partial(_adapted, make, cut.subset))
     return Model(module, rule, cut)
+
+
+def _adapted(make: rehearsal.Make, subset: Subset) -> nn.Module:
+    module = make()
+    if subset.lora is not None:
+        subset.lora.attach(module)
+    return module
 
 
 def _made(run: Run) -> nn.Module:

@@ -85,7 +85,7 @@ def publish_at(
         hash=recipe(kind, config, inputs),
         config=ARTIFACTS[kind].settings(config),
         inputs=dict(inputs),
-        files={name: _facts(folder, name) for name in sorted(files)},
+        files={name: file_facts(folder, name) for name in sorted(files)},
         facts=facts,
     )
     write_manifest(folder, manifest)
@@ -127,7 +127,7 @@ def verify(folder: Folder, manifest: Manifest) -> None:
     for name in manifest.files:
         if name not in present:
             raise ArtifactError(f"{folder}/{name}: is missing; delete {folder} and run the same command again")
-    seen = folder.each(lambda name: _facts(folder, name), manifest.files)
+    seen = folder.each(lambda name: file_facts(folder, name), manifest.files)
     for (name, expected), actual in zip(manifest.files.items(), seen, strict=True):
         if actual != expected:
             what = "truncated or grown" if actual.bytes != expected.bytes else "altered"
@@ -158,7 +158,8 @@ def inputs_of(run: Folder, kind: Kind, config: Config) -> dict[str, str]:
     return {name: load(run / name, name).digest for name in ARTIFACTS[kind].made_from(config)}
 
 
-def _facts(folder: Folder, name: str) -> FileFacts:
+def file_facts(folder: Folder, name: str) -> FileFacts:
+    """Size and checksum of a file."""
     digest, size = hashlib.sha256(), 0
     with folder.local(name) as path, path.open("rb") as file:
         while chunk := file.read(1 << 24):

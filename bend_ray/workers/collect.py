@@ -15,8 +15,7 @@ from bend_ray.cluster import processes
 from bend_ray.cluster.heartbeat import Beat, beating
 from bend_ray.config import Config
 from bend_ray.models import base as bases
-from bend_ray.models import classifiers, faithful
-from bend_ray.models import subset as subsets
+from bend_ray.models import classifiers, faithful, lora_targets
 from bend_ray.progress import ProgressCallback
 from bend_ray.run import Run
 from bend_ray.snapshots import accuracy_filter, parquet
@@ -135,7 +134,7 @@ def _run_chains(run: Run, job: Job, beat: Beat, rank: int, world: int) -> None:
         if at_once and not any(todo(group) for group in _groups(config, trunk, at_once, rank, world)):
             continue
         module = bases.load_trunk(run.folder, config, run.spec, run.device, trunk)
-        subset = subsets.choose(module, rule)
+        subset = lora_targets.choose(module, rule, config)
         tails = Tails.of(module, subset, run.but(progress=beat.progress("")))
         at_once = tails.at_once
         for chains in _groups(config, trunk, at_once, rank, world):

@@ -58,7 +58,7 @@ class Evaluator:
         self.seen, self.held_out = self.snapshots.divide(config.collect.seen_chains)
         self.generator = Generator.load(folder, self.seen.stream)
         self.base = bases.load(folder / "base", self.ensemble.spec, run.device)
-        modules = bases.load_trunks(folder, config, self.ensemble.spec, run.device)
+        modules = bases.load_trunks(folder, config, self.ensemble.spec, run.device, self.generator.subset)
         self.networks = rivals.whole_networks(config)
         self.passes = Passes(int(config.ensemble.max_memory * 2**30))
         self.reestimation: BatchNormReestimation | None = None

@@ -88,7 +88,7 @@ def _measure_doubt(sampler: "Sampler", alive: ProgressCallback) -> str:
     validation rows."""
     run, subset = sampler.run.but(progress=alive), sampler.generator.subset
     validation = sampler.validation.on(sampler.generator.trunks_of(range(FIRST)))
-    modules = bases.load_trunks(run.folder, run.config, run.spec, run.device)
+    modules = bases.load_trunks(run.folder, run.config, run.spec, run.device, subset)
     if run.config.sample.doubt == "auto" and not doubt.has_head(modules[0], subset, run):
         return ""
     shapes = [Doubt.of(module, subset, run) for module in modules]
@@ -135,8 +135,9 @@ class Sampler:
     @cached_property
     def validation(self) -> Validation:
         """What runs members on validation rows."""
-        modules = bases.load_trunks(self.run.folder, self.run.config, self.run.spec, self.run.device)
-        return Validation(make_trunks(modules, self.subset, self.run.spec), self.run.dataset)
+        run = self.run
+        modules = bases.load_trunks(run.folder, run.config, run.spec, run.device, self.subset)
+        return Validation(make_trunks(modules, self.subset, run.spec), run.dataset)
 
     @seeds.seeded(0, "sample")
     def sample(self, block: int) -> None:

@@ -39,7 +39,7 @@ def classifier(
     run = Run(Config.model_validate_json(config_json), Folder(where), device)
     base, config = run.folder / "base", run.config
     spec = ModelSpec.from_json(artifacts.load(base, "base").facts, f"{base}/config.json")
-    module = bases.load_trunk(run.folder, config, spec, device)
+    module = bases.load_trunk(run.folder, config, spec, device, subset=subset)
     reestimation = None
     if count := config.sample.reestimate_batch_norm:
         reestimation = BatchNormReestimation.of(module, subset, run.dataset, count, run.seed)
