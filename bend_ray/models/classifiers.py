@@ -137,14 +137,14 @@ def _check_kind(module: Any, where: str) -> None:
 def _has_modes(module: nn.Module) -> bool:
     """Whether it can be put in eval mode, all its parts with it; what torch.export gives back as a module cannot."""
     try:
-        with _in_eval_mode(module):
+        with in_eval_mode(module):
             return True
     except NotImplementedError:
         return False
 
 
 @contextlib.contextmanager
-def _in_eval_mode(module: nn.Module) -> Iterator[None]:
+def in_eval_mode(module: nn.Module) -> Iterator[None]:
     """Modes are then as they were."""
     modes = [(child, child.training) for child in module.modules()]
     try:
@@ -163,7 +163,7 @@ def check(module: nn.Module, classes: int, channels: int, image_size: int) -> No
     """
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     shape = (2, channels, image_size, image_size)
-    with _in_eval_mode(module):
+    with in_eval_mode(module):
         try:
             output = module(torch.zeros(shape, device=device))
         except Exception as error:

@@ -11,6 +11,7 @@ from torch import nn
 from bend_ray.cluster import connection, lease, preflight, resources
 from bend_ray.config import Config, dump
 from bend_ray.ensemble import answer_cost
+from bend_ray.ensemble.answer_cost import Settled
 from bend_ray.errors import ArtifactError, ConfigError
 from bend_ray.models import classifiers
 from bend_ray.models import subset as subsets
@@ -35,7 +36,12 @@ def execute(run: Run, stages: tuple[str, ...] = (), verbose: bool = False) -> No
         raise ConfigError("search.trials: is 0, so there is nothing to search; give 2 or more (20 is a start)")
     lineage.check_run(folder, config)
     run = run.but(loaded=run.dataset)
-    model = _classifier(run) if "collect" in stages else None
+    model = None
+    if "collect" in stages:
+        module, settled = _classifier(run)
+        run, model = run.but(subset=settled.choice.subset), (module, settled.choice.subset)
+        for warning in settled.choice.warnings:
+            say("collect", warning)
     todo = tuple(stage for stage in stages if not _is_done(stage, run))
     with contextlib.ExitStack() as held:
         if todo:
@@ -104,8 +110,9 @@ def dry_run(run: Run, stages: tuple[str, ...], verbose: bool = False) -> None:
     """Print the resolved configuration, the subset, what will be asked for and what there is; write nothing."""
     config, dataset = run.config, run.dataset
     stages = stages or _every(config)
-    module, subset = _classifier(run)
-    rule, passes = answer_cost.rule(run, module), answer_cost.forward_passes(run, module, subset)
+    module, settled = _classifier(run)
+    rule, subset = settled.rule, settled.choice.subset
+    passes = answer_cost.forward_passes(run, module, subset, settled.graph)
     total = sum(parameter.numel() for parameter in module.parameters())
     print(dump(config))
     print(f"data:      {dataset.name}: {len(dataset.train)} training, {len(dataset.val)} validation,", end=" ")
@@ -113,8 +120,10 @@ def dry_run(run: Run, stages: tuple[str, ...], verbose: bool = False) -> None:
     print(f"subset:    {rule}: D = {subset.D} of {total} parameters ({subset.D / total:.1%})")
     for name, shape in zip(subset.names, subset.shapes, strict=True):
         print(f"           {name} {list(shape)}")
+    for note in subsets.notes(module, settled.choice, settled.reach):
+        print(f"           {note}")
     trunks = f" on {config.trunks} trunks" if config.trunks > 1 else ""
-    instead = _instead(run, module, rule)
+    instead = _instead(run, module, settled)
     print(f"answer:    {config.sample.members} members{trunks} cost {passes:.2f} forward passes{instead}")
     connection.connect(verbose)
     has = ray.cluster_resources()
@@ -127,14 +136,14 @@ def dry_run(run: Run, stages: tuple[str, ...], verbose: bool = False) -> None:
         resources.check(wanted)
 
 
-def _instead(run: Run, module: nn.Module, rule: str) -> str:
+def _instead(run: Run, module: nn.Module, settled: Settled) -> str:
     """What a larger subset would cost, where `auto` has taken the head instead of it."""
     config = run.config
-    if config.collect.subset == rule:
+    if config.collect.subset == settled.rule:
         return ""
-    larger = subsets.choose(module, "auto")
+    larger = subsets.choose(module, "auto", settled.reach)
     layers = {name.rpartition(".")[0] for name in larger.names}
-    cost = answer_cost.forward_passes(run, module, larger)
+    cost = answer_cost.forward_passes(run, module, larger, settled.graph)
     return (
         f"; {larger.D} parameters in {len(layers)} layers would cost {cost:.2f}"
         f" (ensemble.answer_cost: {config.ensemble.answer_cost:g})"
@@ -146,7 +155,7 @@ def _every(config: Config) -> tuple[str, ...]:
     return tuple(stage for stage in STAGES if stage in every)
 
 
-def _classifier(run: Run) -> tuple[nn.Module, Subset]:
+def _classifier(run: Run) -> tuple[nn.Module, Settled]:
     """The classifier and its subset, made once before any worker is: its mistakes are then told at once."""
     config = run.config
     augment.check(config.augment, run.dataset.image_size)
@@ -155,7 +164,7 @@ def _classifier(run: Run) -> tuple[nn.Module, Subset]:
         classifiers.load_weights(module, config.classifier.weights)
     whole_trainings = config.cycles or config.evaluate.bagging_members or config.evaluate.deep_ensemble_members
     trained.check(module, trains=not config.classifier.weights or bool(whole_trainings))
-    subset = subsets.choose(module, answer_cost.rule(run, module))
+    settled = answer_cost.settled(run, module)
     if config.collect.init == "fresh":
-        fresh.starts(run, subset, ())
-    return module, subset
+        fresh.starts(run, settled.choice.subset, ())
+    return module, settled

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from bend_ray import seeds
-from bend_ray.models.subset import BATCH_NORMS
+from bend_ray.models.subset_rules import BATCH_NORMS
 from bend_ray.run import Run
 from bend_ray.training import loop, trained
 
