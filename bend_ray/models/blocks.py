@@ -46,7 +46,8 @@ class Blocks:
         if not parts:
             return path
         goes_on = [part for part in parts if self._opens(part, path) or self._repeats(part, path)]
-        part = (goes_on if goes_on and self._is_block(parts[0]) else parts)[-1]
+        beside = not self._is_list(path) and self._is_block(parts[0])  # then a last layer or two follow the blocks
+        part = (goes_on if goes_on and beside else parts)[-1]
         return self._last_in(part) if self._opens(part, path) else part
 
     def _opens(self, part: str, path: str) -> bool:
@@ -59,15 +60,17 @@ class Blocks:
         bulk = [child for child in inner if self._size(child) >= BULK * self._size(part)]
         if any(self._holds_blocks(child) if self._is_list(child) else self._opens(child, part) for child in bulk):
             return True
-        return len(inner) > 1 and self._holds_blocks(part)
+        stems = {name.rstrip("0123456789") for name in inner}
+        return len(inner) > 1 and len(stems) == 1 and self._holds_blocks(part)
 
     def _holds_blocks(self, path: str) -> bool:
-        """Whether most of it are blocks of one class, or is called so, each of which reads what the one before gave."""
+        """Whether most of it are blocks of one class, or it is called so, and each reads what the one before gave."""
         parts = self._parts(path)
+        classes = {type(self.modules[part]) for part in parts}
         return (
             self._is_block(parts[0])
             and sum(map(self._size, parts)) >= BULK * self._size(path)
-            and (len({type(self.modules[part]) for part in parts}) == 1 or path.endswith("blocks"))
+            and (len(classes) == 1 or len(classes) < len(parts) or path.endswith("blocks"))
             and all(self.names(two) & self.reach.behind(self.names(one)) for one, two in pairwise(parts[-2:]))
         )
 

@@ -104,8 +104,9 @@ def _last(result: Step, of_x: set[Step]) -> set[str]:
         here = _parameters(given)
         names |= here
         if not here or not _makes_classes(step, given, values, classes):
-            with_classes = [value for value in values if classes in value.shape]
-            waiting += with_classes if classes is not None and with_classes else values
+            with_classes = [value for value in values if classes is not None and classes in value.shape]
+            weighs = step.is_product or step.kind in ("mul", "div")  # gates and attention are no part of a head
+            waiting += with_classes if weighs and with_classes else values
     return names
 
 

@@ -46,11 +46,17 @@ def of_graph(module: nn.Module, graph: Graph) -> Reach:
             steps[node] = Step("x", (), _shape(node))
         elif name in parameters:
             steps[node] = Step("parameter", (), tuple(parameters[name].shape), first[name])
-        else:  # how many rows there are is no value of theirs
-            is_size = isinstance(node.meta.get("val"), torch.SymInt | torch.SymBool | torch.SymFloat)
-            parents = () if is_size else tuple(steps[parent] for parent in node.all_input_nodes)
-            steps[node] = Step(_plain(_operation(node)), parents, _shape(node))
+        else:
+            kind = _plain(_operation(node))
+            parents = () if _takes_no_value(node, kind) else tuple(steps[one] for one in node.all_input_nodes)
+            steps[node] = Step(kind, parents, _shape(node))
     return reach(list(steps.values()), steps[graph.result])
+
+
+def _takes_no_value(node: fx.Node, kind: str) -> bool:
+    """Whether it asks for no more than sizes: how many rows there are is no value of theirs."""
+    is_size = isinstance(node.meta.get("val"), torch.SymInt | torch.SymBool | torch.SymFloat)
+    return is_size or kind.startswith(("new", "empty", "zeros", "ones", "rand"))
 
 
 def _operation(node: fx.Node) -> str:
