@@ -26,17 +26,18 @@ from bend_ray.models.subset import Subset, settle
 from bend_ray.models.subset_rules import NORM_NAMES
 
 CLASSES = 10
-TIMM_NAMES = """resnet18 resnet50 resnetv2_50 res2net50_26w_4s resnest14d legacy_seresnet18 skresnet18 densenet121 vgg11_bn
-dla34 dpn68 hrnet_w18_small regnetx_002 regnety_002 cspresnet50 selecsls42 nf_regnet_b1 rexnet_100 repvgg_a0
-mobileone_s0 hgnet_tiny inception_v3 inception_v4 legacy_xception mobilenetv2_100 mobilenetv3_small_100
-mobilenetv4_conv_small efficientnet_b0 mnasnet_100 lcnet_050 tinynet_e ghostnet_100 repghostnet_050 starnet_s1
-convnext_atto convnextv2_atto convmixer_768_32 mambaout_femto inception_next_atto edgenext_xx_small fastvit_t8
-mobilevit_xxs mobilevitv2_050 efficientvit_b0 shvit_s1 vit_tiny_patch16_224 deit_tiny_distilled_patch16_224
-beit_base_patch16_224 eva02_tiny_patch14_224 cait_xxs24_224 xcit_nano_12_p16_224 convit_tiny pit_ti_224
-tnt_s_patch16_224 crossvit_tiny_240 swin_tiny_patch4_window7_224 swinv2_tiny_window8_256 coat_lite_tiny pvt_v2_b0
-twins_svt_small nest_tiny volo_d1_224 visformer_tiny levit_128s poolformer_s12 caformer_s18 focalnet_tiny_srf
-davit_tiny tiny_vit_5m_224 gcvit_xxtiny efficientformer_l1 coatnet_nano_rw_224 mixer_s32_224 resmlp_12_224
-gmlp_s16_224 sequencer2d_s"""
+TIMM_NAMES = """
+resnet18 resnet50 resnetv2_50 res2net50_26w_4s resnest14d legacy_seresnet18 skresnet18 densenet121 vgg11_bn dla34
+dpn68 hrnet_w18_small regnetx_002 regnety_002 cspresnet50 selecsls42 nf_regnet_b1 rexnet_100 repvgg_a0 mobileone_s0
+hgnet_tiny inception_v3 inception_v4 legacy_xception mobilenetv2_100 mobilenetv3_small_100 mobilenetv4_conv_small
+efficientnet_b0 mnasnet_100 lcnet_050 tinynet_e ghostnet_100 repghostnet_050 starnet_s1 convnext_atto convnextv2_atto
+convmixer_768_32 mambaout_femto inception_next_atto edgenext_xx_small fastvit_t8 mobilevit_xxs mobilevitv2_050
+efficientvit_b0 shvit_s1 vit_tiny_patch16_224 deit_tiny_distilled_patch16_224 beit_base_patch16_224
+eva02_tiny_patch14_224 cait_xxs24_224 xcit_nano_12_p16_224 convit_tiny pit_ti_224 tnt_s_patch16_224 crossvit_tiny_240
+swin_tiny_patch4_window7_224 swinv2_tiny_window8_256 coat_lite_tiny pvt_v2_b0 twins_svt_small nest_tiny volo_d1_224
+visformer_tiny levit_128s poolformer_s12 caformer_s18 focalnet_tiny_srf davit_tiny tiny_vit_5m_224 gcvit_xxtiny
+efficientformer_l1 coatnet_nano_rw_224 mixer_s32_224 resmlp_12_224 gmlp_s16_224 sequencer2d_s
+"""
 SIZES = (64, 96, 128)
 """Pixels that are tried, in this order, before those that a network is made for."""
 
@@ -76,7 +77,7 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "Pvt": {"image_size": 32, "hidden_sizes": [8, 16, 16, 32], "num_attention_heads": [1, 1, 1, 2]},
     "PvtV2": {"image_size": 32, "hidden_sizes": [8, 16, 16, 32], "num_attention_heads": [1, 1, 1, 2]},
     "Segformer": {"hidden_sizes": [8, 16, 16, 32], "num_attention_heads": [1, 1, 1, 2]},
-    "Cvt": {"embed_dim": [16, 16, 32], "num_heads": [1, 1, 2], "depth": [1, 2, 2]},
+    "Cvt": {"embed_dim": [16, 16, 32], "num_heads": [1, 1, 2], "depth": [1, 2, 3]},
     "Levit": {"image_size": 64, "hidden_sizes": [16, 32, 48], "num_attention_heads": [1, 2, 3], "depths": [2, 2, 2]},
     "MobileNetV1": {"image_size": 32, "depth_multiplier": 0.25},
     "MobileNetV2": {"image_size": 32, "depth_multiplier": 0.25},
@@ -94,8 +95,7 @@ def of_timm(name: str) -> tuple[nn.Module, Tensor]:
     """A network of timm, and rows of the smallest size that it takes."""
     import timm
 
-    size: int
-    own = int(timm.create_model(name, num_classes=CLASSES).default_cfg["input_size"][-1])
+    own = timm.get_pretrained_cfg(name).input_size[-1]
     for size in (*SIZES, own):
         for options in ({"img_size": size}, {}):
             try:

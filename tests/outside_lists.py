@@ -73,3 +73,7 @@ TRANSFORMERS = {
     "CLIP": ("classifier", "vision_model.encoder.layers.1 classifier"),
 }
 """Image classifiers of transformers by what precedes ForImageClassification, two layers or blocks deep."""
+
+DIFFERENT = {("Levit", "last_block")}
+"""Where the rule takes something else. Levit: attention and MLP are two entries of one list, and the last one is taken
+for a block."""

@@ -55,7 +55,7 @@ class Blocks:
         inner, of_list = self._parts(part), self._is_list(path)
         if self._is_list(part):
             return bool(inner) and (self._holds_blocks(part) or not (of_list and self._repeats(part, path)))
-        if not of_list and len(inner) > 1 and self._size(part) >= NEARLY_ALL * self._size(""):
+        if not of_list and inner and self._size(part) >= NEARLY_ALL * self._size(""):
             return True
         bulk = [child for child in inner if self._size(child) >= BULK * self._size(part)]
         if any(self._holds_blocks(child) if self._is_list(child) else self._opens(child, part) for child in bulk):
@@ -68,7 +68,7 @@ class Blocks:
         parts = self._parts(path)
         classes = {type(self.modules[part]) for part in parts}
         return (
-            self._is_block(parts[0])
+            any(map(self._is_block, parts))
             and sum(map(self._size, parts)) >= BULK * self._size(path)
             and (len(classes) == 1 or len(classes) < len(parts) or path.endswith("blocks"))
             and all(self.names(two) & self.reach.behind(self.names(one)) for one, two in pairwise(parts[-2:]))

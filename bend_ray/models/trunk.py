@@ -94,9 +94,9 @@ class SharedTrunk:
         """Floating-point operations of matrix products and convolutions, of the trunk and of one tail, on inputs x."""
         from torch.utils.flop_counter import FlopCounterMode
 
-        with torch.no_grad(), FlopCounterMode(display=False) as of_trunk:  # it fails at some views with gradients
+        with FlopCounterMode(display=False) as of_trunk:
             shared = self.trunk(x)
-        with torch.no_grad(), FlopCounterMode(display=False) as of_tail:
+        with FlopCounterMode(display=False) as of_tail:
             self.tail(self.subset.split(theta_D), *shared)
         return of_trunk.get_total_flops(), of_tail.get_total_flops()
 
