@@ -191,8 +191,8 @@ def markdown(rows: dict[str, dict[str, Any]]) -> str:
         "  (an ending such as `2d` left out) and that holds no matrix.",
         "* **D** is the number of values, **shared** the share of an answer's multiplications that all members share.",
         "",
-        f"For each network, members behind the shared trunk were compared with a loop over whole networks."
-        f" {_agreement(rows, wrong)}",
+        "For each network, members behind the shared trunk were compared with a loop over whole networks.",
+        _agreement(rows, wrong),
         "",
         "| network | head | D | shared | last block | D | shared | norms | D |",
         "|---|---|---|---|---|---|---|---|---|",
