@@ -1,4 +1,4 @@
-"""Subsets by what reaches the logits: odd heads, blocks, norms, frozen and idle parameters, built-in networks as ever."""
+"""Subsets by what reaches the logits: odd heads, blocks, norms, frozen and idle parameters; built-in networks."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
