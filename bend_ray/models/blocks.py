@@ -12,7 +12,7 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 BULK, NEARLY_ALL = 0.5, 0.9
 
 
-class Blocks:
+class Parts:
     """The parts of a network that parameters of the given names are in.
 
     A layer has one matrix (a tensor with two or more axes longer than 1), a block several, with their norms and biases.

@@ -63,9 +63,9 @@ def by_definition(module: nn.Module, why: str = "") -> Reach:
     """What can be said without a forward pass: all parameters reach the logits, in the order of their definition, and
     the last layer with a matrix is the head."""
     first = {id(value): name for name, value in module.named_parameters()}
-    own = [[first[id(value)] for value in child.parameters(recurse=False)] for child in module.modules()]
+    of_each = [[first[id(value)] for value in child.parameters(recurse=False)] for child in module.modules()]
     values = dict(module.named_parameters())
-    layers = [names for names in own if any(values[name].ndim > 1 for name in names)] or [list(values)]
+    layers = [names for names in of_each if any(values[name].ndim > 1 for name in names)] or [list(values)]
     return Reach(tuple(layers[-1]), {name: place for place, name in enumerate(values)}, (), why)
 
 
@@ -105,7 +105,7 @@ def _last(result: Step, of_x: set[Step]) -> set[str]:
         names |= here
         if not here or not _makes_classes(step, given, values, classes):
             with_classes = [value for value in values if classes is not None and classes in value.shape]
-            weighs = step.is_product or step.kind in ("mul", "div")  # gates and attention are no part of a head
+            weighs = step.is_product or step.kind in ("mul", "div")  # what scales logits is no part of a head
             waiting += with_classes if weighs and with_classes else values
     return names
 

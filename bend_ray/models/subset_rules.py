@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from bend_ray.models.blocks import Blocks
+from bend_ray.models.blocks import Parts
 from bend_ray.models.reach import Reach
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -46,7 +46,7 @@ def last_block(module: nn.Module, reach: Reach) -> list[str]:
     trained = [name for name in body if module.get_parameter(name).requires_grad] or body
     if not trained:
         return of_head
-    blocks = Blocks(module, reach, trained)
+    blocks = Parts(module, reach, trained)
     inside, outside = blocks.names(blocks.last), blocks.names_outside(blocks.last)
     return _in_order(module, inside | reach.behind(inside - outside or inside) | set(of_head))
 
