@@ -8,6 +8,7 @@ Wants timm and transformers. Each network's numbers are written as they come, an
 import argparse
 import copy
 import gc
+import importlib
 import json
 import time
 import warnings
@@ -93,7 +94,7 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
 
 def of_timm(name: str) -> tuple[nn.Module, Tensor]:
     """A network of timm, and rows of the smallest size that it takes."""
-    import timm
+    timm = importlib.import_module("timm")
 
     own = timm.get_pretrained_cfg(name).input_size[-1]
     for size in (*SIZES, own):

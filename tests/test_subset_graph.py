@@ -21,6 +21,19 @@ K, X = 5, torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 class Body(nn.Module):
     """Features of the image; a subclass gives logits, from what it defines before or behind them."""
 
+    out: Any
+    early: Any
+    score: Any
+    rows: Any
+    fc: Any
+    head: Any
+    maker: Any
+    real: Any
+    softmax: Any
+    heads: Any
+    experts: Any
+    gate: Any
+
     def __init__(self, **before: nn.Module) -> None:
         super().__init__()
         for name, part in before.items():
@@ -261,7 +274,7 @@ def test_a_head_is_what_reaches_the_logits_last(kind: str) -> None:
 def test_autograd_finds_the_same_heads(kind: str) -> None:
     make, parts = HEADS[kind]
     module = make().eval()
-    module.conv.weight.requires_grad_(False)  # type: ignore[union-attr, operator]  # each is a Body
+    module.get_parameter("conv.weight").requires_grad_(False)
     reach = of_autograd(module, X)
     assert set(settle(module, "head", reach).subset.names) == under(module, parts)
     assert reach.places.keys() == reach_of(module, X)[0].places.keys()
@@ -468,7 +481,7 @@ def test_the_last_block_stands_with_what_follows_it(kind: str) -> None:
 
 def test_frozen_blocks_are_passed_over() -> None:
     module = Network(nn.Sequential(*[Residual() for _ in range(3)]))
-    module.body[2].requires_grad_(False)  # type: ignore[index, operator]  # a Sequential of blocks
+    module.get_submodule("body.2").requires_grad_(False)
     assert chosen(module, "last_block") == under(module, "body.1 norm head")
 
 
