@@ -13,7 +13,6 @@ benchmarks/lora.json.
 import argparse
 import json
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from bend_ray.config import Config, load
 from bend_ray.ensemble import answer_cost, metrics, temperature
 from bend_ray.ensemble.ensemble import make_trunk
 from bend_ray.models import lora_targets
-from bend_ray.models.classifiers import logits
+from bend_ray.models.output import logits
 from bend_ray.run import Run
 from bend_ray.snapshots.chains import run_chains, starts
 from bend_ray.snapshots.features import Tails
@@ -67,7 +66,7 @@ def measured(config: Config, classifier: dict[str, Any]) -> list[dict[str, Any]]
     state = module.state_dict()
     with torch.no_grad():
         alone = [logits(module(run.dataset.preprocess(s.images)))[None] for s in (run.dataset.test, run.dataset.val)]
-    rows: list[dict[str, Any]] = [{"what": "the base alone"} | worth(alone[0], alone[1], run)]
+    rows: list[dict[str, Any]] = [{"what": "the base alone"} | worth(run, *alone)]
     for what, (keys, rates) in SUBSETS.items():
         for lr in rates:
             chain_keys = keys | {"lr": lr, "chains": CHAINS, "epochs": EPOCHS, "snapshots_per_chain": 1, "held_out": 1}
@@ -87,10 +86,10 @@ def of_subset(run: Run, state: dict[str, Tensor]) -> dict[str, Any]:
         chains = range(first, min(first + tails.at_once, CHAINS))
         groups += run_chains(tails, starts(module, subset, run, chains), run, chains)
     theta_SD = torch.cat([theta for theta, _ in groups])
-    logits_of = partial(parts, make_trunk(module, subset, run.spec), run=run)
-    facts = {"D": subset.D, "passes": answer_cost.forward_passes(run, module, subset)}
-    drawn = worth(*logits_of(gaussian(theta_SD, run.seed)), run)
-    return facts | worth(*logits_of(theta_SD), run) | {f"gaussian_{key}": value for key, value in drawn.items()}
+    cut = make_trunk(module, subset, run.spec)
+    facts = {"D": subset.D, "passes": answer_cost.forward_passes(run, module, cut)}
+    drawn = worth(run, *parts(cut, gaussian(theta_SD, run.seed), run))
+    return facts | worth(run, *parts(cut, theta_SD, run)) | {f"gaussian_{key}": value for key, value in drawn.items()}
 
 
 def parts(trunk: Any, theta_MD: Tensor, run: Run) -> list[Tensor]:
@@ -108,7 +107,7 @@ def gaussian(theta_SD: Tensor, seed: int) -> Tensor:
     return theta_SD.mean(0) + noise_MS @ centred_SD / (S - 1) ** 0.5
 
 
-def worth(test_MBK: Tensor, val_MBK: Tensor, run: Run) -> dict[str, float]:
+def worth(run: Run, test_MBK: Tensor, val_MBK: Tensor) -> dict[str, float]:
     """Accuracy and NLL of the mean probability, with a temperature or none, and what chooses a rate."""
     test, val = run.dataset.test.labels, run.dataset.val.labels
     fitted = temperature.fit(val_MBK, val, run.seed)

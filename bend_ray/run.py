@@ -10,6 +10,7 @@ import torch
 from bend_ray.config import Config
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.models.base import ModelSpec
+from bend_ray.models.subset import Subset
 from bend_ray.progress import ProgressCallback
 from bend_ray.store.folders import Folder
 
@@ -28,6 +29,9 @@ class Run:
     """Told how much is done of what is under way."""
     loaded: Dataset | None = None
     """The data set, where it is not the configuration's or was loaded before."""
+
+    subset: Subset | None = None
+    """What varies, where it was settled before."""
 
     @property
     def seed(self) -> int:

@@ -67,9 +67,8 @@ def rule(**sections: Any) -> tuple[str, float]:
     """Of a run on the toy's data, and what an answer costs."""
     run = Run(changed(**{"collect": {"subset": "auto"}} | sections), loaded=data())
     module = run.spec.build()
-    found, cut = answer_cost.chosen(run, module)
-    assert answer_cost.rule(run) == found
-    return found, answer_cost.forward_passes(run, module, cut)
+    found = answer_cost.settled(run, module)
+    return found.rule, answer_cost.forward_passes(run, module, found.cut)
 
 
 def test_auto_takes_no_more_than_an_answer_may_cost() -> None:

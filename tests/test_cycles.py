@@ -267,7 +267,10 @@ def test_members_share_the_average_of_cycles(averaged_run: Path, reference: Path
         bases.average_place(), bases.base_place()
     ))  # fmt: skip
     ensemble, x = Ensemble.load(run), dataset.preprocess(dataset.test.images)
-    assert set(ensemble.subset.names) == set(subsets.head(network)) and ensemble.trunk.plan != "whole model"
+    assert (
+        set(ensemble.subset.names) == set(subsets.choose(network, "head").names)
+        and ensemble.trunk.plan != "whole model"
+    )
     of_head = ensemble.trunk.logits(ensemble.subset.take(network)[None], x)[0]
     torch.testing.assert_close(of_head, network(x), atol=1e-5, rtol=1e-5)
     report = json.loads((averaged_run / "report" / "metrics.json").read_text())

@@ -11,7 +11,7 @@ from torch import nn
 
 from bend_ray.errors import ModelError
 from bend_ray.models import lora_targets
-from bend_ray.models.lora import Lora
+from bend_ray.models.lora import Lora, weight_of
 from bend_ray.models.partition import partition, unpartitioned
 from bend_ray.models.resnet import resnet18
 from bend_ray.models.subset import Subset, choose
@@ -45,8 +45,8 @@ def test_the_mean_of_parameters_is_that_of_weights() -> None:
     theta_MD, weights = torch.randn(4, subset.D), []
     for theta_D in (*theta_MD, theta_MD.mean(0)):
         subset.put(adapted, theta_D)
-        weights.append(adapted.get_submodule("grouped").weight.detach())
-    torch.testing.assert_close(torch.stack(weights[:-1]).mean(0), weights[-1])  # type: ignore[arg-type]  # tensors
+        weights.append(weight_of(adapted, "grouped.weight").detach())
+    torch.testing.assert_close(torch.stack(weights[:-1]).mean(0), weights[-1])
 
 
 def test_a_weight_norm_and_a_tied_weight_stay_what_they_are() -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from bend_ray.ensemble import answer_cost
 from bend_ray.ensemble.batch_norm import BatchNormReestimation
 from bend_ray.ensemble.ensemble import Ensemble, make_trunk
 from bend_ray.models import base as bases
@@ -32,6 +31,12 @@ from pipeline_helpers import copy as copied
 from test_training_resume import data
 
 
+def cost_of(run: Run) -> float:
+    """Forward passes of an answer of all members."""
+    module = run.spec.build()
+    return answer_cost.forward_passes(run, module, answer_cost.settled(run, module).cut)
+
+
 def test_a_chain_trains_the_second_factor_alone() -> None:
     config = changed(classifier={"name": "vit_tiny", "kwargs": {"patch": 4, "width": 12, "depth": 4, "heads": 2}},
                      collect=LORA | {"epochs": 1, "features": "float32"})  # fmt: skip
@@ -46,11 +51,7 @@ def test_a_chain_trains_the_second_factor_alone() -> None:
         torch.testing.assert_close(found[chain][0], wanted, atol=1e-4, rtol=1e-3)
     assert chains.with_rate(config.collect.model_copy(update={"lr": None}), subset).lr == 0.01
     cost = {
-        targets: answer_cost.forward_passes(
-            run,
-            (one := run.spec.build()),
-            lora_targets.choose(one, "lora", config.with_keys({"collect.lora_targets": targets})),
-        )
+        targets: cost_of(run.but(config=config.with_keys({"collect.lora_targets": targets})))
         for targets in ("auto", "attention")
     }
     assert 1 < cost["auto"] < 0.5 * cost["attention"] < config.sample.members
@@ -139,8 +140,7 @@ def test_one_network_of_a_run_with_adapters_is_exported_and_the_dry_run_says_wha
     pipeline.dry_run(Run(changed(**RUN), Folder(lora_run)), ())
     said = capsys.readouterr().out
     run = Run(changed(**RUN), Folder(lora_run))
-    one = run.spec.build()
-    cost = answer_cost.forward_passes(run, one, lora_targets.choose(one, "lora", run.config))
+    cost = cost_of(run)
     assert f"7 members cost {cost:.2f} forward passes" in said and cost > 5
     assert "lora: D = 96 of" in said and "block3.conv.parametrizations.weight.0.B [32, 2]" in said
     assert bits(lora_run)  # whole

@@ -208,6 +208,12 @@ def test_layers_can_be_initialised_again() -> None:
     assert torch_private.initialiser(nn.ReLU()) is None
 
 
+def test_autograd_keeps_the_shape_of_what_it_has_seen() -> None:
+    with shape(torch_private, "shape_of"):
+        result = nn.Linear(3, 5)(torch.ones(2, 3)).relu()
+        assert result.grad_fn is not None and torch_private.shape_of(result.grad_fn) == (2, 5)
+
+
 class AsManyTimes(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.stack([row + 1 for row in x])

@@ -119,10 +119,10 @@ def test_weights_that_are_brought_are_not_trained(tmp_path: Path) -> None:
 )
 def test_a_rehearsal_leaves_the_classifier_as_it_was(sections: dict[str, Any]) -> None:
     run = Run(changed(**sections), loaded=digits())
-    model = pipeline._classifier(run)
+    module, _ = pipeline._classifier(run)
     built = run.spec.build(run.seed)
-    assert faithful.changes(faithful.values_of(built), model.module) == []
-    assert all(parameter.requires_grad for parameter in model.module.parameters()) and not model.module.training
+    assert faithful.changes(faithful.values_of(built), module) == []
+    assert all(parameter.requires_grad for parameter in module.parameters()) and not module.training
 
 
 def test_a_rehearsal_follows_from_a_few_rows_of_all_classes() -> None:

@@ -166,7 +166,7 @@ class Twice(nn.Module):
 
 def test_a_layer_of_two_names_is_whole_again_after_each_member() -> None:
     module, x = lively(Twice()).requires_grad_(False), torch.randn(3, 4)
-    before, weight = module(x), module.first[0].weight
+    before, weight = module(x), module.get_parameter("first.0.weight")
     subset = choose(module, "regex:first")
     theta_MD = members(module, subset, 2)
     for whole in (unpartitioned(module, subset), unpartitioned(module, choose(module, "head"))):
@@ -175,4 +175,4 @@ def test_a_layer_of_two_names_is_whole_again_after_each_member() -> None:
         same(whole.tail(theta, x), before)
     wanted_MBK = logits_of_whole_models(module, subset, theta_MD, x)
     same(unpartitioned(module, subset).logits(theta_MD, x), wanted_MBK)
-    assert torch.equal(module(x), before) and module.first[0].weight is weight
+    assert torch.equal(module(x), before) and module.get_parameter("first.0.weight") is weight

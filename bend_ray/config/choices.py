@@ -20,13 +20,13 @@ CLASSIFIERS = {
 its signature takes."""
 
 SUBSETS = {
-    "head": "bend_ray.models.subset:head",
-    "norm": "bend_ray.models.subset:norm",
-    "norm+head": "bend_ray.models.subset:norm_and_head",
-    "last_block": "bend_ray.models.subset:last_block",
-    "auto": "bend_ray.models.subset:auto",
+    "head": "bend_ray.models.subset_rules:head",
+    "norm": "bend_ray.models.subset_rules:norm",
+    "norm+head": "bend_ray.models.subset_rules:norm_and_head",
+    "last_block": "bend_ray.models.subset_rules:last_block",
+    "auto": "bend_ray.models.subset_rules:auto",
 }
-"""`collect.subset`, rules: ``(module) -> names`` of its parameters."""
+"""`collect.subset`, rules: ``(module, reach) -> names`` of its parameters; see `models.reach.Reach`."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from bend_ray.errors import ModelError
 from bend_ray.models import check_eval, watch
 from bend_ray.models.copies import fill, shapes, tensors
 from bend_ray.models.subject import Subject, apart, ask, logits, on_blank
-from bend_ray.models.subset import BATCH_NORMS
+from bend_ray.models.subset_rules import BATCH_NORMS
 
 TRAINING = " in training mode"
 FEW = 8

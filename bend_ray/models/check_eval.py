@@ -12,7 +12,7 @@ from bend_ray.errors import ModelError
 from bend_ray.models import watch
 from bend_ray.models.copies import tensors
 from bend_ray.models.subject import REPEATED, Subject, apart, ask, logits
-from bend_ray.models.subset import BATCH_NORMS
+from bend_ray.models.subset_rules import BATCH_NORMS
 
 
 def check_repeated(subject: Subject, network: nn.Module, y: Tensor) -> None:

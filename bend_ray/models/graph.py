@@ -165,7 +165,8 @@ def as_function(
         copies[node.name] = graph.node_copy(node, lambda n: copies[n.name])
         copies[node.name].target = instead.get(node, node.target)
     graph.output(tuple(copies[name] for name in outputs))
-    return fx.GraphModule(nn.Module(), graph)
+    forward: Callable[..., tuple[Any, ...]] = fx.GraphModule(nn.Module(), graph).forward
+    return forward  # not the module itself: hooks for all modules, as torch's counter of operations sets, fail at some
 
 
 BATCH_NORMS = (torch.ops.aten.batch_norm.default, private.BATCH_NORM_WITH_STATISTICS)

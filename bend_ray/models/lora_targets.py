@@ -12,7 +12,8 @@ from bend_ray.config import Config
 from bend_ray.errors import ModelError
 from bend_ray.models import subset as subsets
 from bend_ray.models.lora import RULE, Lora, takes_values, weight_of
-from bend_ray.models.subset import Subset
+from bend_ray.models.reach import Reach, by_definition
+from bend_ray.models.subset import Choice, Subset
 
 ATTENTION = re.compile(r"(attention|attn)(v?\d+d?)?$", re.IGNORECASE)
 """How the class or the name of a module ends whose linear and convolutional layers are the projections of attention."""
@@ -20,17 +21,26 @@ IN_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_we
 """Weights that `nn.MultiheadAttention` holds itself."""
 
 
-def choose(module: nn.Module, rule: str, config: Config) -> Subset:
-    """The subset that ``rule`` names, as `subset.choose`; for `lora`, ``module`` has adapters from then on.
+def settle(module: nn.Module, rule: str, config: Config, reach: Reach | None = None) -> Choice:
+    """The subset that ``rule`` names, as `subset.settle`; for `lora`, ``module`` has adapters from then on.
 
     Raises ModelError, naming the key, where ``config`` asks for adapters of no layer, or of one that can have none.
     """
+    return Choice(choose(module, rule, config, reach)) if rule == RULE else subsets.settle(module, rule, reach)
+
+
+def choose(module: nn.Module, rule: str, config: Config, reach: Reach | None = None) -> Subset:
+    """The subset alone."""
     if rule != RULE:
-        return subsets.choose(module, rule)
+        return subsets.choose(module, rule, reach)
     collect, targets = config.collect, config.collect.lora_targets
     named = targets not in ("auto", "attention", "all")
-    head = () if named else subsets.choose(module, "head").names
-    weights = tuple(_chosen(module, targets, head))
+    reach = by_definition(module) if reach is None else reach
+    left_out: set[str] = set()
+    if not named:
+        idle = {name for name, _ in module.named_parameters() if name not in reach.places}
+        left_out = {*subsets.choose(module, "head", reach).names} | idle
+    weights = tuple(_chosen(module, targets, left_out))
     for name in weights:
         _check(module, name, collect.lora_rank)
     lora = Lora(weights, collect.lora_rank, collect.lora_alpha, config.seed)
@@ -60,10 +70,11 @@ def _check(module: nn.Module, name: str, rank: int) -> None:
         )
 
 
-def _chosen(module: nn.Module, targets: str, head: Collection[str]) -> list[str]:
-    """Names of the weights that ``targets`` asks for, in the module's order. ``head``: names that no rule takes."""
+def _chosen(module: nn.Module, targets: str, left_out: Collection[str]) -> list[str]:
+    """Names of the weights that ``targets`` asks for, in the module's order. ``left_out``: names that no rule takes, the
+    head's and those that reach no logits."""
     layers = list(_weights(module))
-    body = [name for name in layers if name not in head]
+    body = [name for name in layers if name not in left_out]
     attention = [name for name in body if _is_attention(module, name)]
     if targets == "auto":
         rule = attention or body

@@ -28,14 +28,20 @@ from bend_ray.models.graph import (
     peak_bytes,
 )
 from bend_ray.models.output import logits
-from bend_ray.models.subset import BATCH_NORMS, Subset
+from bend_ray.models.subset import Subset
+from bend_ray.models.subset_rules import BATCH_NORMS
 from bend_ray.models.trunk import Plan, SharedTrunk
 
 
 def partition(
-    module: nn.Module, subset: Subset, example_x: Tensor, precision: torch.dtype = torch.float32
+    module: nn.Module,
+    subset: Subset,
+    example_x: Tensor,
+    precision: torch.dtype = torch.float32,
+    graph: Graph | None = None,
 ) -> SharedTrunk:
-    """Cut ``module`` (put in eval mode) at ``subset``; ``example_x`` (2 or more, C, H, W) shows what inputs look like.
+    """Cut ``module`` (put in eval mode) at ``subset``; ``example_x`` (2 or more, C, H, W) shows what inputs look like,
+    and ``graph`` is what it exports to, where that was done before.
 
     A module that cannot be exported is run whole for every member, and one that fails in a reduced ``precision`` runs
     in float32, with one warning that says why.
@@ -43,7 +49,7 @@ def partition(
     settle(module)
     private.silence_vmap_fallback()  # plans are for that
     try:
-        graph = export(module, example_x)
+        graph = export(module, example_x) if graph is None else graph
         if precision != torch.float32:
             try:
                 return _partition(graph, module, subset, example_x, precision)

@@ -63,6 +63,11 @@ def moved(program: torch.export.ExportedProgram, device: torch.device) -> torch.
     return torch.export.passes.move_to_device_pass(program, device)
 
 
+def shape_of(node: torch.autograd.graph.Node) -> tuple[int, ...]:
+    """Shape of what the operation behind a ``grad_fn`` gave, of its first result."""
+    return tuple(node._input_metadata[0].shape)
+
+
 def initialiser(module: nn.Module) -> Callable[[], Any] | None:
     """What gives the parameters of ``module`` new initial values: its ``reset_parameters``, which attention has under a
     private name. None where it has no such rule."""

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,14 +14,10 @@ from bend_ray.config.choices import SUBSETS
 from bend_ray.config.target import imported
 from bend_ray.errors import ModelError
 from bend_ray.models.lora import Lora
+from bend_ray.models.reach import Reach, by_definition
 
 NAMED = tuple(SUBSETS)
 """Rules that go by a name."""
-
-# By type, not by name: a user's module may call its norms anything.
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-NORMS = (*BATCH_NORMS, *INSTANCE_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 @dataclass(frozen=True)
@@ -104,39 +101,96 @@ def _values(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
-def choose(module: nn.Module, spec: str) -> Subset:
-    """The subset that ``spec`` names.
+@dataclass(frozen=True)
+class Choice:
+    """A subset, and what a user should hear of it."""
 
-    a name of `choices.SUBSETS`  what that rule chooses: see `head`, `norm`, `norm_and_head`, `last_block`, `auto`
+    subset: Subset
+    frozen: tuple[str, ...] = ()
+    """Parameters that were left out for they are frozen (``requires_grad``)."""
+    unreached: tuple[str, ...] = ()
+    """Parameters that were left out for they cannot reach the logits."""
+    warnings: tuple[str, ...] = ()
+
+
+def choose(module: nn.Module, spec: str, reach: Reach | None = None) -> Subset:
+    """The subset that ``spec`` names: see `settle`."""
+    return settle(module, spec, reach).subset
+
+
+def settle(module: nn.Module, spec: str, reach: Reach | None = None) -> Choice:
+    """The subset that ``spec`` names, and what is to be said of it.
+
+    a name of `choices.SUBSETS`  what that rule chooses, see `models/subset_rules.py`
     ``regex:...``                every parameter whose name the expression finds
     ``a,b,c``                    these parameters
 
-    A parameter with several names (a tied one) is chosen by any of them, once, under its first.
-    Raises ModelError when nothing is chosen, a name is unknown or a buffer's, or a chosen parameter is not float32.
+    ``reach`` (`reading.reach_of`) is how parameters reach the logits; without it the order of definition stands for
+    that. A parameter with several names (a tied one) is chosen by any of them, once, under its first. Frozen ones
+    are never chosen, unless all are (a network ready for inference); nor are those that cannot reach the logits.
+    Raises ModelError when nothing is chosen, a name is unknown, frozen or a buffer's, or a chosen parameter is not
+    float32.
     """
-    parameters, chosen = dict(module.named_parameters()), _chosen(module, spec)
-    names = tuple(name for name in parameters if name in chosen)
+    reach = by_definition(module) if reach is None else reach
+    parameters, chosen = dict(module.named_parameters()), _chosen(module, spec, reach)
+    trained = {name for name, value in parameters.items() if value.requires_grad} or parameters.keys()
+    frozen = tuple(name for name in parameters if name in chosen and name not in trained)
+    unreached = tuple(name for name in parameters if name in chosen & trained and name not in reach.places)
+    names = tuple(name for name in parameters if name in chosen & trained and name in reach.places)
     if not names:
-        raise ModelError(f"collect.subset: {spec!r} chooses no parameter of this classifier ({', '.join(parameters)})")
+        raise ModelError(_nothing(spec, tuple(parameters), frozen, unreached))
     for name in names:
         if parameters[name].dtype != torch.float32:
             raise ModelError(
                 f"collect.subset: {name!r} is {parameters[name].dtype}; only float32 can be generated: leave it out, or"
                 " make it float32"
             )
-    return Subset(
+    subset = Subset(
         names,
         tuple(tuple(parameters[name].shape) for name in names),
         tuple(str(parameters[name].dtype).removeprefix("torch.") for name in names),
     )
+    total = sum(value.numel() for value in parameters.values())
+    return Choice(subset, frozen, unreached, tuple(_warnings(spec, subset, total, reach)))
 
 
-def _chosen(module: nn.Module, spec: str) -> set[str]:
+def notes(module: nn.Module, choice: Choice, reach: Reach) -> Iterator[str]:
+    """What a user should hear of a choice: what was left out, of it and on the way to the logits, and warnings."""
+    idle = [name for name, value in module.named_parameters() if name not in reach.places and value.requires_grad]
+    for names, why in ((choice.frozen, "frozen"), (tuple(idle), "on no way to the logits")):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            yield f"left out: {len(names)} {why} ({', '.join(names[:3])}{more})"
+    for warning in choice.warnings:
+        yield f"warning: {warning}"
+
+
+def _nothing(spec: str, parameters: tuple[str, ...], frozen: tuple[str, ...], unreached: tuple[str, ...]) -> str:
+    """Why nothing is chosen."""
+    if frozen or unreached:
+        parts = [f"{', '.join(frozen)}: frozen (requires_grad is False), so no chain may change it"] if frozen else []
+        parts += [f"{', '.join(unreached)}: not on any way to the logits"] if unreached else []
+        return f"collect.subset: {spec!r} chooses no parameter that can vary ({'; '.join(parts)}); choose others"
+    return f"collect.subset: {spec!r} chooses no parameter of this classifier ({', '.join(parameters)})"
+
+
+def _warnings(spec: str, subset: Subset, total: int, reach: Reach) -> Iterator[str]:
+    if reach.why and spec in NAMED:
+        way = "what gradients reach" if reach.steps else "the order of definition"
+        yield f"collect.subset: {spec} follows from {way}, see that it is right: {reach.why}"
+    if spec in NAMED and total < 2 * subset.D:
+        yield (
+            f"collect.subset: {spec} is {subset.D / total:.0%} of all parameters; members share little where it begins"
+            " early, and head is far smaller"
+        )
+
+
+def _chosen(module: nn.Module, spec: str, reach: Reach) -> set[str]:
     """First names of the parameters that ``spec`` names."""
-    first = _first_names(module)
+    first = first_names(module)
     if spec in NAMED:
         rule = imported(SUBSETS[spec], "collect.subset", ModelError)
-        return {first[name] for name in rule(module)}
+        return {first[name] for name in rule(module, reach)}
     if spec.startswith("regex:"):
         try:
             pattern = re.compile(spec.removeprefix("regex:"))
@@ -144,70 +198,33 @@ def _chosen(module: nn.Module, spec: str) -> set[str]:
             raise ModelError(f"collect.subset: {spec!r} is not a regular expression ({error})") from None
         return {first[name] for name in first if pattern.search(name)}
     given = {name.strip() for name in spec.split(",")}
-    for name in sorted(given - first.keys()):
+    _check_names(module, given)
+    return {first[name] for name in given}
+
+
+def _check_names(module: nn.Module, given: set[str]) -> None:
+    """Raises ModelError for names that no chain may change."""
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    some_trained = any(value.requires_grad for value in parameters.values())
+    for name in sorted(given):
         if name in dict(module.named_buffers()):
             raise ModelError(
                 f"collect.subset: {name!r} is a buffer, which training does not change; name parameters"
                 " (sample.reestimate_batch_norm gives members batch-norm statistics of their own)"
             )
-        raise ModelError(
-            f"collect.subset: the classifier has no parameter {name!r};"
-            f" use one of {', '.join(NAMED)}, regex:..., or names among {', '.join(dict(module.named_parameters()))}"
-        )
-    return {first[name] for name in given}
+        if name not in parameters:
+            raise ModelError(
+                f"collect.subset: the classifier has no parameter {name!r}; use one of {', '.join(NAMED)}, regex:...,"
+                f" or names among {', '.join(dict(module.named_parameters()))}"
+            )
+        if some_trained and not parameters[name].requires_grad:
+            raise ModelError(
+                f"collect.subset: {name!r} is frozen (requires_grad is False), so it is the same in all members; leave"
+                " it out, or let the classifier train it"
+            )
 
 
-def head(module: nn.Module) -> list[str]:
-    """The last linear (or convolutional) layer."""
-    return _under(module, _head(module))
-
-
-def norm(module: nn.Module) -> list[str]:
-    """Weights and biases of all normalisation layers."""
-    return [n for path, child in module.named_modules() if isinstance(child, NORMS) for n in _under(module, path)]
-
-
-def norm_and_head(module: nn.Module) -> list[str]:
-    """Both."""
-    return norm(module) + head(module)
-
-
-def last_block(module: nn.Module) -> list[str]:
-    """All parameters of the last child with parameters before the head, and the head."""
-    blocks = [path for path, child in _blocks(module) if path != _head(module) and list(child.parameters())]
-    return head(module) + (_under(module, blocks[-1]) if blocks else [])
-
-
-def auto(module: nn.Module) -> list[str]:
-    """`norm_and_head` where there are normalisation layers with parameters, else `last_block`."""
-    return norm_and_head(module) if norm(module) else last_block(module)
-
-
-def _head(module: nn.Module) -> str:
-    layers = [path for path, child in module.named_modules() if isinstance(child, nn.Linear | nn.Conv2d)]
-    if not layers:
-        raise ModelError("collect.subset: the classifier has no linear or convolutional layer; name parameters instead")
-    return layers[-1]
-
-
-def _blocks(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Children one level down, containers (Sequential, ModuleList) opened, so that a "block" is what a reader sees."""
-    blocks: list[tuple[str, nn.Module]] = []
-    for name, child in module.named_children():
-        if isinstance(child, nn.Sequential | nn.ModuleList):
-            blocks += [(f"{name}.{path}", inner) for path, inner in _blocks(child)]
-        else:
-            blocks.append((name, child))
-    return blocks
-
-
-def _under(module: nn.Module, path: str) -> list[str]:
-    """First names of the parameters of the child at ``path``, tied ones that begin elsewhere as well."""
-    prefix = f"{path}." if path else ""
-    return [first for name, first in _first_names(module).items() if name.startswith(prefix)]
-
-
-def _first_names(module: nn.Module) -> dict[str, str]:
+def first_names(module: nn.Module) -> dict[str, str]:
     """Every name of a parameter, and the first one of the same parameter."""
     first = {id(parameter): name for name, parameter in module.named_parameters()}
     return {name: first[id(parameter)] for name, parameter in module.named_parameters(remove_duplicate=False)}

@@ -38,13 +38,13 @@ def execute(run: Run) -> Manifest:
     config, base_inputs = run.config, inputs_of_base(run)
     total, done, begun, status = _progress(run, base_inputs)
     already = done + sum(begun.values())
-    rule = answer_cost.rule(run)
+    subset = run.subset or answer_cost.settled(run).choice.subset
     _make_bases(run, base_inputs)
     with Progress("collect", "steps", total, already) as show:
         if status:
             show.line(status)
         with heartbeat(show, config.cluster.stall, already) as heart:
-            _train(Job(run, base_inputs, heart, begun, rule))
+            _train(Job(run, base_inputs, heart, begun, subset))
     inputs = inputs_after_base(run, "snapshots", base_inputs)
     manifest = lineage.verified(run.folder, "snapshots", config, inputs)  # cycles may come later
     if manifest is None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,13 +13,12 @@ from bend_ray.cluster import connection, lease, preflight, resources
 from bend_ray.config import Config, dump
 from bend_ray.data import summary
 from bend_ray.ensemble import answer_cost
-from bend_ray.ensemble.ensemble import make_trunk
+from bend_ray.ensemble.answer_cost import Settled
 from bend_ray.errors import ArtifactError, ConfigError
 from bend_ray.models import check, classifiers, faithful
 from bend_ray.models import subset as subsets
 from bend_ray.models.subject import MOST, ROWS, Subject
 from bend_ray.models.subset import Subset
-from bend_ray.models.trunk import SharedTrunk
 from bend_ray.progress import say
 from bend_ray.run import Run
 from bend_ray.snapshots import fresh, rehearsal
@@ -28,17 +26,6 @@ from bend_ray.store import artifacts, lineage
 from bend_ray.store.folders import Folder
 from bend_ray.store.kinds import ARTIFACTS, STAGES, wanted
 from bend_ray.training import augment, class_weights, trained
-
-
-@dataclass(frozen=True)
-class Model:
-    """The classifier of a run, before it is trained."""
-
-    module: nn.Module
-    rule: str
-    """Of its subset."""
-    cut: SharedTrunk
-    """At the subset."""
 
 
 def execute(run: Run, stages: tuple[str, ...] = (), verbose: bool = False) -> None:
@@ -54,14 +41,17 @@ def execute(run: Run, stages: tuple[str, ...] = (), verbose: bool = False) -> No
     run = run.but(loaded=run.dataset)
     todo = tuple(stage for stage in stages if not _is_done(stage, run))
     model = _classifier(run, rehearse="collect" in todo) if "collect" in stages else None
+    if model is not None:
+        choice = model[1].choice
+        run = run.but(subset=choice.subset)
+        for warning in choice.warnings if "collect" in todo else ():
+            say("collect", warning)
     with contextlib.ExitStack() as held:
         if todo:
             held.enter_context(lease.held(folder))
             folder.sweep()
             connection.connect(verbose)
             preflight.check(config, folder, todo, _size(run, todo, model))
-            for note in run.dataset.notes:
-                say("data", note)
         resolved = dump(config).encode()
         if not folder.exists("config.yaml") or folder.read("config.yaml") != resolved:
             folder.write("config.yaml", resolved)
@@ -78,12 +68,12 @@ def execute(run: Run, stages: tuple[str, ...] = (), verbose: bool = False) -> No
                 _stage(stage).execute(tuned)
 
 
-def _size(run: Run, todo: tuple[str, ...], model: Model | None) -> int:
+def _size(run: Run, todo: tuple[str, ...], model: tuple[nn.Module, Settled] | None) -> int:
     """Bytes that the stages will write at most: the base, snapshots, members in blocks and together."""
     config, folder = run.config, run.folder
     made = artifacts.read_manifest(folder / "snapshots", "snapshots")
-    D = model.cut.subset.D if model else (made.facts["subset_size"] if made else 0)
-    base = sum(tensor.nbytes for tensor in model.module.state_dict().values()) if model else 0
+    D = model[1].choice.subset.D if model else (made.facts["subset_size"] if made else 0)
+    base = sum(tensor.nbytes for tensor in model[0].state_dict().values()) if model else 0
     size = 0
     if "collect" in todo:
         snapshots = 4 * D * config.collect.chains * config.collect.snapshots_per_chain
@@ -126,9 +116,9 @@ def dry_run(run: Run, stages: tuple[str, ...], verbose: bool = False, picture: s
     but a ``picture`` of rows, where a path is given for one."""
     config, dataset = run.config, run.dataset
     stages = stages or _every(config)
-    model = _classifier(run)
-    module, rule, subset = model.module, model.rule, model.cut.subset
-    passes = answer_cost.forward_passes(run, module, model.cut)
+    module, settled = _classifier(run)
+    rule, subset = settled.rule, settled.choice.subset
+    passes = answer_cost.forward_passes(run, module, settled.cut)
     total = sum(parameter.numel() for parameter in module.parameters())
     print(dump(config))
     print(f"data:      {dataset.name}: {len(dataset.train)} training, {len(dataset.val)} validation,", end=" ")
@@ -143,8 +133,10 @@ def dry_run(run: Run, stages: tuple[str, ...], verbose: bool = False, picture: s
     print(f"subset:    {rule}: D = {subset.D} of {total} parameters ({subset.D / total:.1%})")
     for name, shape in zip(subset.names, subset.shapes, strict=True):
         print(f"           {name} {list(shape)}")
+    for note in subsets.notes(module, settled.choice, settled.reach):
+        print(f"           {note}")
     trunks = f" on {config.trunks} trunks" if config.trunks > 1 else ""
-    instead = _instead(run, module, rule)
+    instead = _instead(run, module, settled)
     print(f"answer:    {config.sample.members} members{trunks} cost {passes:.2f} forward passes{instead}")
     connection.connect(verbose)
     has = ray.cluster_resources()
@@ -157,14 +149,14 @@ def dry_run(run: Run, stages: tuple[str, ...], verbose: bool = False, picture: s
         resources.check(wanted)
 
 
-def _instead(run: Run, module: nn.Module, rule: str) -> str:
+def _instead(run: Run, module: nn.Module, settled: Settled) -> str:
     """What a larger subset would cost, where `auto` has taken the head instead of it."""
     config = run.config
-    if config.collect.subset == rule:
+    if config.collect.subset == settled.rule:
         return ""
-    larger = subsets.choose(module, "auto")
+    larger = subsets.choose(module, "auto", settled.reach)
     layers = {name.rpartition(".")[0] for name in larger.names}
-    cost = answer_cost.forward_passes(run, module, make_trunk(module, larger, run.spec))
+    cost = answer_cost.forward_passes(run, module, answer_cost.cut_at(run, module, larger, settled.graph))
     return (
         f"; {larger.D} parameters in {len(layers)} layers would cost {cost:.2f}"
         f" (ensemble.answer_cost: {config.ensemble.answer_cost:g})"
@@ -176,7 +168,7 @@ def _every(config: Config) -> tuple[str, ...]:
     return tuple(stage for stage in STAGES if stage in every)
 
 
-def _classifier(run: Run, rehearse: bool = True) -> Model:
+def _classifier(run: Run, rehearse: bool = True) -> tuple[nn.Module, Settled]:
     """The classifier and its subset, made once before any worker is, and rehearsed: its mistakes are then told at
     once."""
     config = run.config
@@ -192,12 +184,12 @@ def _classifier(run: Run, rehearse: bool = True) -> Model:
         faithful.check_still(module, x)
         after = rehearsal.training(few, make) if trains else module
         faithful.check_read_back(after, run.spec.build(run.seed + 1, filled=True), x)
-    rule, cut = answer_cost.chosen(run, module)
+    settled = answer_cost.settled(run, module)
     if config.collect.init == "fresh":
-        fresh.starts(run, cut.subset, ())
+        fresh.starts(run, settled.choice.subset, ())
     if rehearse:
-        rehearsal.chain(few, module, cut, partial(_adapted, make, cut.subset))
-    return Model(module, rule, cut)
+        rehearsal.chain(few, module, settled.cut, partial(_adapted, make, settled.choice.subset))
+    return module, settled
 
 
 def _adapted(make: rehearsal.Make, subset: Subset) -> nn.Module:

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from bend_ray import seeds
 from bend_ray.models import faithful
-from bend_ray.models.subset import BATCH_NORMS
+from bend_ray.models.subset_rules import BATCH_NORMS
 from bend_ray.run import Run
 from bend_ray.training import loop, trained
 

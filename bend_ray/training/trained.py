@@ -6,7 +6,7 @@ from torch.nn.parameter import is_lazy
 
 from bend_ray.config import Base
 from bend_ray.errors import ModelError
-from bend_ray.models.subset import BATCH_NORMS
+from bend_ray.models.subset_rules import BATCH_NORMS
 
 AVERAGED = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64)
 """Types of buffers of which shards take the mean; of all others the first shard's stay."""

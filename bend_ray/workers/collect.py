@@ -15,7 +15,8 @@ from bend_ray.cluster import processes
 from bend_ray.cluster.heartbeat import Beat, beating
 from bend_ray.config import Config
 from bend_ray.models import base as bases
-from bend_ray.models import classifiers, faithful, lora_targets
+from bend_ray.models import classifiers, faithful
+from bend_ray.models.subset import Subset
 from bend_ray.progress import ProgressCallback
 from bend_ray.run import Run
 from bend_ray.snapshots import accuracy_filter, parquet
@@ -39,8 +40,8 @@ class Job:
     heart: Any
     begun: dict[str, int]
     """Steps that are done already, of the base and of a cycle."""
-    rule: str
-    """Of the subset."""
+    subset: Subset
+    """As the driver has settled it."""
 
 
 def checkpoint_of(run: Run, base_inputs: dict[str, str]) -> Checkpoint:
@@ -121,7 +122,7 @@ def _publish_base(module: nn.Module, run: Run, inputs: dict[str, str]) -> None:
 
 def _run_chains(run: Run, job: Job, beat: Beat, rank: int, world: int) -> None:
     """This worker's chains: of each trunk its groups, apart from those already there."""
-    config, rule = run.config, job.rule
+    config, subset = run.config, job.subset
     recipe = artifacts.recipe("snapshots", config, inputs_after_base(run, "snapshots", job.base_inputs))
     accuracy_T, at_once = trunk_accuracies(run), 0
     folder, stem = run.folder / "snapshots", stem_of(config)
@@ -133,8 +134,7 @@ def _run_chains(run: Run, job: Job, beat: Beat, rank: int, world: int) -> None:
         trunk = (rank + turn) % config.trunks  # so that not all workers begin with the features of the same one
         if at_once and not any(todo(group) for group in _groups(config, trunk, at_once, rank, world)):
             continue
-        module = bases.load_trunk(run.folder, config, run.spec, run.device, trunk)
-        subset = lora_targets.choose(module, rule, config)
+        module = bases.load_trunk(run.folder, config, run.spec, run.device, trunk, subset)
         tails = Tails.of(module, subset, run.but(progress=beat.progress("")))
         at_once = tails.at_once
         for chains in _groups(config, trunk, at_once, rank, world):
