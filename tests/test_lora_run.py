@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from bend_ray.ensemble import answer_cost
 from bend_ray.ensemble.batch_norm import BatchNormReestimation
 from bend_ray.ensemble.ensemble import Ensemble, make_trunk
 from bend_ray.models import base as bases

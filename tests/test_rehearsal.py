@@ -75,10 +75,16 @@ def test_layers_that_set_themselves_from_their_first_batch_are_refused_or_hold_b
     pipeline._classifier(run_of("odd_networks:Flow", kwargs={"in_buffers": True}))
 
 
-@pytest.mark.parametrize("name", ["Quantised", "PlainProjection", "CacheForEver", "InList"])
+@pytest.mark.parametrize("name", ["Quantised", "PlainProjection", "CacheForEver"])
 def test_what_is_not_followed_or_not_read_back_is_refused_in_the_dry_run(name: str) -> None:
     with pytest.raises(ModelError, match=r"fake\.|projection|cache|'weight'"):
         pipeline._classifier(run_of(f"odd_networks:{name}", collect={"subset": "regex:^weight|head"}))
+
+
+def test_what_is_read_from_a_list_is_left_out() -> None:
+    """The exported graph has it as a constant: members keep the base's."""
+    _, settled = pipeline._classifier(run_of("odd_networks:InList", collect={"subset": "regex:^weight|head"}))
+    assert settled.choice.unreached == ("weight",) and "weight" not in settled.choice.subset.names
 
 
 @pytest.mark.parametrize("features", ["auto", "none"])

@@ -71,8 +71,8 @@ def _check(module: nn.Module, name: str, rank: int) -> None:
 
 
 def _chosen(module: nn.Module, targets: str, left_out: Collection[str]) -> list[str]:
-    """Names of the weights that ``targets`` asks for, in the module's order. ``left_out``: names that no rule takes, the
-    head's and those that reach no logits."""
+    """Names of the weights that ``targets`` asks for, in the module's order. ``left_out``: names that no rule takes,
+    the head's and those that reach no logits."""
     layers = list(_weights(module))
     body = [name for name in layers if name not in left_out]
     attention = [name for name in body if _is_attention(module, name)]
