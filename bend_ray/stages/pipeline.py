@@ -12,8 +12,8 @@ from bend_ray.cluster import connection, lease, preflight, resources
 from bend_ray.config import Config, dump
 from bend_ray.ensemble import answer_cost
 from bend_ray.errors import ArtifactError, ConfigError
-from bend_ray.models import classifiers
 from bend_ray.models import subset as subsets
+from bend_ray.models import weights
 from bend_ray.models.subset import Subset
 from bend_ray.progress import say
 from bend_ray.run import Run
@@ -152,7 +152,7 @@ def _classifier(run: Run) -> tuple[nn.Module, Subset]:
     augment.check(config.augment, run.dataset.image_size)
     module = run.spec.build(config.seed)
     if config.classifier.weights:
-        classifiers.load_weights(module, config.classifier.weights)
+        weights.load_weights(module, config.classifier.weights)
     whole_trainings = config.cycles or config.evaluate.bagging_members or config.evaluate.deep_ensemble_members
     trained.check(module, trains=not config.classifier.weights or bool(whole_trainings))
     subset = subsets.choose(module, answer_cost.rule(run, module))

@@ -15,8 +15,8 @@ from bend_ray.cluster import processes
 from bend_ray.cluster.heartbeat import Beat, beating
 from bend_ray.config import Config
 from bend_ray.models import base as bases
-from bend_ray.models import classifiers
 from bend_ray.models import subset as subsets
+from bend_ray.models import weights
 from bend_ray.progress import ProgressCallback
 from bend_ray.run import Run
 from bend_ray.snapshots import accuracy_filter, parquet
@@ -101,7 +101,7 @@ def collect(loop_config: dict[str, Job]) -> None:
 def _train_base(module: nn.Module, run: Run, checkpoint: Checkpoint) -> float:
     """Train, or take the user's weights. Returns the seconds that one process would take."""
     if run.config.classifier.weights:
-        classifiers.load_weights(module, run.config.classifier.weights)
+        weights.load_weights(module, run.config.classifier.weights)
         return 0.0
     return loop.train(module, run, checkpoint=checkpoint)
 

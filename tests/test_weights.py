@@ -10,7 +10,7 @@ from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
 from bend_ray.errors import ModelError
-from bend_ray.models.classifiers import load_weights
+from bend_ray.models.weights import load_weights
 from classifier_helpers import make
 
 
