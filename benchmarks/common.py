@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from bend_ray.config import Classifier, Data, load, loads
-from bend_ray.data.datasets import Dataset, Preprocess, load_dataset
+from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.data.images import Split
+from bend_ray.data.preprocess import Preprocess
 from bend_ray.ensemble import aggregate, metrics
 from bend_ray.models.classifiers import build
 from bend_ray.models.partition import partition

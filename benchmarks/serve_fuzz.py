@@ -28,7 +28,7 @@ from PIL import Image
 from serve_fire import replicas
 from serve_sides import adopt_orphans, end, free_port
 
-from bend_ray.data.datasets import Preprocess
+from bend_ray.data.preprocess import Preprocess
 from bend_ray.ensemble.ensemble import Ensemble
 from bend_ray.serving import oip
 from bend_ray.serving.client import Client

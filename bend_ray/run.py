@@ -36,7 +36,11 @@ class Run:
     @cached_property
     def dataset(self) -> Dataset:
         """Loaded when it is first asked for. Raises DataError as `load_dataset`."""
-        return load_dataset(self.config.data, self.config.seed) if self.loaded is None else self.loaded
+        return (
+            load_dataset(self.config.data, self.config.seed, self.config.classifier.classes)
+            if self.loaded is None
+            else self.loaded
+        )
 
     @cached_property
     def data_digest(self) -> str:

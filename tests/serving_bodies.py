@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from bend_ray.data.datasets import Preprocess
+from bend_ray.data.preprocess import Preprocess
 from bend_ray.errors import DataError
 from bend_ray.serving import requests
 from image_files import encoded

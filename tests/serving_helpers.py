@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 from torch import Tensor
 
 from bend_ray.config import Classifier, Serve
-from bend_ray.data.datasets import Preprocess
+from bend_ray.data.preprocess import Preprocess
 from bend_ray.ensemble.aggregate import Prediction, Strategy
 from bend_ray.ensemble.ensemble import DEFAULTS, Ensemble, make_trunk
 from bend_ray.models.base import ModelSpec

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bend_ray.data.datasets import Preprocess
+from bend_ray.data.preprocess import Preprocess
 from bend_ray.errors import DataError
 from image_files import X, encoded, picture
 

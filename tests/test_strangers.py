@@ -13,7 +13,8 @@ from torch import Tensor
 
 from bend_ray.config import Data, load
 from bend_ray.data import strangers as sources
-from bend_ray.data.datasets import Dataset, Preprocess, load_dataset
+from bend_ray.data.datasets import Dataset, load_dataset
+from bend_ray.data.preprocess import Preprocess
 from bend_ray.data.strangers import GRID, SHUFFLED, digest, fitted, load_strangers, shuffled
 from bend_ray.ensemble import temperature
 from bend_ray.ensemble.reliability import error_auroc

@@ -57,13 +57,27 @@ class Classifier(Section):
     kwargs: dict[str, Any] = Field({})
     """Keyword arguments of the classifier."""
     weights: str | None = placement(None)
-    """A trained classifier's state_dict, as .safetensors or saved by torch (.pt, .pth; loaded with weights_only); the
-    base is then not trained."""
+    """What a classifier has learnt: a state_dict, as .safetensors or saved by torch (.pt, .pth, .bin, .ckpt, .pth.tar;
+    read with weights_only), or a folder of transformers, timm or torch.distributed.checkpoint; the base is then not
+    trained."""
+    body_only: bool | None = added(None, off=None)
+    """Of the weights take all but the head, which stays as initialised; the base is then trained from there, all of it.
+    None: false."""
+    classes: int | None = added(None, off=None, ge=2)
+    """Outputs of the classifier, at least as many as the data has classes; further ones are called by their numbers.
+    None: as many."""
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it comes as a trained classifier, so that no base is trained."""
+        return self.weights is not None and not self.body_only
 
     @model_validator(mode="after")
     def _one_source(self) -> "Classifier":
         if sum(getattr(self, name) is not None for name in self.one_of) != 1:
             raise ValueError("give exactly one of classifier.name and classifier.target")
+        if self.body_only is not None and self.weights is None:
+            raise ValueError("classifier.body_only: is about classifier.weights; give these, or leave it out")
         return self
 
 

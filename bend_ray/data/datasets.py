@@ -1,124 +1,17 @@
 """What is classified: images as uint8 tensors with labels, checked, in three splits; `sources` reads them."""
 
 import hashlib
-import warnings
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, BinaryIO
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from bend_ray.config import Data
-from bend_ray.data.images import MAX_PIXELS, PIECE, Split, Splits, as_images, pixels, spilled
+from bend_ray.data.images import PIECE, Split, Splits, spilled
+from bend_ray.data.preprocess import Preprocess
 from bend_ray.data.sources import load_source
 from bend_ray.data.splits import cut, head_rows, shares
 from bend_ray.errors import DataError
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """From pixels to what a classifier is fed; statistics are of the training split alone."""
-
-    channels: int
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) to float32: over 255, minus mean, over standard deviation, each channel by its own.
-
-        Raises DataError for another type or shape: one channel would silently be spread over three.
-        """
-        wanted = (self.channels, self.image_size, self.image_size)
-        if images.dtype != torch.uint8 or images.shape[1:] != wanted:
-            raise DataError(
-                f"images of {images.dtype} {tuple(images.shape)} given; expected torch.uint8 (B, *{wanted})"
-            )
-        mean = torch.tensor(self.mean, device=images.device)[:, None, None]
-        std = torch.tensor(self.std, device=images.device)[:, None, None]
-        return (images.float() / 255 - mean) / std
-
-    def read(self, path: str | Path) -> Tensor:
-        """Images in a file, uint8 (N, C, H, W): an image of any common format, or a .npy array.
-
-        Raises DataError, which names the file, where it cannot be read or does not fit.
-        """
-        if Path(path).suffix.lower() == ".npy":
-            return self._array(Path(path))
-        try:
-            with warnings.catch_warnings(), Path(path).open("rb") as file:
-                warnings.simplefilter("ignore")  # odd metadata
-                return self.decode(file, str(path))
-        except FileNotFoundError:
-            raise DataError(f"{path}: no such file") from None
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-
-    def decode(
-        self, file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None
-    ) -> Tensor:
-        """An encoded image as uint8 (1, C, H, W), its sides made ``image_size``; of any of Pillow's ``formats``.
-
-        Raises DataError, which begins with ``name``, where it cannot be read or has more than ``max_pixels``.
-        """
-        try:
-            with Image.open(file, formats=formats) as image:
-                if image.width * image.height > max_pixels:  # before anything is unpacked
-                    size = f"{image.width}x{image.height}"
-                    raise ValueError(f"a decompression bomb? It has {size} pixels, at most {max_pixels} are read")
-                return self.fitted(image)
-        except UnidentifiedImageError:
-            raise DataError(f"{name}: is no image that can be read; give PNG, JPEG or .npy") from None
-        except Exception as error:  # decoders raise nearly anything on broken bytes
-            raise DataError(f"{name}: is no image that can be read ({error}); give PNG, JPEG or .npy") from None
-
-    def fitted(self, image: Image.Image) -> Tensor:
-        """A decoded image as `decode` gives it. Raises ValueError for pixels of no known range."""
-        size, one = (self.image_size, self.image_size), Image.fromarray(pixels(image, colour=self.channels == 3))
-        one = one if one.size == size else one.resize(size, Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(one)).reshape(1, *size, -1).permute(0, 3, 1, 2)
-
-    def fit(self, array: np.ndarray, name: str) -> Tensor:
-        """Numbers as images, uint8 (N, C, H, W): whole ones from 0 to 255, fractions from 0 to 1; axes as they come.
-
-        Raises DataError, which begins with ``name``, for anything else.
-        """
-        return as_images(array, name, (self.channels, self.image_size))
-
-    def _array(self, path: Path) -> Tensor:
-        try:
-            # Mapped, for a forged header could otherwise ask for more memory than there is.
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-            if not isinstance(array, np.ndarray):
-                array.close()
-                raise ValueError("it is an .npz of several arrays")
-        except FileNotFoundError:
-            raise DataError(f"{path}: no such file") from None
-        except Exception as error:  # a broken header is parsed as Python and fails in as many ways
-            raise DataError(f"{path}: is no .npy array of numbers ({error})") from None
-        return self.fit(array, str(path))
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "channels": self.channels,
-            "image_size": self.image_size,
-            "mean": list(self.mean),
-            "std": list(self.std),
-        }
-
-    @staticmethod
-    def from_json(data: dict[str, Any]) -> "Preprocess":
-        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError for anything else."""
-        mean, std = (tuple(float(value) for value in data[key]) for key in ("mean", "std"))
-        channels, size = int(data["channels"]), int(data["image_size"])
-        if channels not in (1, 3) or size < 1 or not len(mean) == len(std) == channels:
-            raise ValueError(f"{channels} channels of size {size} with {len(mean)} means and {len(std)} deviations")
-        if not (np.isfinite(mean + std).all() and min(std) > 0):
-            raise ValueError("means and deviations must be finite, deviations above 0")
-        return Preprocess(channels, size, mean, std)
 
 
 @dataclass(frozen=True)
@@ -175,14 +68,15 @@ class Dataset:
         return len(seen), len(kept)
 
 
-def load_dataset(data: Data, seed: int) -> Dataset:
-    """The data set of the configuration, its missing splits cut off (stratified, from ``seed``).
+def load_dataset(data: Data, seed: int, classes: int | None = None) -> Dataset:
+    """The data set of the configuration, its missing splits cut off (stratified, from ``seed``), as one of so many
+    ``classes`` (None: those that it has).
 
     Raises DataError, which names file and row, for data that cannot be used.
     """
     name, where, splits, names = load_source(data, seed)
     splits = _one_colour(splits, data.in_memory)
-    names = _check(where, splits, names)
+    names = _check(where, splits, names, classes)
     if "test" not in splits:  # before the limits: which rows are for testing must not depend on how many train
         splits["train"], splits["test"] = cut(
             splits["train"], data.test_fraction, "data.test_fraction", data.in_memory, seed
@@ -213,8 +107,9 @@ def _one_colour(splits: Splits, in_memory: float) -> Splits:
     }
 
 
-def _check(where: str, splits: Splits, names: tuple[str, ...]) -> tuple[str, ...]:
-    """The names of the classes (their numbers where the data has no names), if every row of ``splits`` fits them."""
+def _check(where: str, splits: Splits, names: tuple[str, ...], wanted: int | None) -> tuple[str, ...]:
+    """The names of the ``wanted`` classes (their numbers where the data has no names), if every row of ``splits`` fits
+    them."""
     shape = tuple(splits["train"].images.shape[1:])
     for split, rows in splits.items():
         if len(rows) == 0:
@@ -223,7 +118,10 @@ def _check(where: str, splits: Splits, names: tuple[str, ...]) -> tuple[str, ...
             raise DataError(f"{where}: {split} images are {split_shape}, training ones {shape}; all must be alike")
     # Unnamed classes must be 0, 1, 2, ...; one stray number would otherwise make a head of millions of classes.
     rows_in_all = sum(map(len, splits.values()))
-    classes = len(names) or min(rows_in_all, 1 + max(int(rows.labels.max()) for rows in splits.values()))
+    largest = max(int(rows.labels.max()) for rows in splits.values())
+    if wanted is not None and wanted < (least := max(len(names), 1 + largest)):
+        raise DataError(f"classifier.classes: {wanted} is fewer than the {least} of {where}; give {least} or more")
+    classes = wanted or len(names) or min(rows_in_all, 1 + largest)
     for split, rows in splits.items():
         bad = ((rows.labels < 0) | (rows.labels >= classes)).nonzero().flatten().tolist()
         if bad:
@@ -231,7 +129,7 @@ def _check(where: str, splits: Splits, names: tuple[str, ...]) -> tuple[str, ...
                 f"{where}: {split} row {bad[0]} has label {int(rows.labels[bad[0]])}, not one of 0 to {classes - 1};"
                 " mend the label or leave the row out"
             )
-    return names or tuple(map(str, range(classes)))
+    return (*names, *map(str, range(len(names), classes)))
 
 
 def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from bend_ray import seeds
 from bend_ray.config import Data
-from bend_ray.data.datasets import Dataset, Preprocess
+from bend_ray.data.datasets import Dataset
+from bend_ray.data.preprocess import Preprocess
 from bend_ray.data.sources import load_source
 from bend_ray.data.splits import head_rows
 from bend_ray.errors import DataError

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from bend_ray.config import Classifier, Config
-from bend_ray.data.datasets import Dataset, Preprocess
+from bend_ray.data.datasets import Dataset
+from bend_ray.data.preprocess import Preprocess
 from bend_ray.errors import ArtifactError
 from bend_ray.models import classifiers
 from bend_ray.store.folders import Folder
@@ -15,6 +16,8 @@ from bend_ray.store.kinds import numbered
 from bend_ray.store.tensors import read_tensors, write_tensors
 
 FILE = "model.safetensors"
+ELSEWHERE = ("weights", "body_only", "classes")
+"""Keys of a classifier that matter to its training alone."""
 TRUNKS = "trunks"
 """The folder of all networks that are trained whole, but for the first base."""
 
@@ -39,7 +42,7 @@ class ModelSpec:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "classifier": self.classifier.model_dump(mode="json", exclude={"weights"}),
+            "classifier": self.classifier.model_dump(mode="json", exclude=set(ELSEWHERE)),
             "class_names": list(self.class_names),
             "preprocess": self.preprocess.to_json(),
         }

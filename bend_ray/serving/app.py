@@ -24,7 +24,7 @@ from torch import Tensor
 
 from bend_ray.config import Serve
 from bend_ray.config.choices import AGGREGATIONS, strategies
-from bend_ray.data.datasets import Preprocess
+from bend_ray.data.preprocess import Preprocess
 from bend_ray.ensemble.aggregate import Prediction, Strategy
 from bend_ray.errors import DataError
 from bend_ray.serving import inputs, oip, openapi, requests, responses, schemas

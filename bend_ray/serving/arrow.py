@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from torch import Tensor
 
-from bend_ray.data.datasets import Preprocess
+from bend_ray.data.preprocess import Preprocess
 from bend_ray.errors import DataError
 from bend_ray.serving.inputs import MAX_AXES, brief, images, numbers
 

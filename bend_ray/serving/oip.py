@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from bend_ray.data.datasets import Preprocess
+from bend_ray.data.preprocess import Preprocess
 from bend_ray.ensemble.aggregate import Prediction
 from bend_ray.errors import DataError
 from bend_ray.serving import inputs

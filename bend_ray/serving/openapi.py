@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from bend_ray.config.choices import AGGREGATIONS, listed
-from bend_ray.data.datasets import Preprocess
+from bend_ray.data.preprocess import Preprocess
 from bend_ray.serving.oip import LENGTH as LENGTH_HEADER
 from bend_ray.serving.oip import MODEL
 from bend_ray.serving.schemas import Error

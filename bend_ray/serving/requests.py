@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from torch import Tensor
 
 from bend_ray.config import Serve
-from bend_ray.data.datasets import Preprocess
+from bend_ray.data.preprocess import Preprocess
 from bend_ray.errors import DataError
 from bend_ray.progress import counted
 from bend_ray.serving import arrow, inputs

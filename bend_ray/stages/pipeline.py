@@ -151,10 +151,10 @@ def _classifier(run: Run) -> tuple[nn.Module, Subset]:
     config = run.config
     augment.check(config.augment, run.dataset.image_size)
     module = run.spec.build(config.seed)
-    if config.classifier.weights:
-        weights.load_weights(module, config.classifier.weights)
+    for note in weights.bring(module, config.classifier):
+        say("collect", note)
     whole_trainings = config.cycles or config.evaluate.bagging_members or config.evaluate.deep_ensemble_members
-    trained.check(module, trains=not config.classifier.weights or bool(whole_trainings))
+    trained.check(module, trains=not config.classifier.is_trained or bool(whole_trainings))
     subset = subsets.choose(module, answer_cost.rule(run, module))
     if config.collect.init == "fresh":
         fresh.starts(run, subset, ())

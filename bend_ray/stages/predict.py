@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from bend_ray.config import Inference
-from bend_ray.data.datasets import Preprocess
+from bend_ray.data.preprocess import Preprocess
 from bend_ray.ensemble.aggregate import Strategy
 from bend_ray.ensemble.distance import Distance
 from bend_ray.ensemble.ensemble import Ensemble

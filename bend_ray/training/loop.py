@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from bend_ray import seeds
 from bend_ray.config import Base
-from bend_ray.data.datasets import Preprocess
 from bend_ray.data.images import Split
+from bend_ray.data.preprocess import Preprocess
 from bend_ray.errors import ConfigError, TrainingError
 from bend_ray.models.classifiers import logits
 from bend_ray.run import Run

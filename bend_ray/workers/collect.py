@@ -99,11 +99,9 @@ def collect(loop_config: dict[str, Job]) -> None:
 
 
 def _train_base(module: nn.Module, run: Run, checkpoint: Checkpoint) -> float:
-    """Train, or take the user's weights. Returns the seconds that one process would take."""
-    if run.config.classifier.weights:
-        weights.load_weights(module, run.config.classifier.weights)
-        return 0.0
-    return loop.train(module, run, checkpoint=checkpoint)
+    """Train, or take what the user has trained. Returns the seconds that one process would take."""
+    weights.bring(module, run.config.classifier)
+    return 0.0 if run.config.classifier.is_trained else loop.train(module, run, checkpoint=checkpoint)
 
 
 def _publish_base(module: nn.Module, run: Run, inputs: dict[str, str]) -> None:

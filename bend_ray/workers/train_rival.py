@@ -7,6 +7,7 @@ import ray
 
 from bend_ray.cluster import processes
 from bend_ray.cluster.heartbeat import beating
+from bend_ray.models import weights
 from bend_ray.run import Run
 from bend_ray.store.timings import note_seconds
 from bend_ray.training import loop
@@ -21,6 +22,8 @@ def train_rival(run: Run, recipe: str, rival: Rival, heart: Any) -> None:
         processes.threads(settings.cpus_per_worker)
         seed = rival.seed(run.config)
         module = run.spec.build(seed).to(processes.device(settings.gpus_per_worker))
+        if not run.config.classifier.is_trained:  # or else it would begin with what the base ends with
+            weights.bring(module, run.config.classifier)
         of_this = run.seeded(seed).but(progress=beat.progress(rival.name))
         loop.train(module, of_this, rival.name, bootstrap=rival.bootstrap)
         note_seconds(run.folder, rival.unit, time.monotonic() - start)
