@@ -9,6 +9,7 @@ import torch
 
 from bend_ray.config import Config
 from bend_ray.data.datasets import Dataset, load_dataset
+from bend_ray.models import hub
 from bend_ray.models.base import ModelSpec
 from bend_ray.progress import ProgressCallback
 from bend_ray.store.folders import Folder
@@ -37,7 +38,11 @@ class Run:
     def dataset(self) -> Dataset:
         """Loaded when it is first asked for. Raises DataError as `load_dataset`."""
         return (
-            load_dataset(self.config.data, self.config.seed, self.config.classifier.classes)
+            load_dataset(
+                hub.prepared(self.config.data, self.config.classifier),
+                self.config.seed,
+                self.config.classifier.classes,
+            )
             if self.loaded is None
             else self.loaded
         )

@@ -12,7 +12,7 @@ from bend_ray import seeds
 from bend_ray.config import Data
 from bend_ray.config.target import imported
 from bend_ray.data.arrays import paired
-from bend_ray.data.images import SPLITS, SpillBuffer, Split, Splits, as_images, drawn
+from bend_ray.data.images import SPLITS, Resize, SpillBuffer, Split, Splits, as_images, drawn
 from bend_ray.errors import BendError, DataError
 
 EXPECTED = "expected a torch Dataset of (image, label), a pair (x, y) of arrays, or a dict of such by split"
@@ -40,7 +40,7 @@ def load_custom(data: Data, seed: int) -> tuple[Splits, tuple[str, ...]]:
             raise DataError(f"{where}: gave a split {unknown[0]!r}; expected train, validation, test")
         if "train" not in [SPLITS[key] for key in given]:
             raise DataError(f"{where}: gave no training split, but {', '.join(given) or 'an empty dict'}")
-        splits = {SPLITS[key]: _split(rows, f"{where}: {SPLITS[key]}", data.in_memory) for key, rows in given.items()}
+        splits = {SPLITS[key]: _split(rows, f"{where}: {SPLITS[key]}", data) for key, rows in given.items()}
     names = {SPLITS[key]: classes for key, rows in given.items() if (classes := _names(rows))}
     if len(set(names.values())) > 1:
         raise DataError(f"{where}: its splits name other classes: {names}; a label must mean the same in all")
@@ -54,13 +54,13 @@ def _names(rows: Any) -> tuple[str, ...]:
     return tuple(names) if are_names else ()
 
 
-def _split(rows: Any, where: str, in_memory: float) -> Split:
+def _split(rows: Any, where: str, data: Data) -> Split:
     if isinstance(rows, tuple | list) and len(rows) == 2 and all(isinstance(a, Tensor | np.ndarray) for a in rows):
         images, labels = (a.detach().cpu().numpy() if isinstance(a, Tensor) else a for a in rows)
-        return paired(images, labels, (f"{where} x", f"{where} y"), in_memory)
+        return paired(images, labels, (f"{where} x", f"{where} y"), data.in_memory)
     if not (isinstance(rows, Sized) and hasattr(rows, "__getitem__")) or isinstance(rows, str | Tensor | np.ndarray):
         raise DataError(f"{where} is a {type(rows).__name__}; {EXPECTED}")
-    buffer, labels_N = SpillBuffer(in_memory), []
+    buffer, labels_N = SpillBuffer(data.in_memory, resize=Resize.of(data)), []
     for row in range(len(rows)):
         here = f"{where} row {row}"
         try:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bend_ray.config import Data
-from bend_ray.data.images import PIECE, Split, Splits, spilled
+from bend_ray.data.images import BILINEAR, PIECE, Resize, Split, Splits, spilled
 from bend_ray.data.preprocess import Preprocess
 from bend_ray.data.sources import load_source
 from bend_ray.data.splits import cut, head_rows, shares
@@ -75,7 +75,7 @@ def load_dataset(data: Data, seed: int, classes: int | None = None) -> Dataset:
     Raises DataError, which names file and row, for data that cannot be used.
     """
     name, where, splits, names = load_source(data, seed)
-    splits = _one_colour(splits, data.in_memory)
+    splits = _alike(splits, data)
     names = _check(where, splits, names, classes)
     if "test" not in splits:  # before the limits: which rows are for testing must not depend on how many train
         splits["train"], splits["test"] = cut(
@@ -91,18 +91,22 @@ def load_dataset(data: Data, seed: int, classes: int | None = None) -> Dataset:
         raise DataError(
             f"{where}: the training rows are of one class only; a classifier needs two (see data.train_limit)"
         )
-    mean, std = _statistics(splits["train"].images)
-    channels, size = splits["train"].images.shape[1:3]
-    return Dataset(name, names, splits["train"], splits["val"], splits["test"], Preprocess(channels, size, mean, std))
+    return Dataset(name, names, splits["train"], splits["val"], splits["test"], _preprocess(data, splits["train"]))
 
 
-def _one_colour(splits: Splits, in_memory: float) -> Splits:
-    """Where any split is in colour, grey ones are repeated over three channels."""
-    channels = max(rows.images.shape[1] for rows in splits.values())
+def _alike(splits: Splits, data: Data) -> Splits:
+    """All of the size that ``data`` names; where any split is in colour, or all are to be, grey ones are repeated over
+    three channels."""
+    channels = 3 if data.rgb else max(rows.images.shape[1] for rows in splits.values())
+    resize = Resize.of(data)
+
+    def alike(images: Tensor) -> bool:
+        return images.shape[1] == channels and (resize is None or images.shape[-1] == resize.size)
+
     return {
         name: rows
-        if rows.images.shape[1] == channels
-        else replace(rows, images=spilled(rows.images, in_memory, None, 3))
+        if alike(rows.images)
+        else replace(rows, images=spilled(rows.images, data.in_memory, None, channels, resize))
         for name, rows in splits.items()
     }
 
@@ -130,6 +134,20 @@ def _check(where: str, splits: Splits, names: tuple[str, ...], wanted: int | Non
                 " mend the label or leave the row out"
             )
     return (*names, *map(str, range(len(names), classes)))
+
+
+def _preprocess(data: Data, train: Split) -> Preprocess:
+    channels, size = train.images.shape[1:3]
+    mean, std = _statistics(train.images) if data.mean is None or data.std is None else ((), ())
+    mean, std = _each(data.mean, channels) or mean, _each(data.std, channels) or std
+    return Preprocess(channels, size, mean, std, data.interpolation or BILINEAR, crop=data.image_size is not None)
+
+
+def _each(values: tuple[float, ...] | None, channels: int) -> tuple[float, ...]:
+    """A number for each channel; of three for one channel their mean."""
+    if values is None or len(values) == channels:
+        return values or ()
+    return (sum(values) / len(values),) * channels
 
 
 def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 
 import torch
 
-from bend_ray.data.images import SPLITS, SpillBuffer, Split, Splits, decoded
+from bend_ray.data.images import SPLITS, Resize, SpillBuffer, Split, Splits, decoded
 from bend_ray.data.sources import Loaded, Place
 from bend_ray.errors import DataError
 from bend_ray.store.folders import Folder
@@ -25,7 +25,7 @@ def read_images(place: Place) -> Loaded:
     classes = sorted({kind for kind, _ in files["train"]})
     folder, splits = Folder(place.path), Splits()
     for split, members in files.items():
-        buffer = SpillBuffer(place.data.in_memory)
+        buffer = SpillBuffer(place.data.in_memory, resize=Resize.of(place.data))
         for kind, name in members:
             if kind not in classes:
                 raise DataError(f"{where}/{name}: there is no training image of its class, {kind}")

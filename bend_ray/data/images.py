@@ -11,12 +11,14 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from bend_ray.config import Data
 from bend_ray.errors import DataError
 
 PIECE = 4096
 """Rows that are looked at, converted or copied at once."""
 MAX_PIXELS = 89_478_485
 """Of an image in a file, as Pillow's own limit against decompression bombs."""
+BILINEAR = "bilinear"
 SPLITS = {"train": "train", "training": "train", "test": "test", "validation": "val", "valid": "val", "val": "val"}
 """What splits are called in data, and here."""
 
@@ -41,6 +43,38 @@ class Split:
 Splits = dict[str, Split]
 
 
+@dataclass(frozen=True)
+class Resize:
+    """From images of any size and shape to square ones of one size: the middle square, resized."""
+
+    size: int
+    interpolation: str
+
+    @staticmethod
+    def of(data: Data) -> "Resize | None":
+        """None where ``data`` leaves images as they are."""
+        return None if data.image_size is None else Resize(data.image_size, data.interpolation or BILINEAR)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """uint8 (n, C, size, size) from uint8 (n, C, H, W)."""
+        if images.shape[2:] == (self.size, self.size):
+            return images
+        # Pillow's, as of images that are sent later; a grey one has no axis of channels there.
+        ones = [Image.fromarray(one.transpose(1, 2, 0) if len(one) == 3 else one[0]) for one in images]
+        return np.stack([np.asarray(self.image(one)).reshape(self.size, self.size, -1) for one in ones]).transpose(
+            0, 3, 1, 2
+        )
+
+    def image(self, image: Image.Image) -> Image.Image:
+        """The same of one of Pillow's."""
+        side = min(image.size)
+        left, upper = (image.width - side) // 2, (image.height - side) // 2
+        box = (left, upper, left + side, upper + side)
+        if image.size == (self.size, self.size):
+            return image
+        return image.resize((self.size, self.size), Image.Resampling[self.interpolation.upper()], box=box)
+
+
 class SpillBuffer:
     """Images put one upon another, grey until one in colour comes; in memory, or above ``in_memory`` GiB in a file.
 
@@ -48,8 +82,8 @@ class SpillBuffer:
     temporary files (TMPDIR), and is read through a memory map.
     """
 
-    def __init__(self, in_memory: float, channels: int = 0) -> None:
-        self.limit = int(in_memory * 2**30)
+    def __init__(self, in_memory: float, channels: int = 0, resize: "Resize | None" = None) -> None:
+        self.limit, self.resize = int(in_memory * 2**30), resize
         self.channels, self.size, self.rows, self.first = channels, 0, 0, ""
         self.memory = bytearray()
         self.file: IO[bytes] | None = None
@@ -57,15 +91,18 @@ class SpillBuffer:
     def add(self, images: np.ndarray, where: str = "") -> None:
         """Put uint8 (n, C, H, W) on top. Raises DataError, which begins with ``where``, if they are not square or not
         of the size of those before."""
+        images = images if self.resize is None else self.resize(images)
         _, channels, height, width = images.shape
         if height != width:
-            raise DataError(f"{where} is {width}x{height}; all images must be square and of one size")
+            raise DataError(
+                f"{where} is {width}x{height}; all images must be square and of one size; give data.image_size"
+            )
         self.size, self.first = self.size or height, self.first or where
         if height != self.size:
             first = self.first.removeprefix(where.rpartition(": ")[0] + ": ")
             raise DataError(
                 f"{where} is {width}x{height}, {first} {self.size}x{self.size}; all images must be square and of one"
-                " size"
+                " size; give data.image_size"
             )
         self.channels = self.channels or channels
         if channels > self.channels:
@@ -114,10 +151,16 @@ class SpillBuffer:
             self.add(piece.numpy())
 
 
-def spilled(images: Tensor, in_memory: float, rows: Tensor | None = None, channels: int = 0) -> Tensor:
+def spilled(
+    images: Tensor,
+    in_memory: float,
+    rows: Tensor | None = None,
+    channels: int = 0,
+    resize: "Resize | None" = None,
+) -> Tensor:
     """A copy of ``images`` (of these ``rows``), as a `SpillBuffer` keeps it; grey ones repeated where ``channels`` is
     3."""
-    buffer = SpillBuffer(in_memory, channels)
+    buffer = SpillBuffer(in_memory, channels, resize)
     for piece in (torch.arange(len(images)) if rows is None else rows).split(PIECE):
         buffer.add(images[piece].numpy())
     return buffer.tensor()

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from bend_ray.data.images import SPLITS, SpillBuffer, Split, Splits, decoded
+from bend_ray.data.images import SPLITS, Resize, SpillBuffer, Split, Splits, decoded
 from bend_ray.data.sources import Loaded, Place
 from bend_ray.errors import BendError, DataError, shown
 from bend_ray.store.folders import patiently
@@ -31,7 +31,7 @@ def read_parquet(place: Place) -> Loaded:
     classes: dict[str, tuple[str, ...]] = {}
     limits = {"train": data.train_limit if "test" in by_split else None, "test": data.test_limit}
     for split, members in by_split.items():
-        buffer, limit, taken = SpillBuffer(data.in_memory), limits.get(split), 0
+        buffer, limit, taken = SpillBuffer(data.in_memory, resize=Resize.of(data)), limits.get(split), 0
         labels: list[np.ndarray] = []
         for file in members:
             if taken == limit:

@@ -3,25 +3,30 @@
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from bend_ray.data.images import MAX_PIXELS, as_images, pixels
+from bend_ray.config.data import Interpolation
+from bend_ray.data.images import BILINEAR, MAX_PIXELS, Resize, as_images, pixels
 from bend_ray.errors import DataError
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """From pixels to what a classifier is fed; statistics are of the training split alone."""
+    """From pixels to what a classifier is fed; statistics are of the training split alone, unless told otherwise."""
 
     channels: int
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    interpolation: str = BILINEAR
+    """How images of another size are resized."""
+    crop: bool = False
+    """Whether the middle square of an image is taken, or all of it, be it stretched."""
 
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) to float32: over 255, minus mean, over standard deviation, each channel by its own.
@@ -74,7 +79,9 @@ class Preprocess:
     def fitted(self, image: Image.Image) -> Tensor:
         """A decoded image as `decode` gives it. Raises ValueError for pixels of no known range."""
         size, one = (self.image_size, self.image_size), Image.fromarray(pixels(image, colour=self.channels == 3))
-        one = one if one.size == size else one.resize(size, Image.Resampling.BILINEAR)
+        if self.crop:
+            one = Resize(self.image_size, self.interpolation).image(one)
+        one = one if one.size == size else one.resize(size, Image.Resampling[self.interpolation.upper()])
         return torch.from_numpy(np.array(one)).reshape(1, *size, -1).permute(0, 3, 1, 2)
 
     def fit(self, array: np.ndarray, name: str) -> Tensor:
@@ -103,7 +110,12 @@ class Preprocess:
             "image_size": self.image_size,
             "mean": list(self.mean),
             "std": list(self.std),
-        }
+        } | self._resizing()
+
+    def _resizing(self) -> dict[str, Any]:
+        """Nothing where it is as in runs that know no other."""
+        usual = self.interpolation == BILINEAR and not self.crop
+        return {} if usual else {"interpolation": self.interpolation, "crop": self.crop}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "Preprocess":
@@ -114,4 +126,7 @@ class Preprocess:
             raise ValueError(f"{channels} channels of size {size} with {len(mean)} means and {len(std)} deviations")
         if not (np.isfinite(mean + std).all() and min(std) > 0):
             raise ValueError("means and deviations must be finite, deviations above 0")
-        return Preprocess(channels, size, mean, std)
+        interpolation = data.get("interpolation", BILINEAR)
+        if interpolation not in get_args(Interpolation):
+            raise ValueError(f"interpolation {interpolation!r} is none of {', '.join(get_args(Interpolation))}")
+        return Preprocess(channels, size, mean, std, interpolation, bool(data.get("crop", False)))

@@ -108,6 +108,8 @@ def build(classifier: Classifier, classes: int, channels: int, image_size: int, 
     with seeds.seeded(seed, "init"):
         try:
             module = make(**arguments)
+        except ModelError:
+            raise
         except Exception as error:
             key = "classifier.kwargs" if classifier.name else "classifier.target"
             raise ModelError(f"{key}: {where} cannot be made with {arguments} ({error})") from error

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from bend_ray.config import Classifier
+from bend_ray.data.preprocess import Preprocess
 from bend_ray.errors import ModelError, shown
-from bend_ray.models import checkpoints, hub
+from bend_ray.models import checkpoints, hub, zoo
 from bend_ray.models import subset as subsets
 from bend_ray.models.checkpoints import Tensors
 
@@ -20,12 +21,15 @@ SHOWN = 4
 """Names that are written out where there may be hundreds."""
 
 
-def bring(module: nn.Module, classifier: Classifier) -> list[str]:
+def bring(module: nn.Module, classifier: Classifier, fit: Preprocess) -> list[str]:
     """Give ``module`` what the user's ``classifier`` has learnt elsewhere, as `load_weights`; nothing where it has
-    not."""
-    if classifier.weights is None:
-        return []
-    return load_weights(module, classifier.weights, bool(classifier.body_only))
+    not. ``fit`` says what images it is for."""
+    if classifier.weights is not None:
+        return load_weights(module, classifier.weights, bool(classifier.body_only))
+    if classifier.hub is not None:
+        where, tensors = f"classifier.hub: {classifier.hub}", hub.tensors(classifier, fit)
+        return put(module, tensors, where, classifier.body_only is not False)
+    return []
 
 
 def load_weights(module: nn.Module, path: str, body_only: bool = False) -> list[str]:
@@ -43,15 +47,15 @@ def load_weights(module: nn.Module, path: str, body_only: bool = False) -> list[
 def put(module: nn.Module, tensors: Tensors, where: str, body_only: bool = False) -> list[str]:
     """`load_weights` of ``tensors``, which stand at ``where``."""
     state = {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if isinstance(tensor, Tensor)}
-    head = set(subsets.choose(module, "head").names) if body_only else set()
+    head = _head(module) if body_only else set[str]()
     named, notes = _renamed(tensors, state, where)
     problems = _problems(named, state, head, body_only)
-    if problems and (converted := hub.current_names(module, tensors)) is not None:
+    if problems and (converted := zoo.current_names(module, tensors)) is not None:
         named, notes = converted, ["names of an older transformers are read as its own from_pretrained reads them"]
         problems = _problems(named, state, head, body_only)
     if problems:
         listed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items())
-        raise ModelError(f"{where} does not fit the classifier: {listed}{_hint(notes, problems)}")
+        raise ModelError(f"{where} does not fit the classifier: {listed}{_hint(notes, problems, _head(module))}")
     taken = {name: tensor for name, tensor in named.items() if name in state and name not in head}
     for name, tensor in taken.items():
         if (tensor.is_floating_point() or tensor.is_complex()) and not torch.isfinite(tensor).all():
@@ -88,11 +92,20 @@ def _problems(named: Tensors, state: Tensors, head: set[str], body_only: bool) -
     return {kind: sorted(names) for kind, names in kinds.items() if names}
 
 
-def _hint(notes: list[str], problems: dict[str, list[str]]) -> str:
+def _head(module: nn.Module) -> set[str]:
+    """Names of the head's parameters. None where the rule finds no head, which `_problems` then asks for whole."""
+    try:
+        return set(subsets.choose(module, "head").names)
+    except ModelError:
+        return set()
+
+
+def _hint(notes: list[str], problems: dict[str, list[str]], head: set[str]) -> str:
     """What else is to be known where weights do not fit."""
     said = f" ({'; '.join(notes)})" if notes else ""
-    few = "missing" not in problems and len(problems.get("of another shape", ())) in (1, 2)
-    return said + "; a head of other classes is left out with classifier.body_only: true" * few
+    wrong = {line.partition(" ")[0] for line in problems.get("of another shape", ())}
+    of_head = len(problems) == 1 and bool(wrong) and wrong <= head
+    return said + "; a head of other classes is left out with classifier.body_only: true" * of_head
 
 
 def _renamed(tensors: Tensors, state: Tensors, where: str) -> tuple[Tensors, list[str]]:

@@ -16,7 +16,7 @@ from bend_ray.cluster import connection, failures, private
 from bend_ray.cluster.heartbeat import heartbeat, run_task, run_tasks
 from bend_ray.ensemble import answer_cost
 from bend_ray.models import base as bases
-from bend_ray.models import checkpoints
+from bend_ray.models import checkpoints, hub
 from bend_ray.progress import Progress, counted, say
 from bend_ray.run import Run
 from bend_ray.snapshots import accuracy_filter, parquet
@@ -106,6 +106,8 @@ def inputs_of_base(run: Run) -> dict[str, str]:
     inputs = {"data": run.data_digest}
     if run.config.classifier.weights:
         inputs["weights"] = checkpoints.digest(run.config.classifier.weights)
+    if run.config.classifier.hub:
+        inputs["hub"] = checkpoints.digest(str(hub.folder(run.config.classifier.hub)))
     if run.config.collect.unseen:
         inputs["collect.unseen"] = str(run.config.collect.unseen)
     return inputs

@@ -151,7 +151,7 @@ def _classifier(run: Run) -> tuple[nn.Module, Subset]:
     config = run.config
     augment.check(config.augment, run.dataset.image_size)
     module = run.spec.build(config.seed)
-    for note in weights.bring(module, config.classifier):
+    for note in weights.bring(module, config.classifier, run.dataset.preprocess):
         say("collect", note)
     whole_trainings = config.cycles or config.evaluate.bagging_members or config.evaluate.deep_ensemble_members
     trained.check(module, trains=not config.classifier.is_trained or bool(whole_trainings))

@@ -100,7 +100,7 @@ def collect(loop_config: dict[str, Job]) -> None:
 
 def _train_base(module: nn.Module, run: Run, checkpoint: Checkpoint) -> float:
     """Train, or take what the user has trained. Returns the seconds that one process would take."""
-    weights.bring(module, run.config.classifier)
+    weights.bring(module, run.config.classifier, run.dataset.preprocess)
     return 0.0 if run.config.classifier.is_trained else loop.train(module, run, checkpoint=checkpoint)
 
 
@@ -109,8 +109,9 @@ def _publish_base(module: nn.Module, run: Run, inputs: dict[str, str]) -> None:
     val_loss, val_accuracy = loop.validate(module, dataset.val, dataset.preprocess)
     bases.save(run.folder / "base", module)
     facts = run.spec.to_json() | {"dataset": dataset.name, "val_loss": val_loss, "val_accuracy": val_accuracy}
+    classifier = config.classifier
     readme = (
-        f"# The base classifier\n\n{config.classifier.name or config.classifier.target}, trained on {dataset.name}"
+        f"# The base classifier\n\n{classifier.name or classifier.target or classifier.hub}, trained on {dataset.name}"
         f" ({len(dataset.train)} rows). Validation accuracy {val_accuracy:.4f}, loss {val_loss:.4f} nats.\n\n"
         "`model.safetensors` holds parameters and buffers by name, `config.json` what it is and its origin.\n"
     )

@@ -101,7 +101,7 @@ def make_base(run: Run, recipe: str, base: int, heart: Any) -> None:
         seeded = seeded.seeded(seeds.seed_for(run.seed, bases.unit_of(base)) % 2**31)
         if not is_done(run.folder, recipe, bases.base_place(base)):
             module = seeded.spec.build(seeded.seed).to(seeded.device)
-            weights.bring(module, run.config.classifier)
+            weights.bring(module, run.config.classifier, run.dataset.preprocess)
             checkpoint = checkpoint_of(run.folder, recipe, bases.unit_of(base))
             loop.train(module, seeded.but(progress=beat.progress(bases.unit_of(base))), checkpoint=checkpoint)
             _save(seeded, module, bases.base_place(base), recipe)

@@ -23,7 +23,7 @@ def train_rival(run: Run, recipe: str, rival: Rival, heart: Any) -> None:
         seed = rival.seed(run.config)
         module = run.spec.build(seed).to(processes.device(settings.gpus_per_worker))
         if not run.config.classifier.is_trained:  # or else it would begin with what the base ends with
-            weights.bring(module, run.config.classifier)
+            weights.bring(module, run.config.classifier, run.dataset.preprocess)
         of_this = run.seeded(seed).but(progress=beat.progress(rival.name))
         loop.train(module, of_this, rival.name, bootstrap=rival.bootstrap)
         note_seconds(run.folder, rival.unit, time.monotonic() - start)
