@@ -49,7 +49,8 @@ def by_transformers(folder: Path, classes: int = 5) -> nn.Module:
         "num_attention_heads": 2,
         "intermediate_size": 16,
     }
-    config: Any = transformers.ViTConfig(image_size=8, patch_size=4, num_labels=classes, **sizes)
+    describe: Any = transformers.ViTConfig
+    config = describe(image_size=8, patch_size=4, num_labels=classes, **sizes)
     network: nn.Module = transformers.ViTForImageClassification(config)
     network.save_pretrained(folder)  # type: ignore[operator]  # it is a network of transformers
     processor = transformers.ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.4, 0.5, 0.6], resample=3)
