@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from bend_ray.config import Classifier, Data
+from bend_ray.config import Classifier, Config, Data, parse
 from bend_ray.data.datasets import load_dataset
 from bend_ray.data.images import Resize
 from bend_ray.data.preprocess import Preprocess
@@ -297,6 +297,30 @@ def test_classes_that_the_data_does_not_show() -> None:
     assert names == (*map(str, range(10)), "10", "11")
     with pytest.raises(DataError, match=r"^classifier\.classes: 4 is fewer than the 10 of data\.name: digits; give 10"):
         load_dataset(Data(name="digits"), 0, classes=4)
+
+
+def test_who_brings_a_trained_classifier_trains_no_base() -> None:
+    def config(**classifier: Any) -> Config:
+        return parse(Config, {"data": {"name": "digits"}, "classifier": classifier}, "here")
+
+    trained: list[dict[str, Any]] = [
+        {"name": "mlp", "weights": "w.pt"},
+        {"hub": "a/b", "body_only": False},
+        {"hub": "a/b", "weights": "w.pt"},
+    ]
+    begun: list[dict[str, Any]] = [
+        {"name": "mlp"},
+        {"name": "mlp", "weights": "w.pt", "body_only": True},
+        {"hub": "a/b"},
+    ]
+    assert [(config(**one).classifier.is_trained, config(**one).cycles) for one in trained] == [(True, 0)] * 3
+    assert [(config(**one).classifier.is_trained, config(**one).cycles) for one in begun] == [(False, 4)] * 3
+    with pytest.raises(ConfigError, match=r"classifier\.body_only: is about classifier\.weights or hub; give one"):
+        config(name="mlp", body_only=True)
+    # Runs that lack these keys are gone on with.
+    older = {"data.name", "data.image_column", "data.label_column", "data.val_fraction", "data.test_fraction"}
+    older |= {"data.train_limit", "data.test_limit", "classifier.name", "classifier.target", "classifier.kwargs"}
+    assert config(name="mlp").hashed("data", "classifier").keys() == older
 
 
 @pytest.mark.ray
