@@ -41,6 +41,7 @@ bench: $(VENV)/.installed-dev ## side-by-side measurements
 	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/serve_fuzz.py runs/digits
 	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/memory.py
 
 docs: $(VENV)/.installed-dev ## the generated pages (a test compares them)
 	$(BIN)/python -m bend_ray.config.reference > docs/config.md

@@ -25,7 +25,7 @@ from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.ensemble import aggregate, metrics
 from bend_ray.ensemble.ensemble import make_trunk
 from bend_ray.models.base import ModelSpec
-from bend_ray.models.classifiers import logits
+from bend_ray.models.output import logits
 from bend_ray.models.subset import choose
 from bend_ray.run import Run
 from bend_ray.snapshots.chains import run_chains, starts

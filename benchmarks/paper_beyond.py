@@ -21,7 +21,7 @@ from bend_ray.generator.baselines import baselines
 from bend_ray.generator.generator import Generator
 from bend_ray.models import base as bases
 from bend_ray.models.base import ModelSpec
-from bend_ray.models.classifiers import logits
+from bend_ray.models.output import logits
 from bend_ray.models.subset import choose
 from bend_ray.run import Run
 from bend_ray.snapshots import parquet

@@ -102,6 +102,5 @@ def laplace_heads(trunk: Trunk, w_KP: Tensor, run: Run) -> Tensor:
         torch.cat([phi.double(), torch.ones(len(phi), 1).double()], 1) for phi in (trunk.train_BF, trunk.val_BF)
     )
     posterior = laplace.fit(layer, [train_BP])
-    prior = laplace.chosen_prior(posterior, val_BP, run.dataset.val.labels, run.seed)
-    unit_PP = torch.eye(train_BP.shape[1]).double()  # logits of unit vectors are the weights
-    return posterior.logits(unit_PP, prior, run.seed).transpose(1, 2)
+    prior = laplace.chosen_prior(posterior, val_BP[None], run.dataset.val.labels, run.seed)
+    return posterior.heads(prior, run.seed).float()

@@ -38,7 +38,7 @@ from bend_ray.ensemble.batch_norm import BatchNormReestimation
 from bend_ray.ensemble.ensemble import make_trunk
 from bend_ray.generator.generator import Generator
 from bend_ray.models.base import ModelSpec
-from bend_ray.models.classifiers import logits
+from bend_ray.models.output import logits
 from bend_ray.models.trunk import SharedTrunk
 from bend_ray.run import Run
 from bend_ray.snapshots import accuracy_filter

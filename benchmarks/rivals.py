@@ -25,7 +25,7 @@ from bend_ray.config import Base, Config, load
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.data.images import Split
 from bend_ray.models.base import ModelSpec
-from bend_ray.models.classifiers import logits
+from bend_ray.models.output import logits
 from bend_ray.store.artifacts import recipe
 from bend_ray.store.folders import Folder
 from bend_ray.training import loop

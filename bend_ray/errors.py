@@ -6,6 +6,8 @@ library's nearest type, so that callers who know nothing of us can still catch i
 
 import errno
 import re
+import sysconfig
+from pathlib import Path
 
 NOT_ITS_FAULT = {
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
@@ -62,6 +64,19 @@ def broken(where: str, what: str, error: Exception) -> ArtifactError:
 def why(error: Exception) -> str:
     """What an error says, in one line and without passwords."""
     return _unlocked(" ".join(str(error).split()))[:300]
+
+
+def place(trace: str) -> str:
+    """ ", at FILE, line N" of the line in a printed traceback where the user's code stands that we, or a library, ran.
+    Empty where none does."""
+    ours, python = str(Path(__file__).parent), sysconfig.get_path("stdlib")
+    for file, line in reversed(re.findall(r'File "(.+)", line (\d+)', trace)):
+        if file.startswith(ours):  # what is above called us
+            return ""
+        library = re.search(r"/(site|dist)-packages/(torch|ray)/", file)
+        if not (library or file.startswith("<") or (file.startswith(python) and "-packages" not in file)):
+            return f", at {file}, line {line}"
+    return ""
 
 
 def shown(where: str) -> str:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from bend_ray import seeds
 from bend_ray.config import Collect
 from bend_ray.data.datasets import Dataset
-from bend_ray.models.classifiers import logits
+from bend_ray.models.output import logits
 from bend_ray.models.subset import Subset
 from bend_ray.training import loop
 

@@ -67,8 +67,9 @@ def rule(**sections: Any) -> tuple[str, float]:
     """Of a run on the toy's data, and what an answer costs."""
     run = Run(changed(**{"collect": {"subset": "auto"}} | sections), loaded=data())
     module = run.spec.build()
-    found = answer_cost.rule(run, module)
-    return found, answer_cost.forward_passes(run, module, subsets.choose(module, found))
+    found, cut = answer_cost.chosen(run, module)
+    assert answer_cost.rule(run) == found
+    return found, answer_cost.forward_passes(run, module, cut)
 
 
 def test_auto_takes_no_more_than_an_answer_may_cost() -> None:

@@ -3,13 +3,19 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from bend_ray.config import Classifier
+from bend_ray.data.preprocess import Preprocess
 from bend_ray.errors import ModelError
-from bend_ray.models.classifiers import check, logits
+from bend_ray.models import base as bases
+from bend_ray.models.base import ModelSpec
+from bend_ray.models.classifiers import build
+from bend_ray.models.subject import on_blank
+from bend_ray.store.folders import Folder
 from classifier_helpers import make
 
 OWN = """
@@ -56,10 +62,30 @@ def wrong_shape():
     return nn.Flatten()
 
 
-def endless(classes):
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
-    nn.init.constant_(net[1].bias, float("inf"))
-    return net
+class SetsItself(nn.Module):
+    def __init__(self, classes, lazy):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(64))
+        self.register_buffer("seen", torch.tensor(0))
+        self.is_set = False
+        self.head = None if lazy == "by hand" else nn.LazyLinear(classes) if lazy else nn.Linear(64, classes)
+        self.classes = classes
+
+    def forward(self, x):
+        x = x.flatten(1) + 1
+        if not self.is_set:
+            with torch.no_grad():
+                self.shift.copy_(x.mean(0))
+                self.seen += 1
+            self.is_set = True
+        if self.head is None:
+            self.head = nn.Linear(64, self.classes)
+        return self.head(x - self.shift)
+
+
+class SetsItselfUncopied(SetsItself):
+    def __deepcopy__(self, memo):
+        raise NotImplementedError
 
 
 def exported(classes):
@@ -130,6 +156,30 @@ def test_lazy_layers_are_initialised_from_the_seed(own: str) -> None:
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
+@pytest.mark.parametrize("target", ["SetsItself", "SetsItselfUncopied"])
+@pytest.mark.parametrize("lazy", [False, True, "by hand"])
+def test_a_layer_that_sets_itself_has_its_first_batch_in_training(own: str, target: str, lazy: bool | str) -> None:
+    """Also where it is shown blank images, by which other layers get their shapes; not where a file fills it next."""
+    keys: Any = {"target": f"{own}:{target}", "kwargs": {"lazy": lazy}}
+    module, again = make(**keys), make(**keys)
+    assert [*module.state_dict()] == ["shift", "seen", "head.weight", "head.bias"]
+    if lazy != "by hand":  # a module that makes its parts then has seen what it made them for
+        assert not module.seen and not module.shift.any() and not module.is_set
+    assert torch.equal(module.head.weight, again.head.weight)
+    filled: Any = build(Classifier(**keys), 10, 1, 8, 0, filled=True)
+    assert filled.is_set and torch.equal(filled.shift, torch.ones(64))
+    assert torch.equal(module.head.weight, filled.head.weight)  # as runs before had it
+
+
+def test_a_file_fills_a_layer_that_has_set_itself_once_for_all(own: str, tmp_path: Path) -> None:
+    classifier = Classifier(target=f"{own}:SetsItself", kwargs={"lazy": False})
+    spec = ModelSpec(classifier, tuple("0123456789"), Preprocess(1, 8, (0.0,), (1.0,)))
+    module, x = spec.build(), torch.rand(5, 1, 8, 8)
+    module(x)
+    bases.save(Folder(tmp_path), module)
+    assert torch.equal(bases.load(Folder(tmp_path), spec)(x[:2]), module(x[:2]))
+
+
 @pytest.mark.parametrize(
     ("target", "said"),
     [
@@ -177,27 +227,18 @@ def test_a_keyword_that_the_target_does_not_take(own: str) -> None:
         make(target="own_nets:Own", kwargs={"wdth": 1})
 
 
-@pytest.mark.parametrize(("target", "said"), [("wrong_shape", r"\(2, 64\).*\(2, 10\)"), ("endless", "not finite")])
-def test_outputs_that_are_no_logits(own: str, target: str, said: str) -> None:
-    with pytest.raises(ModelError, match=said):
-        make(target=f"{own}:{target}")
+def test_outputs_that_are_no_logits(own: str) -> None:
+    with pytest.raises(ModelError, match=r"\(2, 64\).*\(2, 10\)"):
+        make(target=f"{own}:wrong_shape")
 
 
-def test_logits_of_tensors_and_of_objects() -> None:
-    tensor = torch.zeros(2, 3)
-    assert logits(tensor) is tensor and logits(SimpleNamespace(logits=tensor)) is tensor
-    for output in ((tensor,), {"logits": tensor}, None, SimpleNamespace(logits=None)):
-        with pytest.raises(ModelError, match=r"expected a tensor or an object with \.logits"):
-            logits(output)
-
-
-def test_check_says_what_fails_and_leaves_modes_and_buffers_alone() -> None:
+def test_blank_images_say_what_fails_and_leave_modes_and_buffers_alone() -> None:
     module = make(name="convnet")
     module.block1.norm.eval()  # a user's frozen norm
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    check(module, 10, 1, 8)
+    on_blank(module, (1, 8, 8), 10)
     assert module.training and module.block2.norm.training and not module.block1.norm.training
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
     with pytest.raises(ModelError, match=r"fails on images of shape \(2, 3, 8, 8\)"):
-        check(module, 10, 3, 8)
+        on_blank(module, (3, 8, 8), 10)
     assert module.training and not module.block1.norm.training

@@ -13,6 +13,7 @@ from bend_ray.ensemble import aggregate
 from bend_ray.report import figures, text
 from bend_ray.report import metrics as report_metrics
 from bend_ray.report import novelty as report_novelty
+from bend_ray.report.scored import score
 from bend_ray.snapshots.snapshots import Fact, Snapshots
 from conftest import changed
 from generator_helpers import SUBSET, snapshots, span_of
@@ -164,7 +165,7 @@ def test_raw_distances_of_copies_and_of_withheld_snapshots_are_no_rounding() -> 
 def test_curves_end_at_the_whole_ensemble() -> None:
     stream = torch.Generator().manual_seed(0)
     logits_MBK, label_B = torch.randn(40, 50, 5, generator=stream), torch.randint(5, (50,), generator=stream)
-    scored = report_metrics.score(logits_MBK, label_B, logits_MBK, label_B, seconds=1.0)
+    scored = score(logits_MBK, label_B, logits_MBK, label_B, seconds=1.0)
     assert scored.sizes[0] == 1 and scored.sizes[-1] == scored.members == 40
     assert scored.abend_curve[-1] == (aggregate.abend_label(logits_MBK) == label_B).double().mean().item()
     assert scored.sbend_curve[-1] == (aggregate.sbend_label(logits_MBK) == label_B).double().mean().item()

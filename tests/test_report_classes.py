@@ -15,7 +15,7 @@ from torch import Tensor
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.data.images import Split
 from bend_ray.report import classes, figures, text
-from bend_ray.report.metrics import Scored, score
+from bend_ray.report.scored import Scored, score
 from conftest import changed
 from test_report import metrics as whole_metrics
 

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from bend_ray.ensemble import laplace, vector_scaling
-from bend_ray.ensemble.metrics import nll, scores
 from bend_ray.ensemble.temperature import HOLDS_1
 from bend_ray.report import rivals, table, text
 from bend_ray.report.flops import Flops
-from bend_ray.report.metrics import Scored, score
 from bend_ray.report.rivals import CONTENDERS, Rows
+from bend_ray.report.scored import Scored, score
 from conftest import changed
 from test_report import metrics
 
@@ -31,14 +30,14 @@ def labels(logits_BK: Tensor, seed: int = 0) -> Tensor:
 def test_vector_scaling_undoes_scales_and_biases_of_classes() -> None:
     logits_BK = 2 * torch.randn(20_000, 3, generator=torch.Generator().manual_seed(0))
     label_B, scale_K, bias_K = labels(logits_BK), torch.tensor([0.5, 1.0, 2.0]), torch.tensor([1.0, 0.0, -1.0])
-    found_K, offset_K = vector_scaling.fit((logits_BK - bias_K) / scale_K, label_B)
+    found_K, offset_K = vector_scaling.fit(((logits_BK - bias_K) / scale_K)[None], label_B)
     torch.testing.assert_close(found_K.float(), scale_K, atol=0.1, rtol=0.1)
     torch.testing.assert_close((offset_K - offset_K[1]).float(), bias_K, atol=0.1, rtol=0.1)
 
 
 def test_vector_scaling_of_few_rows_stays_near_the_base() -> None:
     logits_BK = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
-    scale_K, bias_K = vector_scaling.fit(logits_BK, torch.tensor([0, 1, 1]))
+    scale_K, bias_K = vector_scaling.fit(logits_BK[None], torch.tensor([0, 1, 1]))
     assert torch.isfinite(scale_K).all() and bias_K.abs().max() < 20
 
 
@@ -73,9 +72,7 @@ def test_heads_have_the_posteriors_mean_and_covariance() -> None:
     G_KK = sum(p_K.diag() - torch.outer(p_K, p_K) for p_K in p_BK)
     assert isinstance(A_PP, Tensor) and isinstance(G_KK, Tensor)
     covariance = torch.linalg.inv(torch.kron(G_KK / 50, A_PP) + prior * torch.eye(9))
-    unit_PP = torch.eye(3, dtype=torch.float64)  # the logits of unit features are the weights themselves
-    drawn = torch.cat([posterior.logits(unit_PP, prior, seed) for seed in range(200)]).double()
-    w_SD = drawn.transpose(1, 2).flatten(1)
+    w_SD = torch.cat([posterior.heads(prior, seed) for seed in range(200)]).flatten(1)
     torch.testing.assert_close(w_SD.mean(0), posterior.w_KP.flatten(), atol=0.03, rtol=0)
     torch.testing.assert_close(w_SD.T.cov(), covariance, atol=0.02, rtol=0)
 
@@ -89,7 +86,7 @@ def test_a_prior_that_hurts_is_not_chosen() -> None:
         layer.weight.copy_(2 * torch.randn(3, 6, generator=generator))
     posterior = laplace.fit(layer, [phi_BP[:5]])
     label_B = labels(phi_BP @ posterior.w_KP.T)
-    assert laplace.chosen_prior(posterior, phi_BP, label_B, 0) >= 10
+    assert laplace.chosen_prior(posterior, phi_BP[None], label_B, 0) >= 10
 
 
 # --- rows
@@ -139,13 +136,13 @@ def test_a_row_with_t_is_scored_as_its_temperature_says() -> None:
     one, rows = scored(0.5, sharp=3.0), rows_of()
     abend, sbend = rivals.measure({"generated": one}, rows)["rivals"][:2]
     assert abend["temperature"]["kind"] != "none" and abend["temperature"]["value"] > 1.5
-    with_t = scores(one.tempered_BK, rows.label_B)
+    with_t = one.tempered.scores(rows.label_B)
     assert [abend[f"{key}_t"] for key in ("accuracy", "nll", "ece", "brier")] == list(with_t.values())
-    assert abend["nll"] == nll(one.prob_BK, rows.label_B).mean().item() > abend["nll_t"]
+    assert abend["nll"] == one.mean.nll_B.mean().item() > abend["nll_t"]
     assert abend["ece"] > abend["ece_floor_95"] and abend["ece_t"] < abend["ece"]
     assert 0.5 < abend["auroc_errors"] < 1 and abend["accuracy_at_80"] > abend["accuracy_at_90"] > abend["accuracy"]
     assert sbend["nll_t"] is sbend["ece_t"] is sbend["brier_t"] is None and sbend["temperature"]["kind"] == "none"
-    assert sbend["accuracy"] == (one.sbend_B == rows.label_B).double().mean().item()
+    assert sbend["accuracy"] == (one.votes.predicted_B == rows.label_B).double().mean().item()
 
 
 def test_costs_are_plain_arithmetic() -> None:

@@ -20,7 +20,7 @@ from bend_ray.ensemble import temperature
 from bend_ray.ensemble.reliability import error_auroc
 from bend_ray.errors import DataError
 from bend_ray.report import rivals, strangers, table
-from bend_ray.report.metrics import score
+from bend_ray.report.scored import score
 from bend_ray.run import Run
 from bend_ray.stages import evaluate
 from conftest import changed
@@ -129,14 +129,16 @@ def test_aurocs_are_of_doubt_about_strange_rows_against_test_rows() -> None:
     alike_MSK = torch.tensor([6.0, 0, 0]) + 0.5 * torch.randn(4, 90, 3, generator=stream)
     far = [torch.rand(count, generator=stream) + more for count, more in ((80, 0.0), (60, 0.5), (90, 0.0))]
     sets = {"torn": torn_MSK, "alike": alike_MSK}
-    measured = strangers.measure(sure_MBK, sets, temperature.fixed(2.0), far)
+    doubts = [strangers.doubts([logits_MXK], temperature.fixed(2.0)) for logits_MXK in (sure_MBK, *sets.values())]
+    strange = dict(zip(sets, doubts[1:], strict=True))
+    measured = strangers.measure(doubts[0], strange, far)
     assert {name: one["rows"] for name, one in measured.items()} == {"torn": 60, "alike": 90}
     for key in ("entropy", "vote_entropy", "mutual_information"):
         torn, alike = measured["torn"][key], measured["alike"][key]
         assert torn is not None and alike is not None and torn > 0.75 and 0.4 < alike < 0.6
     wanted = error_auroc(torch.cat([far[0], far[1]]), torch.arange(140) >= 80)
     assert measured["torn"]["distance"] == wanted
-    assert strangers.measure(sure_MBK, sets, temperature.NONE)["torn"]["distance"] is None
+    assert strangers.measure(doubts[0], strange)["torn"]["distance"] is None
 
 
 def test_mutual_information_stands_beside_as_many_members_only() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from align_networks import EVERYTHING, IMAGE, found, inverse, made, of, shuffled
 from bend_ray.alignment.symmetry import Symmetry
-from bend_ray.models.classifiers import logits
+from bend_ray.models.output import logits
 from bend_ray.models.subset import Subset
 
 

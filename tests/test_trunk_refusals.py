@@ -23,7 +23,8 @@ def test_what_gives_no_logits_is_refused() -> None:
     subset = choose(module, "head")
     trunk = quietly_split(module, subset)
     with pytest.raises(
-        ModelError, match=r"^the classifier returns a list; expected a tensor or an object with \.logits$"
+        ModelError,
+        match=r"^the classifier returns a list of \(2, 5\); expected a tensor or an object with \.logits, or a dict",
     ):
         trunk.logits(members(module, subset, 2), images(2))
 

@@ -27,6 +27,7 @@ LIMIT_S = 3600.0
 # make its runs smaller.
 SMALLER = {
     "base.epochs": 8,
+    "base.cycle_epochs": 1,
     "collect.chains": 12,
     "collect.held_out": 2,
     "autoencoder.iterations": 100,

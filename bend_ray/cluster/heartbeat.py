@@ -123,15 +123,16 @@ class Beat:
 
 @contextlib.contextmanager
 def beating(heart: Any, workers: int = 1) -> Iterator[Beat]:
-    """In one of so many workers: it is heard while the block runs, and a BendError inside the block is
-    reported, where Ray's retries cannot bury it."""
+    """In one of so many workers: it is heard while the block runs. A BendError inside the block, or what a line of the
+    user's code raises, is reported, where Ray's retries cannot bury it."""
     worker = processes.this_process()
     heart.enter.remote(worker)
     try:
         yield Beat(heart, worker, max(CALLED_S, workers / BEATS_A_SECOND))
-    except BendError as error:
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(heart.fail.remote(error))
+    except Exception as error:
+        if (failure := error if isinstance(error, BendError) else failures.of_users_code(error)) is not None:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.get(heart.fail.remote(failure))
         raise
     finally:
         heart.leave.remote(worker)

@@ -38,17 +38,20 @@ class Format:
     """How the name of a file ends that is a data set by itself."""
     folder: tuple[str, ...] = ()
     """How names of files end in a folder that is one."""
-    deep: bool = True
-    """Whether files in folders of that folder count."""
+    takes: str = ""
+    """Where endings do not tell: ``(listing, names) -> names`` of its files."""
+    beside: tuple[str, ...] = ()
+    """What files are called that it has beside them."""
 
 
 FORMATS = {
     "npz": Format("bend_ray.data.arrays:read_npz", file=(".npz",)),
     "parquet": Format("bend_ray.data.parquet:read_parquet", folder=(".parquet",)),
-    "npy": Format("bend_ray.data.arrays:read_npy", folder=(".npy",), deep=False),
+    "npy": Format("bend_ray.data.arrays:read_npy", takes="bend_ray.data.arrays:takes"),
     "images": Format(
         "bend_ray.data.image_folder:read_images",
-        folder=(".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"),
+        takes="bend_ray.data.image_folder:takes",
+        beside=("metadata.csv", "metadata.jsonl", "metadata.parquet"),
     ),
 }
 """The first that fits is taken."""

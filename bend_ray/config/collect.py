@@ -30,6 +30,9 @@ class Collect(Section):
     fitted its own rows says what it will say of new ones. 0: base and chains train on all rows."""
     bootstrap: bool = True
     """Train each chain on rows drawn with replacement; false: on all rows, in an order of its own."""
+    balanced: bool = added(False, off=False)
+    """Draw the rows of a chain's bootstrap so that all classes come alike, however rare one is; validation rows stay
+    as they are."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of a chain's target spread evenly over all classes. Chains behind a trunk that has fitted its rows (last
     block, head) grow too sure; the base's own smoothing keeps them from it."""
@@ -94,6 +97,12 @@ class Collect(Section):
         if most < fewest:
             raise ValueError(f"[{fewest}, {most}]: give the smaller number first")
         return workers
+
+    @model_validator(mode="after")
+    def _balanced_by_drawing(self) -> "Collect":
+        if self.balanced and not self.bootstrap:
+            raise ValueError("collect.balanced: true with collect.bootstrap: false, which draws none; give one alone")
+        return self
 
     @model_validator(mode="after")
     def _enough_chains(self) -> "Collect":

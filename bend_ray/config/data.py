@@ -1,6 +1,6 @@
 """What is classified and by what, and how that is trained: data, classifier, base, augment."""
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,14 +16,21 @@ class Data(Section):
     """A built-in data set: `digits` (scikit-learn's 1,797 images of 8x8 pixels)."""
     path: str | None = placement(None)
     """A Parquet file or folder in the Hugging Face Hub's layout; a folder of images, CLASS/x.png or train/CLASS/x.png,
-    test/CLASS/x.png; an .npz with x_train, y_train, x_test, y_test; or a folder with x_train.npy, y_train.npy, ..."""
+    test/CLASS/x.png, or listed in a metadata.csv; an .npz with x_train, y_train, x_test, y_test; or a folder with
+    x_train.npy, y_train.npy, ..."""
     target: str | None = placement(None)
     """Your own, "package.module:callable" returning a torch Dataset of (image, label), a pair (x, y) of arrays or
     tensors, or a dict of either for train, validation and test."""
     kwargs: dict[str, Any] = placement({})
     """Keyword arguments of the target."""
+    files: dict[str, str | list[str]] = placement({})
+    """Which rows are of which split, where names do not tell: for train, validation and test a file, folder or glob in
+    `path`, or several; of an .npz or .npy files the array of images and that of labels; of a target the key of its
+    dict. What is not named is left out."""
+    config: str | None = placement(None)
+    """The configuration that is read, where `path` has several, each in a folder or named in its README.md."""
     image_column: str | None = None
-    """Column of the images; None: found from the schema."""
+    """Column of the images, or of their files' names in a metadata.csv; None: found from the schema."""
     label_column: str | None = None
     """Column of the labels; None: found from the schema."""
     val_fraction: float = Field(0.15, gt=0, lt=1)
@@ -60,7 +67,24 @@ class Data(Section):
             raise ValueError("data.mean and data.std: give one number, or three (red, green, blue)")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError("data.std: must be above 0")
+        if self.files and self.name is not None:
+            raise ValueError("data.files: says what is in data.path or data.target; give one of them")
+        if self.config is not None and self.path is None:
+            raise ValueError("data.config: is one of those in data.path; give data.path")
         return self
+
+    @field_validator("files")
+    @classmethod
+    def _splits_that_there_are(cls, files: dict[str, str | list[str]]) -> dict[str, str | list[str]]:
+        if unknown := [key for key in files if key not in ("train", "validation", "val", "test")]:
+            raise ValueError(f"{unknown[0]} is no split; name train, validation and test")
+        if files and "train" not in files:
+            raise ValueError("names no training rows; give train as well")
+        if "val" in files and "validation" in files:
+            raise ValueError("names the validation rows twice; give validation alone")
+        if empty := [key for key, value in files.items() if not value]:
+            raise ValueError(f"{empty[0]} names nothing; leave it out, or give a file")
+        return files
 
 
 class Classifier(Section):
@@ -77,6 +101,10 @@ class Classifier(Section):
     mean, standard deviation and interpolation are those of its configuration where `data` does not say otherwise."""
     kwargs: dict[str, Any] = Field({})
     """Keyword arguments of the classifier."""
+    output: int | str = added("auto", off="auto")
+    """Which part of what it returns is the logits. `auto`: the tensor, `.logits` of an object, "logits" of a dict.
+    Where that is a tuple, a list or (B, k, K), also in training mode alone: `first`, `mean` (of all), a number from 0;
+    a name: the part of an object or a dict that has it."""
     weights: str | None = placement(None)
     """What a classifier has learnt: a state_dict, as .safetensors or saved by torch (.pt, .pth, .bin, .ckpt, .pth.tar;
     read with weights_only), or a folder of transformers, timm or torch.distributed.checkpoint; the base is then not
@@ -87,6 +115,11 @@ class Classifier(Section):
     classes: int | None = added(None, off=None, ge=2)
     """Outputs of the classifier, at least as many as the data has classes; further ones are called by their numbers.
     None: as many."""
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether it gets weights that it did not learn here."""
+        return self.weights is not None or self.hub is not None
 
     @property
     def is_trained(self) -> bool:
@@ -123,6 +156,9 @@ class Base(Section):
     """Decoupled weight decay."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the target spread evenly over all classes."""
+    class_weights: Literal["none", "balanced"] | tuple[Annotated[float, Field(gt=0)], ...] = added("none", off="none")
+    """Weight of each class in the loss of the base, its cycles and whole trainings beside it: `none`, all alike;
+    `balanced`, the less frequent among training rows the more, N / (K N_k); or a number for each class, in order."""
     ema: float = Field(0.0, ge=0, lt=1)
     """Decay of the exponential moving average of weights and batch-norm statistics, which is what is then validated and
     saved; 0: the last ones are."""

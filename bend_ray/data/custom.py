@@ -12,13 +12,14 @@ from bend_ray import seeds
 from bend_ray.config import Data
 from bend_ray.config.target import imported
 from bend_ray.data.arrays import paired
-from bend_ray.data.images import SPLITS, Resize, SpillBuffer, Split, Splits, as_images, drawn
+from bend_ray.data.images import Resize, SpillBuffer, Split, Splits, as_images, drawn
+from bend_ray.data.split_names import LONG, UNCLEAR, choose, split_of
 from bend_ray.errors import BendError, DataError
 
 EXPECTED = "expected a torch Dataset of (image, label), a pair (x, y) of arrays, or a dict of such by split"
 
 
-def load_custom(data: Data, seed: int) -> tuple[Splits, tuple[str, ...]]:
+def load_custom(data: Data, seed: int, notes: list[str]) -> tuple[Splits, tuple[str, ...]]:
     """Splits and class names (empty where it has none) of what ``data.target`` returns:
 
     a map-style torch Dataset of (image, label), images of Pillow's, arrays or tensors, class names in ``classes``;
@@ -36,15 +37,39 @@ def load_custom(data: Data, seed: int) -> tuple[Splits, tuple[str, ...]]:
         except Exception as error:
             raise DataError(f"{where}: fails with {data.kwargs or 'no arguments'} ({error})") from error
         given = returned if isinstance(returned, Mapping) else {"train": returned}
-        if unknown := [key for key in given if key not in SPLITS]:
-            raise DataError(f"{where}: gave a split {unknown[0]!r}; expected train, validation, test")
-        if "train" not in [SPLITS[key] for key in given]:
-            raise DataError(f"{where}: gave no training split, but {', '.join(given) or 'an empty dict'}")
-        splits = {SPLITS[key]: _split(rows, f"{where}: {SPLITS[key]}", data) for key, rows in given.items()}
-    names = {SPLITS[key]: classes for key, rows in given.items() if (classes := _names(rows))}
+        keys = _keys(data.files, list(given), where, notes)
+        splits = {split: _split(given[key], f"{where}: {split}", data) for split, key in keys.items()}
+    names = {split: classes for split, key in keys.items() if (classes := _names(given[key]))}
     if len(set(names.values())) > 1:
         raise DataError(f"{where}: its splits name other classes: {names}; a label must mean the same in all")
     return splits, next(iter(names.values()), ())
+
+
+def _keys(files: Mapping[str, str | list[str]], keys: list[Any], where: str, notes: list[str]) -> dict[str, Any]:
+    """The key of each split, as `data.files` says or as they are called."""
+    if files:
+        named = {split_of(split) or "": key for split, key in files.items()}
+        if gone := [key for key in named.values() if isinstance(key, list) or key not in keys]:
+            raise DataError(
+                f"data.files: {gone[0]!r} is no split that {where} gave; it gave {', '.join(map(str, keys))}"
+            )
+        if rest := [str(key) for key in keys if key not in named.values()]:
+            notes.append(f"left out: {', '.join(rest)}, which data.files does not name")
+        return named
+    named = {}
+    for key in keys:
+        split = split_of(str(key))
+        if split is None or split == UNCLEAR:
+            raise DataError(f"{where}: gave a split {key!r}; expected train, validation, test; else {choose()}")
+        if named.setdefault(split, key) != key:
+            raise DataError(
+                f"{where}: gave {key!r}, which may be the {LONG[split]} split as {named[split]!r} may be; {choose()}"
+            )
+    if "train" not in named:
+        raise DataError(
+            f"{where}: gave no training split, but {', '.join(map(str, keys)) or 'an empty dict'}; {choose()}"
+        )
+    return named
 
 
 def _names(rows: Any) -> tuple[str, ...]:

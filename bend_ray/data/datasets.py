@@ -16,7 +16,7 @@ from bend_ray.errors import DataError
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits, the names of the classes, and how pixels become inputs."""
+    """Three splits, the names of the classes, how pixels become inputs, and what a user should be told of all."""
 
     name: str
     class_names: tuple[str, ...]
@@ -24,6 +24,7 @@ class Dataset:
     val: Split
     test: Split
     preprocess: Preprocess
+    notes: tuple[str, ...] = ()
 
     @property
     def classes(self) -> int:
@@ -74,7 +75,7 @@ def load_dataset(data: Data, seed: int, classes: int | None = None) -> Dataset:
 
     Raises DataError, which names file and row, for data that cannot be used.
     """
-    name, where, splits, names = load_source(data, seed)
+    name, where, splits, names, notes = load_source(data, seed)
     splits = _alike(splits, data)
     names = _check(where, splits, names, classes)
     if "test" not in splits:  # before the limits: which rows are for testing must not depend on how many train
@@ -91,7 +92,8 @@ def load_dataset(data: Data, seed: int, classes: int | None = None) -> Dataset:
         raise DataError(
             f"{where}: the training rows are of one class only; a classifier needs two (see data.train_limit)"
         )
-    return Dataset(name, names, splits["train"], splits["val"], splits["test"], _preprocess(data, splits["train"]))
+    fit = _preprocess(data, splits["train"])
+    return Dataset(name, names, splits["train"], splits["val"], splits["test"], fit, tuple(notes))
 
 
 def _alike(splits: Splits, data: Data) -> Splits:

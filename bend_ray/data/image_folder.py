@@ -1,59 +1,74 @@
-"""Folders of image files: one folder for each class, under folders of splits where there are any."""
+"""Folders of image files, their classes given by folders or by a metadata file beside them."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import PurePosixPath
 
 import torch
+from PIL import Image
 
-from bend_ray.data.images import SPLITS, Resize, SpillBuffer, Split, Splits, decoded
+from bend_ray.data.image_layout import by_folder
+from bend_ray.data.images import Resize, SpillBuffer, Split, Splits, decoded
+from bend_ray.data.listing import Listing
+from bend_ray.data.metadata import by_metadata
 from bend_ray.data.sources import Loaded, Place
 from bend_ray.errors import DataError
 from bend_ray.store.folders import Folder
 
+NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+"""Formats of which Pillow knows the name alone, or which it hands to another program."""
+BY_CONTENT = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""Formats that a file without a suffix is tried for, by its first bytes."""
+
+
+def takes(listing: Listing, names: Sequence[str]) -> list[str]:
+    """Those that Pillow opens, by their endings, or by their first bytes where they have none."""
+    extensions = Image.registered_extensions()
+    endings = {ending for ending, form in extensions.items() if form in {*Image.OPEN, "MPO"} - NO_PICTURES}
+
+    def is_one(name: str) -> bool:
+        ending = PurePosixPath(name).suffix.lower()
+        return ending in endings if ending else _looks_like_one(listing, name)
+
+    return [name for name in names if is_one(name)]
+
+
+def _looks_like_one(listing: Listing, name: str) -> bool:
+    beginning = listing.read(name, 16)
+    accepts = [accept for form in BY_CONTENT if form in Image.OPEN and (accept := Image.OPEN[form][1])]
+    return len(beginning) == 16 and any(accept(beginning) for accept in accepts)
+
 
 def read_images(place: Place) -> Loaded:
-    """Splits and class names of a folder of image files: CLASS/x.png, or train/CLASS/x.png, test/CLASS/x.png and so on;
-    folders within a class's are opened.
+    """Splits and class names of a folder of image files, which lie in a folder for each class, under folders of splits
+    where there are any (`by_folder`), or are listed with their labels (`by_metadata`).
 
     Classes are those of the training images, in the alphabet's order. Raises DataError, which names the file.
     """
-    where, names = place.where, place.inside(place.files)
-    full = {str(parent) for name in names for parent in PurePosixPath(name).parents}
-    if empty := [folder for folder in place.inside(place.folders) if folder not in full]:
-        raise DataError(f"{where}/{empty[0]}: a folder without an image; put some there, or take it away")
-    files = _by_split(names, where)
-    classes = sorted({kind for kind, _ in files["train"]})
-    folder, splits = Folder(place.path), Splits()
-    for split, members in files.items():
-        buffer = SpillBuffer(place.data.in_memory, resize=Resize.of(place.data))
-        for kind, name in members:
+    if place.beside:
+        members, labels_by_split, classes = by_metadata(place)
+        by_class = False
+    else:
+        by_kind = by_folder(place)
+        classes, by_class = tuple(sorted({kind for kind, _ in by_kind["train"]})), True
+        for kind, name in (one for rows in by_kind.values() for one in rows):
             if kind not in classes:
-                raise DataError(f"{where}/{name}: there is no training image of its class, {kind}")
-        data = folder.each(partial(_read, folder), [name for _, name in members])
-        for (_, name), encoded in zip(members, data, strict=True):
-            buffer.add(decoded(encoded, f"{where}/{name}"), f"{where}/{name}")
-        labels = torch.tensor([classes.index(kind) for kind, _ in members])
-        splits[split] = Split(buffer.tensor(), labels, by_class=True)
-    return splits, tuple(classes)
+                raise DataError(f"{place.where}/{name}: there is no training image of its class, {kind}")
+        members = {split: [name for _, name in rows] for split, rows in by_kind.items()}
+        labels_by_split = {split: [classes.index(kind) for kind, _ in rows] for split, rows in by_kind.items()}
+    splits: Splits = {}
+    for split, names in members.items():
+        labels = torch.tensor(labels_by_split[split])
+        sorted_by_class = by_class or bool((labels.diff() >= 0).all())
+        splits[split] = Split(_images(place, names), labels, by_class=sorted_by_class)
+    return splits, classes
 
 
-def _by_split(names: list[str], where: str) -> dict[str, list[tuple[str, str]]]:
-    """The files of each split with their classes, sorted by class and name."""
-    paths = [PurePosixPath(name).parts for name in names]
-    # A class may well be called train; its images then lie one folder higher.
-    divided = any(SPLITS.get(parts[0]) == "train" and len(parts) > 2 for parts in paths)
-    files: dict[str, list[tuple[str, str]]] = {}
-    for name, parts in zip(names, paths, strict=True):
-        split, *inner = parts if divided else ("train", *parts)
-        if len(inner) < 2:
-            expected = f"{split}/CLASS" if divided else "CLASS"
-            raise DataError(f"{where}/{name}: is in no folder of a class; expected {expected}/{parts[-1]}")
-        if split not in SPLITS:
-            raise DataError(
-                f"{where}/{split}: stands beside training images; name it test or validation, or take it away"
-            )
-        files.setdefault(SPLITS[split], []).append((inner[0], name))
-    return {split: sorted(members) for split, members in files.items()}
+def _images(place: Place, names: list[str]) -> torch.Tensor:
+    folder, buffer = Folder(place.path), SpillBuffer(place.data.in_memory, resize=Resize.of(place.data))
+    for name, encoded in zip(names, folder.each(partial(_read, folder), names), strict=True):
+        buffer.add(decoded(encoded, f"{place.where}/{name}"), f"{place.where}/{name}")
+    return buffer.tensor()
 
 
 def _read(folder: Folder, name: str) -> bytes:

@@ -19,8 +19,6 @@ PIECE = 4096
 MAX_PIXELS = 89_478_485
 """Of an image in a file, as Pillow's own limit against decompression bombs."""
 BILINEAR = "bilinear"
-SPLITS = {"train": "train", "training": "train", "test": "test", "validation": "val", "valid": "val", "val": "val"}
-"""What splits are called in data, and here."""
 
 
 @dataclass(frozen=True)

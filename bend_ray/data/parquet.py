@@ -1,8 +1,6 @@
 """Parquet in the Hugging Face Hub's layout: encoded images in a struct column, features described in the schema."""
 
 import json
-import re
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -10,8 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from bend_ray.data.images import SPLITS, Resize, SpillBuffer, Split, Splits, decoded
+from bend_ray.data.file_splits import divided
+from bend_ray.data.images import Resize, SpillBuffer, Split, Splits, decoded
 from bend_ray.data.sources import Loaded, Place
+from bend_ray.data.split_names import WORDS, missing_shard
 from bend_ray.errors import BendError, DataError, shown
 from bend_ray.store.folders import patiently
 
@@ -61,28 +61,25 @@ def read_parquet(place: Place) -> Loaded:
 
 
 def _by_split(place: Place) -> dict[str, list[str]]:
-    """The files of each split; one file, or files of no known name, are training rows."""
-    by_split: dict[str, list[str]] = {}
-    for file in place.files:
-        split = _split_of(file, place.root) if file != place.root else "train"
-        by_split.setdefault(split, []).append(file)
-    if "train" not in by_split:
-        raise DataError(f"{place.where}: has files of {', '.join(sorted(by_split))} and none of a training split")
-    return by_split
-
-
-def _split_of(file: str, root: str) -> str:
-    """By the file's name (train-00000-of-00001.parquet) or a folder's; the last one that says something wins."""
-    words = [re.split(r"[-_.]", part)[0] for part in PurePosixPath(file[len(root) :]).parts]
-    splits = [SPLITS[word] for word in words if word in SPLITS]
-    return splits[-1] if splits else "train"
+    """The files of each split, as the file system calls them; a single file that `data.path` names is training rows."""
+    if place.files == ("",):
+        by_split = {"train": [""]}
+    elif place.splits:
+        by_split = {split: [name for name in place.files if place.splits[name] == split] for split in WORDS}
+        if gone := missing_shard(place.files):
+            place.note(gone)
+    else:
+        by_split = divided(place.listing, place.files, place.data.config)
+    return {split: [place.listing.full(name) for name in members] for split, members in by_split.items() if members}
 
 
 def _stream(place: Place, file: str) -> Any:
     """The file, open: a local one as it lies there, a remote one read whole."""
     if "://" not in place.path:
-        return place.system.open_input_file(file)
-    return pa.BufferReader(patiently(shown(place.path), lambda: place.system.open_input_file(file).read_buffer()))
+        return place.listing.system.open_input_file(file)
+    return pa.BufferReader(
+        patiently(shown(place.path), lambda: place.listing.system.open_input_file(file).read_buffer())
+    )
 
 
 def _columns(schema: pa.Schema, file: str, image: str | None, label: str | None) -> tuple[str, str, tuple[str, ...]]:

@@ -1,9 +1,7 @@
 """Where data comes from: what kind of thing `data` names, and who reads it."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,26 +10,58 @@ from bend_ray.config import Data
 from bend_ray.config.choices import FORMATS
 from bend_ray.config.target import imported
 from bend_ray.data.images import Split, Splits
+from bend_ray.data.listing import Listing, chosen, left_out, listed
 from bend_ray.errors import BendError, DataError, shown, why
-from bend_ray.store.folders import patiently
 
 Loaded = tuple[Splits, tuple[str, ...]]
 """Splits and class names, empty where the data has none."""
 
 
-def load_source(data: Data, seed: int) -> tuple[str, str, Splits, tuple[str, ...]]:
-    """What the data is called, where it stands for errors, its splits, and its class names (empty where it has none).
+@dataclass(frozen=True)
+class Place:
+    """What a format's reader is given: `data.path`, and what lies there."""
+
+    data: Data
+    listing: Listing
+    """Of a file whose own name tells the format, without any file."""
+    files: tuple[str, ...] = ()
+    """Names of the format's files, sorted."""
+    beside: tuple[str, ...] = ()
+    """Names of the files that the format has beside them."""
+    splits: dict[str, str] = field(default_factory=dict)
+    """The split of each file that `data.files` names; empty where the key is not given."""
+
+    @property
+    def path(self) -> str:
+        return self.listing.path
+
+    @property
+    def where(self) -> str:
+        """For errors."""
+        return self.listing.where
+
+    def note(self, words: str) -> None:
+        """A line for the user: what was understood, and what is left out."""
+        self.listing.notes.append(words)
+
+
+def load_source(data: Data, seed: int) -> tuple[str, str, Splits, tuple[str, ...], list[str]]:
+    """What the data is called, where it stands for errors, its splits, its class names (empty where it has none), and
+    what a user should be told of how it was read.
 
     Raises DataError for data that cannot be read.
     """
+    notes: list[str] = []
     if data.name is not None:
-        return data.name, f"data.name: {data.name}", *_digits()
+        return data.name, f"data.name: {data.name}", *_digits(), notes
     if data.target is not None:
         from bend_ray.data.custom import load_custom
 
-        return data.target.rpartition(":")[2], f"data.target: {data.target}", *load_custom(data, seed)
+        loaded = load_custom(data, seed, notes)
+        return data.target.rpartition(":")[2], f"data.target: {data.target}", *loaded, notes
     assert data.path is not None
-    return Path(shown(data.path)).stem, f"data.path: {shown(data.path)}", *_load_path(data, data.path)
+    loaded = _load_path(data, data.path, notes)
+    return Path(shown(data.path)).stem, f"data.path: {shown(data.path)}", *loaded, notes
 
 
 def _digits() -> Loaded:
@@ -42,50 +72,48 @@ def _digits() -> Loaded:
     return {"train": Split(images, torch.from_numpy(digits.target.astype(np.int64)))}, tuple("0123456789")
 
 
-@dataclass(frozen=True)
-class Place:
-    """What a format's reader is given: `data.path`, and what lies there."""
-
-    data: Data
-    path: str
-    system: Any = None
-    """pyarrow's file system, which the names below are in; None for a file that its own name tells the format of."""
-    root: str = ""
-    files: tuple[str, ...] = ()
-    """Those of the format, sorted; hidden ones are not among them."""
-    folders: tuple[str, ...] = ()
-
-    @property
-    def where(self) -> str:
-        """For errors."""
-        return f"data.path: {shown(self.path)}"
-
-    def inside(self, places: Iterable[str]) -> list[str]:
-        """Names from the root on."""
-        return [str(PurePosixPath(place).relative_to(self.root)) for place in places]
-
-
-def _load_path(data: Data, path: str) -> Loaded:
-    """By what lies there: the first of `FORMATS` that fits; a file of no other format is taken for Parquet."""
+def _load_path(data: Data, path: str, notes: list[str]) -> Loaded:
+    """A file whose name tells the format is read by itself; else what lies there tells it."""
     name = shown(path).lower()
     for kind, one in FORMATS.items():
         if name.endswith(one.file):
-            return _read(kind, Place(data, path))
-    system, root, files, folders = _listed(path)
-    place = Place(data, path, system, root, tuple(files), tuple(folders))
-    if files == [root]:
-        return _read("parquet", place)
-    names = [name.lower() for name in place.inside(files)]
-    for kind, one in FORMATS.items():
-        mine = [
-            file
-            for file, name in zip(files, names, strict=True)
-            if name.endswith(one.folder) and (one.deep or "/" not in name)
-        ]
-        if mine:
-            return _read(kind, replace(place, files=tuple(mine)))
+            if data.config:
+                raise DataError(f"data.config: {data.config!r} is for Parquet files, and {name} is read as {kind}")
+            notes.append(f"read as {kind}: its name ends so")
+            return _read(kind, Place(data, Listing(path, None, "", notes=notes)))
+    listing = listed(path, notes)
+    if listing.files == ("",) and (key := "files" if data.files else "config" if data.config else None):
+        raise DataError(f"data.{key}: says what is in a folder, and {listing.where} is a file; give the folder")
+    splits = chosen(data.files, listing.files, listing.where) if data.files else {}
+    names = tuple(name for name in listing.files if not splits or name in splits)
+    kind, files, because = _format(listing, names)
+    beside = tuple(name for name in names if PurePosixPath(name).name.lower() in FORMATS[kind].beside)
+    if data.config and kind != "parquet":
+        raise DataError(f"data.config: {data.config!r} is for Parquet files, and {listing.where} is read as {kind}")
+    notes.append(f"read as {kind}: {because}")
+    if rest := sorted(set(listing.files) - {*files, *beside}):
+        notes.append(left_out(rest))
+    return _read(kind, Place(data, listing, files, beside, splits))
+
+
+def _format(listing: Listing, names: tuple[str, ...]) -> tuple[str, tuple[str, ...], str]:
+    """The first of `FORMATS` that finds files of its own, these files, and why; a file of no other format is taken for
+    Parquet. Raises DataError where there is none."""
+    if names == ("",):
+        return "parquet", names, "it is a file of no other format"
+    others = {name for one in FORMATS.values() for name in one.beside}
+    main = [name for name in names if PurePosixPath(name).name.lower() not in others]
+    for candidates in (main, list(names)):
+        for kind, one in FORMATS.items():
+            if one.takes:
+                files = tuple(imported(one.takes, "data.path", DataError)(listing, candidates))
+            else:
+                files = tuple(name for name in candidates if one.folder and name.lower().endswith(one.folder))
+            if files:
+                return kind, files, f"{len(files)} of {len(listing.files)} files"
+    hint = next((f"; name {name} itself in data.path" for name in names if name.lower().endswith(".npz")), "")
     raise DataError(
-        f"data.path: {shown(path)}: no such file, or a folder without .parquet files, folders of images, or x_train.npy"
+        f"{listing.where}: no such file, or a folder without .parquet files, folders of images, or x_train.npy{hint}"
     )
 
 
@@ -97,28 +125,3 @@ def _read(kind: str, place: Place) -> Loaded:
     except (OSError, ValueError) as error:
         raise DataError(f"{place.where}: cannot be read as {kind} ({why(error)})") from error
     return splits, class_names
-
-
-def _listed(path: str) -> tuple[Any, str, list[str], list[str]]:
-    """pyarrow's file system, the path in it, and the files and folders there, sorted, but for hidden ones; of a file
-    itself alone."""
-    import pyarrow as pa
-    from pyarrow import fs
-
-    try:
-        system, root = fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path.rstrip("/"))
-        info = _ask(path, lambda: system.get_file_info(root))
-        if info.type != fs.FileType.Directory:
-            return system, root, [root] if info.type == fs.FileType.File else [], []
-        infos = _ask(path, lambda: system.get_file_info(fs.FileSelector(root, recursive=True)))
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"data.path: {shown(path)}: cannot be opened ({why(error)})") from None
-    seen = [i for i in infos if not any(part.startswith(".") for part in PurePosixPath(i.path[len(root) :]).parts)]
-    files, folders = (
-        sorted(i.path for i in seen if i.type == kind) for kind in (fs.FileType.File, fs.FileType.Directory)
-    )
-    return system, root, files, folders
-
-
-def _ask(path: str, question: Any) -> Any:
-    return patiently(shown(path), question) if "://" in path else question()

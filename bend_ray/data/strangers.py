@@ -35,7 +35,7 @@ def load_strangers(strangers: Sequence[Data], dataset: Dataset, seed: int) -> di
     sets: dict[str, Tensor] = {}
     for number, data in enumerate(strangers):
         try:
-            name, _, splits, _ = load_source(data, seed)
+            name, _, splits, _, _ = load_source(data, seed)
         except DataError as error:
             raise DataError(f"evaluate.strangers[{number}]: {error}") from None
         split = head_rows(splits["test"] if "test" in splits else splits["train"], data.test_limit, data.in_memory)

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from bend_ray.config import choices
 from bend_ray.config.choices import AGGREGATIONS, Aggregation
@@ -74,13 +73,18 @@ def abend(logits_MBK: Tensor) -> Tensor:
 
 def votes(logits_MBK: Tensor) -> Tensor:
     """``vote_BK``, float64: the share of members whose largest logit is at each class (the lower index where equal)."""
-    M, _, K = logits_MBK.shape
-    return F.one_hot(logits_MBK.argmax(-1), K).sum(0).double() / M
+    return counted_votes(logits_MBK.argmax(-1), logits_MBK.shape[-1]).double() / len(logits_MBK)
+
+
+def counted_votes(label_MB: Tensor, K: int) -> Tensor:
+    """``count_BK``, int64: how many members vote for each class."""
+    count_BK = torch.zeros(label_MB.shape[1], K, dtype=torch.int64, device=label_MB.device)
+    return count_BK.scatter_add_(1, label_MB.T, torch.ones_like(label_MB.T))
 
 
 def sbend_label(logits_MBK: Tensor) -> Tensor:
     """``label_B`` of most votes, with the tie rule above."""
-    return _most_votes(votes(logits_MBK), abend(logits_MBK))
+    return most_voted(votes(logits_MBK), abend(logits_MBK))
 
 
 def abend_label(logits_MBK: Tensor) -> Tensor:
@@ -95,7 +99,7 @@ def most_probable(mean_BK: Tensor, vote_BK: Tensor) -> tuple[Tensor, Tensor]:
 
 def most_votes(mean_BK: Tensor, vote_BK: Tensor) -> tuple[Tensor, Tensor]:
     """sBEND, of vote shares: most votes win, with the tie rule above."""
-    return _most_votes(vote_BK, mean_BK), vote_BK
+    return most_voted(vote_BK, mean_BK), vote_BK
 
 
 def aggregation(strategy: Strategy) -> Aggregation:
@@ -148,7 +152,7 @@ class Tally:
             self._plain_BK = self._plain_BK + logits_MBK.double().softmax(-1).sum(0)
         label_MB = logits_MBK.argmax(-1)
         self._label_mB.append(label_MB.to(torch.int32))
-        self._count_BK = self._count_BK + F.one_hot(label_MB, logits_MBK.shape[-1]).sum(0)
+        self._count_BK = self._count_BK + counted_votes(label_MB, logits_MBK.shape[-1])
         self._entropy_B = self._entropy_B + torch.special.entr(prob_MBK).sum((0, -1))
         for strategy, of_members in self._means.items():
             self._sum_BK[strategy] = self._sum_BK[strategy] + of_members(logits_MBK).sum(0)
@@ -209,6 +213,7 @@ class Tally:
         return kept
 
 
-def _most_votes(vote_BK: Tensor, mean_BK: Tensor) -> Tensor:
+def most_voted(vote_BK: Tensor, mean_BK: Tensor) -> Tensor:
+    """``label_B`` of most votes, or of the largest counts of votes, with the tie rule above."""
     tied_BK = vote_BK == vote_BK.amax(-1, keepdim=True)  # counts, or counts over one M: equal means equal
     return mean_BK.masked_fill(~tied_BK, -1.0).argmax(-1)  # argmax: the first of equals

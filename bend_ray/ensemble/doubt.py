@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bend_ray import seeds
 from bend_ray.ensemble.laplace import features, last_linear
+from bend_ray.ensemble.spill import Logits
 from bend_ray.ensemble.temperature import lowest_loss
 from bend_ray.errors import ArtifactError, ModelError
 from bend_ray.models.subset import Subset
@@ -106,7 +107,7 @@ def inverse_root(moment_FF: Tensor) -> Tensor:
     return root_FF
 
 
-def largest_scale(logits_of: Callable[[float], Tensor], label_B: Tensor) -> float:
+def largest_scale(logits_of: Callable[[float], Logits], label_B: Tensor) -> float:
     """The largest of `SCALES` at which the NLL of the mean of ``logits_of(scale)``, (M, B, K), is at most `TOLERANCE`
     times that at 0, each at its own temperature; 0 where there is none."""
     highest = TOLERANCE * lowest_loss(logits_of(0.0), label_B)

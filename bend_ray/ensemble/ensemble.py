@@ -1,7 +1,7 @@
 """The ensemble: one frozen classifier, M sets of the subset's parameters, and one answer."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from bend_ray.ensemble import early, plan, select
 from bend_ray.ensemble import temperature as temperatures
 from bend_ray.ensemble.aggregate import Prediction, Strategy, Tally
 from bend_ray.ensemble.distance import Distance
+from bend_ray.ensemble.spill import Spill, rows_at_once
 from bend_ray.ensemble.temperature import Temperature
 from bend_ray.errors import ArtifactError, ConfigError
 from bend_ray.models import base as bases
@@ -33,6 +34,8 @@ DEFAULTS = Settings()
 MEMBERS = "members.safetensors"
 ROWS = 512
 """Validation rows that are run at once."""
+AT_ONCE = 256
+"""Images that are answered at once."""
 
 
 @dataclass(frozen=True)
@@ -109,14 +112,15 @@ class Ensemble:
         if how not in ("best", "greedy"):
             raise ConfigError(f"how: {how!r} is unknown; use best (single members) or greedy (as an ensemble)")
         choose = select.best if how == "best" else select.greedy
-        chosen = choose(self.temperature.of_members(self._logits(images)), label_B.to(self.theta_MD.device), k)
+        logits_MBK = Spill(self.temperature.of_members(part_MbK) for part_MbK in self._logits(images))
+        chosen = choose(logits_MBK, label_B.cpu(), k)
         return replace(self, theta_MD=self.theta_MD[chosen], trunk=self.trunk.pick(chosen), _plans={})
 
     def temperature_scale(self, images: Tensor, label_B: Tensor) -> "Ensemble":
         """The ensemble with a temperature fitted on validation rows, or none where they do not determine one: see
         `temperature.fit`."""
         seed = int(self.manifest.config.get("seed", 0))
-        return replace(self, temperature=temperatures.fit(self._logits(images), label_B, seed))
+        return replace(self, temperature=temperatures.fit(Spill(self._logits(images)), label_B, seed))
 
     calibrate = temperature_scale
     """Its name in 0.1."""
@@ -126,8 +130,9 @@ class Ensemble:
         """The name of `spec` in 0.1."""
         return self.spec
 
-    def _logits(self, images: Tensor) -> Tensor:
-        return torch.cat([self.logits(part) for part in images.split(ROWS)], dim=1)
+    def _logits(self, images: Tensor) -> Iterator[Tensor]:
+        rows = rows_at_once(self.members, len(self.spec.class_names), ROWS)
+        return (self.logits(part) for part in images.split(rows))
 
     def planned(self, x: Tensor) -> Trunk:
         """The trunk with the plan for inputs like x (B, C, H, W)."""
@@ -156,10 +161,14 @@ class Ensemble:
     def predict(
         self, images: Tensor, strategy: Strategy = "abend", stop_early: bool = False, error: float = 0.0
     ) -> Prediction:
-        """The ensemble's answer for uint8 images (B, C, H, W); see `aggregate`. Members are counted chunk by chunk.
+        """The ensemble's answer for uint8 images (B, C, H, W); see `aggregate`. `AT_ONCE` images are run at once, and
+        members are counted chunk by chunk: of many images, memory holds little but the answer.
 
         ``stop_early``: rows whose label is decided run through no further members, ``error`` as in `early.predict`.
         """
+        return Prediction.joined([self._predict(part, strategy, stop_early, error) for part in images.split(AT_ONCE)])
+
+    def _predict(self, images: Tensor, strategy: Strategy, stop_early: bool, error: float) -> Prediction:
         if stop_early:
             x = self._inputs(images)
             return early.predict(self.planned(x), self.theta_MD, x, strategy, error, self.temperature, self.distance)

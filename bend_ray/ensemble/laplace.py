@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from bend_ray import seeds
 from bend_ray.ensemble import metrics, temperature
 from bend_ray.ensemble.aggregate import abend
-from bend_ray.models.classifiers import logits
+from bend_ray.ensemble.spill import Logits, Spill, parts_of, pieces
+from bend_ray.models.output import logits
 
 SAMPLES = 64
 """Heads that are drawn."""
@@ -34,13 +35,17 @@ class Laplace:
     g_K: Tensor
     V_KK: Tensor
 
-    def logits(self, phi_BP: Tensor, prior: float, seed: int) -> Tensor:
-        """``logits_SBK`` (float32) of `SAMPLES` heads for features with a 1."""
+    def heads(self, prior: float, seed: int) -> Tensor:
+        """``w_SKP``: `SAMPLES` heads."""
         K, P = self.w_KP.shape
         noise_SKP = torch.randn(SAMPLES, K, P, generator=seeds.generator_for(seed, "laplace")).double()
         noise_SKP = noise_SKP / (self.g_K[:, None] * self.a_P + prior).sqrt()
-        drawn_SKP = self.w_KP + self.V_KK @ noise_SKP @ self.U_PP.T
-        return torch.einsum("bp,skp->sbk", phi_BP, drawn_SKP).float()
+        return self.w_KP + self.V_KK @ noise_SKP @ self.U_PP.T
+
+
+def logits_of(w_SKP: Tensor, phi_BP: Tensor) -> Tensor:
+    """``logits_SBK`` (float32) of heads for features with a 1."""
+    return torch.einsum("bp,skp->sbk", phi_BP, w_SKP).float()
 
 
 def last_linear(module: nn.Module, x: Tensor) -> nn.Linear | None:
@@ -91,12 +96,24 @@ def fit(layer: nn.Linear, phi: Iterable[Tensor]) -> Laplace:
     return Laplace(w_KP, a_P.clamp_min(0), U_PP, g_K.clamp_min(0), V_KK)
 
 
-def chosen_prior(posterior: Laplace, phi_BP: Tensor, label_B: Tensor, seed: int) -> float:
+def note(prior: float) -> str:
+    """What was chosen and how, for people."""
+    end = ", the largest: hardly any noise" if prior == PRIORS[-1] else ""
+    return (
+        f"prior precision {prior:g}{end}, of {PRIORS[0]:g} to {PRIORS[-1]:g} tried on validation rows; Kronecker"
+        f" factors; mean of the softmax of {SAMPLES} heads"
+    )
+
+
+def chosen_prior(posterior: Laplace, phi_1BP: Logits, label_B: Tensor, seed: int) -> float:
     """The one of `PRIORS` of lowest NLL on validation rows, each at its own temperature; where equal the lowest."""
 
     def loss(prior: float) -> float:
-        log_BK = abend(posterior.logits(phi_BP, prior, seed)).clamp_min(metrics.FLOOR).log()
-        fitted = temperature.fit(log_BK[None], label_B, seed)
-        return metrics.nll(fitted.apply(log_BK[None]), label_B).mean().item()
+        w_SKP = posterior.heads(prior, seed)
+        parts = (abend(logits_of(w_SKP, phi_1bP[0])) for phi_1bP in parts_of(phi_1BP))
+        log_1BK = Spill(prob_bK.clamp_min(metrics.FLOOR).log()[None] for prob_bK in parts)
+        fitted = temperature.fit(log_1BK, label_B, seed)
+        nll = [metrics.nll(fitted.apply(part_1bK), label_b) for part_1bK, label_b in pieces(log_1BK, label_B)]
+        return torch.cat(nll).mean().item()
 
     return min(PRIORS, key=loss)

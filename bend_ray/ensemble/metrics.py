@@ -1,12 +1,15 @@
 """How good an ensemble is, and how different its members are. Labels are int64 (B,); numbers come back as floats."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from bend_ray import seeds
+from bend_ray.ensemble.spill import Logits, parts_of
 from bend_ray.errors import DataError, ModelError
 from bend_ray.progress import counted
 
@@ -15,23 +18,51 @@ FLOOR = 1e-12
 """Probabilities are not let below this in a logarithm."""
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What one kind of answer says of B rows, reduced to what is measured: so much smaller than ``prob_BK``."""
+
+    predicted_B: Tensor
+    confidence_B: Tensor
+    """Probability of the prediction."""
+    nll_B: Tensor
+    brier_B: Tensor
+    entropy_B: Tensor
+
+    @staticmethod
+    def of(prob_BK: Tensor, label_B: Tensor, predicted_B: Tensor | None = None) -> "Answers":
+        """``predicted_B``: the predictions to count, with the confidence in them, where ties are broken otherwise."""
+        predicted_B = prob_BK.argmax(-1) if predicted_B is None else predicted_B
+        return Answers(
+            predicted_B=predicted_B,
+            confidence_B=prob_BK.gather(-1, predicted_B[:, None])[:, 0],
+            nll_B=nll(prob_BK, label_B),
+            brier_B=(prob_BK.double() - F.one_hot(label_B, prob_BK.shape[1])).square().sum(-1),
+            entropy_B=torch.special.entr(prob_BK).sum(-1),
+        )
+
+    @staticmethod
+    def joined(parts: Sequence["Answers"]) -> "Answers":
+        """Of the rows of all ``parts``, one after the other."""
+        return Answers(**{name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])})
+
+    def scores(self, label_B: Tensor) -> dict[str, float]:
+        """accuracy, nll (nats), ece (15 bins, L1; Guo et al. 2017) and brier (sum over classes)."""
+        from torchmetrics.functional.classification import binary_calibration_error  # three seconds to import
+
+        right_B = self.predicted_B == label_B
+        ece = binary_calibration_error(self.confidence_B.float(), right_B.long(), n_bins=ECE_BINS, norm="l1")
+        return {
+            "accuracy": right_B.double().mean().item(),
+            "nll": self.nll_B.mean().item(),
+            "ece": ece.item(),
+            "brier": self.brier_B.mean().item(),
+        }
+
+
 def scores(prob_BK: Tensor, label_B: Tensor, predicted_B: Tensor | None = None) -> dict[str, float]:
-    """accuracy, nll (nats), ece (15 bins, L1; Guo et al. 2017) and brier (sum over classes) of ``prob_BK``.
-
-    ``predicted_B``: the predictions to count, with the confidence in them, where ties are broken otherwise.
-    """
-    from torchmetrics.functional.classification import binary_calibration_error  # three seconds to import
-
-    predicted_B = prob_BK.argmax(-1) if predicted_B is None else predicted_B
-    right_B = predicted_B == label_B
-    confidence_B = prob_BK.float().gather(-1, predicted_B[:, None])[:, 0]
-    ece = binary_calibration_error(confidence_B, right_B.long(), n_bins=ECE_BINS, norm="l1")
-    return {
-        "accuracy": right_B.double().mean().item(),
-        "nll": nll(prob_BK, label_B).mean().item(),
-        "ece": ece.item(),
-        "brier": (prob_BK.double() - F.one_hot(label_B, prob_BK.shape[1])).square().sum(-1).mean().item(),
-    }
+    """See `Answers.scores` and `Answers.of`."""
+    return Answers.of(prob_BK, label_B, predicted_B).scores(label_B)
 
 
 def nll(prob_BK: Tensor, label_B: Tensor) -> Tensor:
@@ -46,10 +77,16 @@ def smoothed_votes(vote_BK: Tensor, M: int) -> Tensor:
 
 def member_scores(logits_MBK: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
     """accuracy_M and nll_M (nats), float64, of each member alone."""
+    right_MB, nll_MB = of_members(logits_MBK, label_B)
+    return right_MB.double().mean(1), nll_MB.mean(1)
+
+
+def of_members(logits_MBK: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each member for each row: whether it is right (right_MB), and its NLL (nll_MB, nats, float64)."""
     right_MB = logits_MBK.argmax(-1) == label_B
     log_prob_MBK = logits_MBK.double().log_softmax(-1)
     picked_MB = log_prob_MBK.gather(-1, label_B.expand(len(logits_MBK), -1)[..., None])[..., 0]
-    return right_MB.double().mean(1), -picked_MB.clamp_min(math.log(FLOOR)).mean(1)
+    return right_MB, -picked_MB.clamp_min(math.log(FLOOR))
 
 
 def diversity(predicted_MB: Tensor, label_B: Tensor) -> dict[str, float]:
@@ -101,12 +138,13 @@ def check_logits(logits_MBK: Tensor, before: int = 0) -> None:
         raise ModelError(f"member {before + member}: logits of {rows} are not finite; leave it out")
 
 
-def checked_labels(logits_MBK: Tensor, label_B: Tensor) -> Tensor:
+def checked_labels(logits_MBK: Logits, label_B: Tensor) -> Tensor:
     """The labels as int64, whichever whole numbers they came as.
 
     Raises DataError where they do not fit, ModelError as `check_logits`.
     """
-    check_logits(logits_MBK)
+    for part_MbK in parts_of(logits_MBK):
+        check_logits(part_MbK)
     _, B, K = logits_MBK.shape
     if label_B.shape != (B,) or B == 0:
         raise DataError(f"labels of shape {tuple(label_B.shape)} for {B} rows of logits; give one label a row")

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from bend_ray.ensemble import metrics
+from bend_ray.ensemble.spill import Logits, parts_of, pieces
 from bend_ray.errors import ConfigError
 
 
-def best(logits_MBK: Tensor, label_B: Tensor, k: int) -> list[int]:
+def best(logits_MBK: Logits, label_B: Tensor, k: int) -> list[int]:
     """The ``k`` members of lowest NLL, the best first (where equal, the lower number).
 
     Raises ConfigError where there are not so many, and as `true_probability`.
@@ -17,7 +18,7 @@ def best(logits_MBK: Tensor, label_B: Tensor, k: int) -> list[int]:
     return choose("best", true_probability(logits_MBK, label_B), k)
 
 
-def greedy(logits_MBK: Tensor, label_B: Tensor, k: int) -> list[int]:
+def greedy(logits_MBK: Logits, label_B: Tensor, k: int) -> list[int]:
     """``k`` members, in each round the one that lowers the ensemble's NLL most, some more than once.
 
     Ensemble selection with replacement (Caruana et al. 2004); where equal, the lower number. The NLL is of the mean
@@ -27,14 +28,17 @@ def greedy(logits_MBK: Tensor, label_B: Tensor, k: int) -> list[int]:
     return choose("greedy", true_probability(logits_MBK, label_B), k)
 
 
-def true_probability(logits_MBK: Tensor, label_B: Tensor) -> Tensor:
+def true_probability(logits_MBK: Logits, label_B: Tensor) -> Tensor:
     """``p_MB``, float64: what each member gives to the true class, which is all that `choose` needs to know.
 
     Raises DataError for labels that do not fit, ModelError for logits that are not finite.
     """
     label_B = metrics.checked_labels(logits_MBK, label_B)
-    true_MB1 = label_B.expand(len(logits_MBK), -1)[..., None]
-    return logits_MBK.double().log_softmax(-1).gather(-1, true_MB1)[..., 0].exp()
+    parts = [
+        part_MbK.double().log_softmax(-1).gather(-1, label_b.expand(len(part_MbK), -1)[..., None])[..., 0].exp()
+        for part_MbK, label_b in pieces(parts_of(logits_MBK), label_B)
+    ]
+    return torch.cat(parts, dim=1)
 
 
 def choose(how: Literal["best", "greedy"], p_MB: Tensor, k: int) -> list[int]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bend_ray import seeds
 from bend_ray.ensemble import metrics
+from bend_ray.ensemble.spill import VALUES, Logits, Spill, parts_of, pieces, split
 from bend_ray.errors import ArtifactError
 
 Place = Literal["pool", "members"]
@@ -30,8 +31,6 @@ FOLDS, DRAWS = 5, 500
 """Of cross-validation, and of the bootstrap for the interval of log T."""
 FEWEST = 100
 """Rows from which on a temperature is sought: of fewer, bootstrap intervals hold the truth too seldom."""
-VALUES = 2**23
-"""Logits that are worked on at once."""
 FEW = f"fewer than {FEWEST} validation rows determine none"
 AT_AN_END = f"validation rows determine none: the best is at an end of those tried, {1 / FARTHEST:g} to {FARTHEST:g}"
 NO_BETTER = "held-out validation rows are not predicted better with one"
@@ -95,7 +94,7 @@ def fixed(value: float) -> Temperature:
     return NONE if value == 1 else Temperature("pool", value, value, value)
 
 
-def fit(logits_MBK: Tensor, label_B: Tensor, seed: int = 0) -> Temperature:
+def fit(logits_MBK: Logits, label_B: Tensor, seed: int = 0) -> Temperature:
     """The temperature of lowest NLL: none, on the pool or inside the mean, whichever has the lowest NLL in 5-fold
     cross-validation.
 
@@ -105,16 +104,16 @@ def fit(logits_MBK: Tensor, label_B: Tensor, seed: int = 0) -> Temperature:
 
     Raises DataError for labels that do not fit, ModelError for logits that are not finite.
     """
-    label_B, logits_MBK = metrics.checked_labels(logits_MBK, label_B).cpu(), logits_MBK.cpu()
+    label_B = metrics.checked_labels(logits_MBK, label_B).cpu()
+    logits_MBK = logits_MBK.cpu() if isinstance(logits_MBK, Tensor) else logits_MBK
     M, B, _ = logits_MBK.shape
     if B < FEWEST:
         return UNDETERMINED
-    places: dict[Place, Tensor] = {"pool": _pooled(logits_MBK)}
+    places: dict[Place, Logits] = {"pool": _pooled(logits_MBK)}
     held_out: dict[str, float] = {"none": losses(places["pool"], label_B, 0.0).mean().item()}
     if M > 1:  # of one member both are the same
         places["members"] = logits_MBK
     fold_B = torch.randperm(B, generator=seeds.generator_for(seed, "temperature", "folds")) % FOLDS
-    counts_DB = _resampled(B, seed)
     fitted: dict[str, Temperature] = {}
     for place, logits in places.items():
         grid = _grid()
@@ -124,7 +123,7 @@ def fit(logits_MBK: Tensor, label_B: Tensor, seed: int = 0) -> Temperature:
             loss_GB = _on(grid, logits, label_B)
         held_out[place] = _held_out(logits, label_B, loss_GB, fold_B, grid)
         log_t = _lowest_near(logits, label_B, loss_GB.mean(1), grid)
-        low, high = _lowest(counts_DB @ loss_GB.T / B, grid).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
+        low, high = _lowest(_resampled(loss_GB, seed), grid).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
         low, high = min(low, log_t), max(high, log_t)
         ends = wider and (low < grid[1] or high > grid[-2])
         why = AT_AN_END if ends else ""
@@ -135,47 +134,55 @@ def fit(logits_MBK: Tensor, label_B: Tensor, seed: int = 0) -> Temperature:
     return Temperature("none", 1.0, best.low, best.high, why) if why else best
 
 
-def lowest_loss(logits_MBK: Tensor, label_B: Tensor) -> float:
+def lowest_loss(logits_MBK: Logits, label_B: Tensor) -> float:
     """The mean NLL of the pool at the T where it is lowest: what is left when being too sure, or not sure enough, is
     no matter."""
     log_1BK, grid = _pooled(logits_MBK), _grid()
-    loss_G = torch.stack([losses(log_1BK, label_B, log_t).mean() for log_t in grid.tolist()])
+    loss_G = torch.stack([loss_B.mean() for loss_B in _on(grid, log_1BK, label_B)])
     return losses(log_1BK, label_B, _lowest_near(log_1BK, label_B, loss_G, grid)).mean().item()
 
 
-def losses(logits_MBK: Tensor, label_B: Tensor, log_t: float) -> Tensor:
+def losses(logits_MBK: Logits, label_B: Tensor, log_t: float) -> Tensor:
     """NLL of each row (float64) of ``mean_m softmax(logits_m / T)``; of a pool's logarithm as the only member's logits
     that of the pool with T."""
-    M, _, K = logits_MBK.shape
-    rows, t = max(1, VALUES // (M * K)), math.exp(log_t)
-    log_B = [
-        (part_MbK.double() / t).log_softmax(-1).gather(-1, label_b.expand(M, -1)[..., None])[..., 0].logsumexp(0)
-        for part_MbK, label_b in zip(logits_MBK.split(rows, dim=1), label_B.split(rows), strict=True)
-    ]
-    return -(torch.cat(log_B) - math.log(M)).clamp_min(math.log(metrics.FLOOR))
+    return torch.cat([_losses(part_MbK, label_b, log_t) for part_MbK, label_b in pieces(parts_of(logits_MBK), label_B)])
 
 
-def _pooled(logits_MBK: Tensor) -> Tensor:
+def _losses(logits_MBK: Tensor, label_B: Tensor, log_t: float) -> Tensor:
+    log_MBK = (logits_MBK.double() / math.exp(log_t)).log_softmax(-1)
+    log_B = log_MBK.gather(-1, label_B.expand(len(log_MBK), -1)[..., None])[..., 0].logsumexp(0)
+    return -(log_B - math.log(len(log_MBK))).clamp_min(math.log(metrics.FLOOR))
+
+
+def _pooled(logits_MBK: Logits) -> Spill:
     """``log_1BK``: the logarithm of the mean probability, as the logits of one member."""
-    M, _, K = logits_MBK.shape
-    parts = logits_MBK.split(max(1, VALUES // (M * K)), dim=1)
-    return torch.cat([part_MbK.double().log_softmax(-1).logsumexp(0) for part_MbK in parts])[None] - math.log(M)
+    M, parts = logits_MBK.shape[0], split(parts_of(logits_MBK))
+    return Spill(part_MbK.double().log_softmax(-1).logsumexp(0)[None] - math.log(M) for part_MbK in parts)
 
 
 def _grid(widest: float = WIDEST, points: int = GRID) -> Tensor:
     return torch.linspace(-math.log(widest), math.log(widest), points, dtype=torch.float64)
 
 
-def _on(grid: Tensor, logits_MBK: Tensor, label_B: Tensor) -> Tensor:
+def _on(grid: Tensor, logits_MBK: Logits, label_B: Tensor) -> Tensor:
     """``loss_GB`` at each temperature of ``grid``."""
-    return torch.stack([losses(logits_MBK, label_B, log_t) for log_t in grid.tolist()])
+    parts = [
+        torch.stack([_losses(part_MbK, label_b, log_t) for log_t in grid.tolist()])
+        for part_MbK, label_b in pieces(parts_of(logits_MBK), label_B)
+    ]
+    return torch.cat(parts, dim=1)
 
 
-def _resampled(B: int, seed: int) -> Tensor:
-    """``counts_DB``, float64: how often each row is drawn, with replacement, in each draw."""
-    index_DB = torch.randint(B, (DRAWS, B), generator=seeds.generator_for(seed, "temperature", "bootstrap"))
-    counts_DB = torch.zeros(DRAWS, B, dtype=torch.float64)
-    return counts_DB.scatter_add_(1, index_DB, torch.ones_like(counts_DB))
+def _resampled(loss_GB: Tensor, seed: int) -> Tensor:
+    """``loss_DG``: means over rows that are drawn with replacement, as many as there are, in each draw."""
+    B, stream = loss_GB.shape[1], seeds.generator_for(seed, "temperature", "bootstrap")
+    losses_DG = []
+    for draws in torch.arange(DRAWS).split(max(1, VALUES // 8 // B)):
+        index_DB = torch.randint(B, (len(draws), B), generator=stream)
+        counts_DB = torch.zeros(index_DB.shape, dtype=torch.float64)
+        counts_DB.scatter_add_(1, index_DB, torch.ones_like(counts_DB))
+        losses_DG.append(counts_DB @ loss_GB.T / B)
+    return torch.cat(losses_DG)
 
 
 def _lowest(loss_XG: Tensor, grid: Tensor) -> Tensor:
@@ -188,7 +195,7 @@ def _lowest(loss_XG: Tensor, grid: Tensor) -> Tensor:
     return grid[at_X] + torch.where(at_X == middle_X, shift_X, 0.0) * (grid[1] - grid[0])
 
 
-def _lowest_near(logits_MBK: Tensor, label_B: Tensor, loss_G: Tensor, grid: Tensor) -> float:
+def _lowest_near(logits_MBK: Logits, label_B: Tensor, loss_G: Tensor, grid: Tensor) -> float:
     """log T of the lowest NLL, sought between the neighbours of the lowest one on the grid."""
     from scipy.optimize import minimize_scalar
 
@@ -202,11 +209,13 @@ def _lowest_near(logits_MBK: Tensor, label_B: Tensor, loss_G: Tensor, grid: Tens
     return float(lowest.x)
 
 
-def _held_out(logits_MBK: Tensor, label_B: Tensor, loss_GB: Tensor, fold_B: Tensor, grid: Tensor) -> float:
+def _held_out(logits_MBK: Logits, label_B: Tensor, loss_GB: Tensor, fold_B: Tensor, grid: Tensor) -> float:
     """Mean NLL of all rows, each with the temperature of the other folds."""
     log_t_F = _lowest(torch.stack([loss_GB[:, fold_B != fold].mean(1) for fold in range(FOLDS)]), grid)
-    parts = [
-        losses(logits_MBK[:, fold_B == fold], label_B[fold_B == fold], log_t).sum()
-        for fold, log_t in enumerate(log_t_F.tolist())
-    ]
-    return (torch.stack(parts).sum() / len(label_B)).item()
+    of_fold: list[list[Tensor]] = [[] for _ in range(FOLDS)]
+    folds = torch.stack([label_B, fold_B], dim=1)
+    for part_MbK, label_fold_b2 in pieces(parts_of(logits_MBK), folds):
+        for fold, log_t in enumerate(log_t_F.tolist()):
+            inside_b = label_fold_b2[:, 1] == fold
+            of_fold[fold].append(_losses(part_MbK[:, inside_b], label_fold_b2[inside_b, 0], log_t))
+    return (torch.stack([torch.cat(parts).sum() for parts in of_fold]).sum() / len(label_B)).item()

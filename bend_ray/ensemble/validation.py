@@ -9,6 +9,7 @@ from torch import Tensor
 from bend_ray.data.datasets import Dataset
 from bend_ray.ensemble import metrics, select
 from bend_ray.ensemble.ensemble import ROWS
+from bend_ray.ensemble.spill import Spill, rows_at_once
 from bend_ray.ensemble.temperature import Temperature, fit
 from bend_ray.models.trunks import Trunk
 
@@ -26,8 +27,7 @@ class Validation:
 
     def temperature(self, theta_MD: Tensor, seed: int) -> Temperature:
         """See `temperature.fit`."""
-        logits_MBK = torch.cat([logits_MBK for logits_MBK, _ in self._batches(theta_MD)], dim=1)
-        return fit(logits_MBK, self.dataset.val.labels, seed)
+        return fit(self.logits(theta_MD), self.dataset.val.labels, seed)
 
     def disagreement(self, theta_MD: Tensor) -> float:
         """See `metrics.diversity`."""
@@ -39,12 +39,12 @@ class Validation:
         batches = [select.true_probability(logits_MBK, label_B) for logits_MBK, label_B in self._batches(theta_MD)]
         return torch.cat(batches, dim=1).float()
 
-    def logits(self, theta_MD: Tensor) -> Tensor:
-        """``logits_MBK`` (on the CPU) of all validation rows."""
-        return torch.cat([logits_MBK for logits_MBK, _ in self._batches(theta_MD)], dim=1)
+    def logits(self, theta_MD: Tensor) -> Spill:
+        """``logits_MBK`` of all validation rows."""
+        return Spill(logits_MBK for logits_MBK, _ in self._batches(theta_MD))
 
     def _batches(self, theta_MD: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """(logits_MBK, label_B), on the CPU."""
-        val = self.dataset.val
-        for images, label_B in zip(val.images.split(ROWS), val.labels.split(ROWS), strict=True):
+        val, rows = self.dataset.val, rows_at_once(len(theta_MD), self.dataset.classes, ROWS)
+        for images, label_B in zip(val.images.split(rows), val.labels.split(rows), strict=True):
             yield self.trunk.logits(theta_MD, self.dataset.preprocess(images.to(theta_MD.device))).cpu(), label_B

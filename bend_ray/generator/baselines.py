@@ -77,6 +77,23 @@ def baselines(
     return {name: partial(imported(BASELINES[name].make, "evaluate.baselines", ConfigError), seen) for name in names}
 
 
+def of_trunks(
+    names: Sequence[str],
+    theta_SD: Tensor,
+    trunk_S: Tensor,
+    trunk_TD: Sequence[Tensor],
+    generator: Generator,
+    evaluate: Evaluate,
+) -> dict[str, Sampler]:
+    """The baselines ``names``, on each trunk over its own snapshots."""
+    return on_trunks(
+        [
+            baselines(names, theta_SD[trunk_S == trunk], theta_D, generator, evaluate, trunk)
+            for trunk, theta_D in enumerate(trunk_TD)
+        ]
+    )
+
+
 def on_trunks(of_trunks: Sequence[dict[str, Sampler]]) -> dict[str, Sampler]:
     """Baselines of several trunks, each over its own snapshots, as one: member i is number i // T of trunk i modulo T.
 

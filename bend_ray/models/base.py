@@ -10,7 +10,7 @@ from bend_ray.config import Classifier, Config
 from bend_ray.data.datasets import Dataset
 from bend_ray.data.preprocess import Preprocess
 from bend_ray.errors import ArtifactError
-from bend_ray.models import classifiers, hub
+from bend_ray.models import classifiers, faithful, hub
 from bend_ray.store.folders import Folder
 from bend_ray.store.kinds import numbered
 from bend_ray.store.tensors import read_tensors, write_tensors
@@ -34,10 +34,10 @@ class ModelSpec:
     def of(classifier: Classifier, dataset: Dataset) -> "ModelSpec":
         return ModelSpec(hub.without_folder(classifier), dataset.class_names, dataset.preprocess)
 
-    def build(self, seed: int = 0) -> nn.Module:
-        """The classifier with its initial parameters, in eval mode."""
+    def build(self, seed: int = 0, filled: bool = False) -> nn.Module:
+        """The classifier with its initial parameters, in eval mode; ``filled``: see `classifiers.build`."""
         size = self.preprocess.image_size
-        module = classifiers.build(self.classifier, len(self.class_names), self.preprocess.channels, size, seed)
+        module = classifiers.build(self.classifier, len(self.class_names), self.preprocess.channels, size, seed, filled)
         return module.eval()
 
     def to_json(self) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def load(folder: Folder, spec: ModelSpec, device: torch.device | str = "cpu", fi
 
     Raises ArtifactError as `read_into`.
     """
-    module = spec.build().requires_grad_(False).to(device)
+    module = spec.build(filled=True).requires_grad_(False).to(device)
     read_into(module, folder, file)
     return module
 
@@ -120,7 +120,7 @@ def load_trunks(run: Folder, config: Config, spec: ModelSpec, device: torch.devi
 
 @torch.no_grad()
 def read_into(module: nn.Module, folder: Folder, file: str = FILE) -> None:
-    """Give ``module`` the parameters and buffers of a file in ``folder``.
+    """Give ``module`` the parameters and buffers of a file in ``folder``, and put it in eval mode.
 
     Raises ArtifactError where the file's names or shapes are not the classifier's.
     """
@@ -132,3 +132,4 @@ def read_into(module: nn.Module, folder: Folder, file: str = FILE) -> None:
         )
     for name, tensor in state.items():
         tensor.copy_(tensors[name])
+    faithful.settle(module)

@@ -1,9 +1,9 @@
 """What classifies: a built-in network, or any callable that returns an nn.Module."""
 
-import contextlib
 import inspect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from bend_ray.config import Classifier
 from bend_ray.config.choices import CLASSIFIERS
 from bend_ray.config.target import imported
 from bend_ray.errors import ModelError
+from bend_ray.models import copies, output, subject
 
 
 class ConvBlock(nn.Module):
@@ -81,16 +82,52 @@ def _positive(**values: Any) -> None:
             raise ValueError(f"{name} must be a whole number above 0, not {value!r}")
 
 
-def build(classifier: Classifier, classes: int, channels: int, image_size: int, seed: int) -> nn.Module:
-    """The classifier, initialised from ``seed``, checked on two blank images.
+def build(
+    classifier: Classifier, classes: int, channels: int, image_size: int, seed: int, filled: bool = False
+) -> nn.Module:
+    """The classifier, initialised from ``seed``. A copy of it is shown two blank images; itself only where it gets
+    shapes by that, or where it is next ``filled`` from a file: what a layer then notes of its first batch is past.
 
     Raises ModelError, naming the key, where it cannot be made or does not give (B, classes) logits.
     """
+    given = {"classes": classes, "channels": channels, "image_size": image_size}
+    make, arguments = _call(classifier, given)
+    where = classifier.name or classifier.target
+
+    def made() -> nn.Module:
+        try:
+            module = make(**arguments)
+        except ModelError:
+            raise
+        except Exception as error:
+            key = "classifier.kwargs" if classifier.name else "classifier.target"
+            raise ModelError(f"{key}: {where} cannot be made with {arguments} ({error})") from error
+        _check_kind(module, str(where))
+        output.choose(module, classifier.output)
+        return module
+
+    see = partial(subject.on_blank, shape=(channels, image_size, image_size), classes=classes)
+    # Shown images under the seed as well: lazy layers are initialised by their first batch.
+    with seeds.seeded(seed, "init"):
+        module = made()
+        if filled:
+            see(module)
+            return module
+        with seeds.seeded(seed, "init"):  # a copy may be made anew, and draws as it is shown images
+            twin = copies.copied(module, made)
+            see(twin)
+        if copies.shapes(twin) != copies.shapes(module):
+            copies.first_images(module, see)
+    return module
+
+
+def _call(classifier: Classifier, given: dict[str, int]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """What makes the classifier, and the arguments that it is called with: those of ``given`` that it takes, and its
+    kwargs. Raises ModelError, naming the key."""
     target = CLASSIFIERS[classifier.name] if classifier.name else classifier.target or ""
     with seeds.seeded(0, "import"):  # apart from what follows, for the next process may have imported it before
         make = imported(target, "classifier.name" if classifier.name else "classifier.target", ModelError)
     where = classifier.name or classifier.target
-    given = {"classes": classes, "channels": channels, "image_size": image_size}
     try:
         signature = inspect.signature(make)
     except (TypeError, ValueError):  # some callables written in C have none
@@ -104,18 +141,7 @@ def build(classifier: Classifier, classes: int, channels: int, image_size: int, 
                 f"classifier.kwargs: {where} {signature} cannot be called with {', '.join(arguments) or 'nothing'}"
                 f" ({error})"
             ) from None
-    # Checked under the seed as well: lazy layers are initialised by their first batch.
-    with seeds.seeded(seed, "init"):
-        try:
-            module = make(**arguments)
-        except ModelError:
-            raise
-        except Exception as error:
-            key = "classifier.kwargs" if classifier.name else "classifier.target"
-            raise ModelError(f"{key}: {where} cannot be made with {arguments} ({error})") from error
-        _check_kind(module, str(where))
-        check(module, classes, channels, image_size)
-    return module
+    return make, arguments
 
 
 def _check_kind(module: Any, where: str) -> None:
@@ -137,51 +163,7 @@ def _check_kind(module: Any, where: str) -> None:
 def _has_modes(module: nn.Module) -> bool:
     """Whether it can be put in eval mode, all its parts with it; what torch.export gives back as a module cannot."""
     try:
-        with _in_eval_mode(module):
+        with subject.in_eval_mode(module):
             return True
     except NotImplementedError:
         return False
-
-
-@contextlib.contextmanager
-def _in_eval_mode(module: nn.Module) -> Iterator[None]:
-    """Modes are then as they were."""
-    modes = [(child, child.training) for child in module.modules()]
-    try:
-        module.eval()
-        yield
-    finally:
-        for child, training in modes:
-            child.training = training
-
-
-@torch.no_grad()
-def check(module: nn.Module, classes: int, channels: int, image_size: int) -> None:
-    """Run ``module`` in eval mode on two blank images; its modes are left as they were.
-
-    Raises ModelError unless it gives finite logits of shape (2, classes).
-    """
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    shape = (2, channels, image_size, image_size)
-    with _in_eval_mode(module):
-        try:
-            output = module(torch.zeros(shape, device=device))
-        except Exception as error:
-            raise ModelError(f"the classifier fails on images of shape {shape}: {error}") from error
-    logits_BK = logits(output)
-    if logits_BK.shape != (2, classes):
-        raise ModelError(
-            f"the classifier gives logits of shape {tuple(logits_BK.shape)} for 2 images; expected {(2, classes)}"
-        )
-    if not torch.isfinite(logits_BK).all():
-        raise ModelError("the classifier gives logits that are not finite for blank images")
-
-
-def logits(output: Any) -> Tensor:
-    """The logits in what a classifier returns: a tensor, or an object with ``.logits``. Raises ModelError else."""
-    logits_BK = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    if not isinstance(logits_BK, Tensor):
-        raise ModelError(
-            f"the classifier returns a {type(output).__name__}; expected a tensor or an object with .logits"
-        )
-    return logits_BK

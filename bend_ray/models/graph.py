@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from bend_ray import seeds
 from bend_ray.models import private
-from bend_ray.models.classifiers import logits
+from bend_ray.models.output import logits
 from bend_ray.models.subset import Subset
 
 

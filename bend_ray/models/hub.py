@@ -76,9 +76,10 @@ def without_folder(classifier: Classifier) -> Classifier:
     if "architecture" in config:
         arguments = {key: value for key, value in config.get("model_args", {}).items() if key not in OF_THE_DATA}
         kwargs = {"architecture": config["architecture"], "arguments": arguments | classifier.kwargs}
-        return Classifier(target=f"{zoo.__name__}:of_timm", kwargs=kwargs)
+        return Classifier(target=f"{zoo.__name__}:of_timm", kwargs=kwargs, output=classifier.output)
     if "model_type" in config:
-        return Classifier(target=f"{zoo.__name__}:of_transformers", kwargs={"config": config | classifier.kwargs})
+        kwargs = {"config": config | classifier.kwargs}
+        return Classifier(target=f"{zoo.__name__}:of_transformers", kwargs=kwargs, output=classifier.output)
     raise ModelError(
         f"classifier.hub: {classifier.hub}: its config.json is neither timm's (it has no architecture) nor"
         " transformers' (it has no model_type)"

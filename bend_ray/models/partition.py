@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from bend_ray.errors import ModelError
 from bend_ray.models import private
-from bend_ray.models.classifiers import logits
+from bend_ray.models.faithful import settle
 from bend_ray.models.graph import (
     Graph,
     aliases_of,
@@ -27,6 +27,7 @@ from bend_ray.models.graph import (
     observed_batch_norm,
     peak_bytes,
 )
+from bend_ray.models.output import logits
 from bend_ray.models.subset import BATCH_NORMS, Subset
 from bend_ray.models.trunk import Plan, SharedTrunk
 
@@ -39,7 +40,7 @@ def partition(
     A module that cannot be exported is run whole for every member, and one that fails in a reduced ``precision`` runs
     in float32, with one warning that says why.
     """
-    module.eval()
+    settle(module)
     private.silence_vmap_fallback()  # plans are for that
     try:
         graph = export(module, example_x)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bend_ray.config import Classifier
 from bend_ray.data.preprocess import Preprocess
 from bend_ray.errors import ModelError, shown
-from bend_ray.models import checkpoints, hub, zoo
+from bend_ray.models import checkpoints, faithful, hub, zoo
 from bend_ray.models import subset as subsets
 from bend_ray.models.checkpoints import Tensors
 
@@ -24,12 +24,15 @@ SHOWN = 4
 def bring(module: nn.Module, classifier: Classifier, fit: Preprocess) -> list[str]:
     """Give ``module`` what the user's ``classifier`` has learnt elsewhere, as `load_weights`; nothing where it has
     not. ``fit`` says what images it is for."""
+    notes: list[str] = []
     if classifier.weights is not None:
-        return load_weights(module, classifier.weights, bool(classifier.body_only))
-    if classifier.hub is not None:
+        notes = load_weights(module, classifier.weights, bool(classifier.body_only))
+    elif classifier.hub is not None:
         where, tensors = f"classifier.hub: {classifier.hub}", hub.tensors(classifier, fit)
-        return put(module, tensors, where, classifier.body_only is not False)
-    return []
+        notes = put(module, tensors, where, classifier.body_only is not False)
+    if classifier.is_filled:
+        faithful.settle(module)
+    return notes
 
 
 def load_weights(module: nn.Module, path: str, body_only: bool = False) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from bend_ray.data.datasets import Dataset
-from bend_ray.report.metrics import Scored
+from bend_ray.report.scored import Scored
 
 SHOWN = 50
 """Classes up to which all are in the report's table and in its confusion matrix."""
@@ -27,9 +27,9 @@ def measure(scored: Mapping[str, Scored], dataset: Dataset) -> dict[str, Any]:
     ours, base, K = scored["generated"], scored.get("base_model"), dataset.classes
     label_B = dataset.test.labels
     answers = {
-        "abend": ours.prob_BK.argmax(1),
-        "sbend": ours.sbend_B,
-        "base": None if base is None else base.prob_BK.argmax(1),
+        "abend": ours.mean.predicted_B,
+        "sbend": ours.votes.predicted_B,
+        "base": None if base is None else base.mean.predicted_B,
     }
     rows = {name: getattr(dataset, name).labels.long().bincount(minlength=K).tolist() for name in ("train", *SPLITS)}
     accuracy = {name: _of_classes(predicted_B, label_B, K) for name, predicted_B in answers.items()}

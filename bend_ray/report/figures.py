@@ -4,14 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from bend_ray.ensemble.reliability import selective_accuracy
 from bend_ray.report import classes
-from bend_ray.report.metrics import Scored
+from bend_ray.report.scored import Scored
 from bend_ray.store.folders import Folder
 
 GENERATED, ORIGINALS, MUTED = "#0b6e99", "#d9730d", "#8a8a8a"
@@ -35,7 +34,7 @@ def draw(
     names = [row["name"] for row in metrics["per_class"]]
     if len(names) > classes.SHOWN:  # no name, and hardly a cell, could be read
         return save(folder, plots)
-    count_KK = classes.confusion(scored["generated"].prob_BK.argmax(1), label_B, len(names))
+    count_KK = classes.confusion(scored["generated"].mean.predicted_B, label_B, len(names))
     side = max(4.8, 1.5 + 0.17 * len(names))
     matrix = {"confusion.png": lambda axes: _confusion(axes, count_KK, names)}
     return save(folder, plots) + save(folder, matrix, (1.2 + side, side))
@@ -99,25 +98,22 @@ def _risk(axes: Axes, scored: dict[str, Scored], label_B: Tensor) -> None:
     shares = np.linspace(0.2, 1, 81)
     for name, (label, color) in (sets | {"deep_ensemble": ("deep ensemble", "#2b8a3e")}).items():
         if name in scored:
-            prob_BK = scored[name].tempered_BK
-            doubt_B, right_B = torch.special.entr(prob_BK).sum(1), prob_BK.argmax(1) == label_B
-            errors = [100 * (1 - selective_accuracy(doubt_B, right_B, share)) for share in shares]
+            answers = scored[name].tempered
+            right_B = answers.predicted_B == label_B
+            errors = [100 * (1 - selective_accuracy(answers.entropy_B, right_B, share)) for share in shares]
             axes.plot(100 * shares, errors, color=color, label=label, lw=1.4)
     axes.set(xlabel="coverage: surest rows by entropy (%)", ylabel="errors among them (%)", title="Risk and coverage")
     axes.legend(frameon=False, fontsize=8)
 
 
 def _reliability(axes: Axes, scored: dict[str, Scored], label_B: Tensor) -> None:
-    sets = {"aBEND": ("generated", "prob_BK", GENERATED), "sBEND": ("generated", "vote_BK", "#7a3e9d")}
+    ours = scored["generated"]
+    sets = {"aBEND": (ours.mean, GENERATED), "sBEND": (ours.votes, "#7a3e9d")}
     if "base_model" in scored:
-        sets["base model"] = ("base_model", "prob_BK", MUTED)
+        sets["base model"] = (scored["base_model"].mean, MUTED)
     axes.plot([0, 1], [0, 1], color="black", lw=0.8, ls=":", label="perfectly calibrated")
-    for label, (name, kind, color) in sets.items():
-        one = scored[name]
-        prob_BK: Tensor = getattr(one, kind)
-        predicted_B = one.sbend_B if kind == "vote_BK" else prob_BK.argmax(1)
-        confidence = prob_BK.gather(1, predicted_B[:, None])[:, 0].numpy()
-        right = (predicted_B == label_B).numpy()
+    for label, (answers, color) in sets.items():
+        confidence, right = answers.confidence_B.numpy(), (answers.predicted_B == label_B).numpy()
         bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
         filled = [b for b in range(BINS) if (bins == b).any()]
         x = [confidence[bins == b].mean() for b in filled]

@@ -3,19 +3,13 @@
 Every number is of the test split; wherever one is chosen among many ("best"), the validation split chooses.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bend_ray.config import BASELINES, Config
-from bend_ray.ensemble import aggregate, metrics, temperature
-from bend_ray.ensemble.temperature import Temperature
-from bend_ray.report import strangers
-from bend_ray.report.strangers import Aurocs
+from bend_ray.ensemble import metrics
+from bend_ray.report.scored import Scored
 from bend_ray.store.kinds import trunk_kind
 from bend_ray.training.rivals import RIVALS, TRUNKS
 
@@ -25,86 +19,10 @@ FITTED = ("vector_scaling", "laplace")
 """Sets that are fitted to the base, which is cheap enough to be done for every report."""
 
 
-@dataclass(frozen=True)
-class Scored:
-    """Predictions of M classifiers on the test rows, reduced to what the report needs."""
-
-    seconds: float
-    accuracy_M: Tensor
-    nll_M: Tensor
-    val_accuracy_M: Tensor
-    predicted_MB: Tensor
-    prob_BK: Tensor
-    vote_BK: Tensor
-    sbend_B: Tensor
-    temperature: Temperature
-    """Fitted on validation rows."""
-    tempered_BK: Tensor
-    """Mean probability with that temperature."""
-    val_tempered_BK: Tensor
-    """The same of the validation rows."""
-    val_vote_BK: Tensor
-    sizes: tuple[int, ...]
-    """Ensemble sizes of the two curves."""
-    abend_curve: tuple[float, ...]
-    sbend_curve: tuple[float, ...]
-    away: float | None = None
-    """Mean distance to the nearest snapshot that the generator saw, standardised; None for snapshots themselves and
-    whole trainings."""
-    note: str = ""
-    """What was chosen when it was made, for people."""
-    strangers: Aurocs = field(default_factory=dict)
-    """How well doubt tells strange images from test rows."""
-
-    @property
-    def members(self) -> int:
-        return len(self.accuracy_M)
-
-
-def score(
-    logits_MBK: Tensor,
-    label_B: Tensor,
-    val_logits_MBK: Tensor,
-    val_label_B: Tensor,
-    seconds: float,
-    seed: int = 0,
-    away: float | None = None,
-    note: str = "",
-    strange: Mapping[str, Tensor] = MappingProxyType({}),
-    distance: Sequence[Tensor] = (),
-) -> Scored:
-    """Reduce test and validation logits of M classifiers; ``seconds`` is what making the M cost. From ``seed`` follows
-    how their temperature is chosen. ``strange`` and ``distance``: see `strangers.measure`."""
-    fitted = temperature.fit(val_logits_MBK, val_label_B, seed)
-    accuracy_M, nll_M = metrics.member_scores(logits_MBK, label_B)
-    M = len(logits_MBK)
-    sizes = tuple(sorted({round(M ** (i / 23)) for i in range(24)}))
-    shares = [aggregate.abend(logits_MBK[:m]) for m in sizes]
-    return Scored(
-        seconds=seconds,
-        accuracy_M=accuracy_M,
-        nll_M=nll_M,
-        val_accuracy_M=metrics.member_scores(val_logits_MBK, val_label_B)[0],
-        predicted_MB=logits_MBK.argmax(-1).to(torch.int32),
-        prob_BK=shares[-1],
-        vote_BK=aggregate.votes(logits_MBK),
-        sbend_B=aggregate.sbend_label(logits_MBK),
-        temperature=fitted,
-        tempered_BK=fitted.apply(logits_MBK),
-        val_tempered_BK=fitted.apply(val_logits_MBK),
-        val_vote_BK=aggregate.votes(val_logits_MBK),
-        sizes=sizes,
-        abend_curve=tuple(_accuracy(share.argmax(-1), label_B) for share in shares),
-        sbend_curve=tuple(_accuracy(aggregate.sbend_label(logits_MBK[:m]), label_B) for m in sizes),
-        away=away,
-        note=note,
-        strangers=strangers.measure(logits_MBK, strange, fitted, distance),
-    )
-
-
 def assemble(
     config: Config,
     dataset: str,
+    classes: int,
     label_B: Tensor,
     scored: dict[str, Scored],
     novelty: dict[str, Any],
@@ -119,7 +37,7 @@ def assemble(
         "format": 2,
         "seed": config.seed,
         "dataset": dataset,
-        "classes": generated.prob_BK.shape[1],
+        "classes": classes,
         "test_size": len(label_B),
         "members": generated.members,
         "subset_size": D,
@@ -129,8 +47,7 @@ def assemble(
         "abend": aggregated["generated"]["abend"],
         "baselines": {name: _baseline(scored[name], aggregated[name]) if name in scored else None for name in compared},
         "versus": {
-            name: _versus(generated, scored[name], label_B, config.seed) if name in scored else None
-            for name in compared
+            name: _versus(generated, scored[name], config.seed) if name in scored else None for name in compared
         },
         "diversity": {
             name: metrics.diversity(scored[name].predicted_MB, label_B) if name in scored else None
@@ -166,10 +83,6 @@ def cost(config: Config, seconds: dict[str, float], rivals: list[float]) -> dict
     }
 
 
-def _accuracy(predicted_B: Tensor, label_B: Tensor) -> float:
-    return (predicted_B == label_B).double().mean().item()
-
-
 def _members(scored: Scored) -> dict[str, Any]:
     accuracy_M = scored.accuracy_M.double()
     return {
@@ -185,9 +98,7 @@ def _members(scored: Scored) -> dict[str, Any]:
 
 
 def _aggregated(scored: Scored, label_B: Tensor) -> dict[str, dict[str, float]]:
-    votes = metrics.scores(scored.vote_BK, label_B, scored.sbend_B)
-    votes["nll"] = metrics.scores(metrics.smoothed_votes(scored.vote_BK, scored.members), label_B)["nll"]
-    return {"abend": metrics.scores(scored.prob_BK, label_B), "sbend": votes}
+    return {"abend": scored.mean.scores(label_B), "sbend": scored.votes.scores(label_B)}
 
 
 def _baseline(scored: Scored, aggregated: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -199,9 +110,9 @@ def _baseline(scored: Scored, aggregated: dict[str, dict[str, float]]) -> dict[s
     }
 
 
-def _versus(ours: Scored, theirs: Scored, label_B: Tensor, seed: int) -> dict[str, float]:
+def _versus(ours: Scored, theirs: Scored, seed: int) -> dict[str, float]:
     """Their NLL minus our aBEND's, paired over test rows, with a 95 % bootstrap interval: above 0 we are better."""
-    difference_B = metrics.nll(theirs.prob_BK, label_B) - metrics.nll(ours.prob_BK, label_B)
+    difference_B = theirs.mean.nll_B - ours.mean.nll_B
     low, high = metrics.paired_bootstrap(difference_B, seed)
     return {"nll_gain": difference_B.mean().item(), "low": low, "high": high}
 

@@ -6,7 +6,6 @@ Every row gets its temperature from the same validation rows by the same rule. V
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from bend_ray.config import BASELINES, Config
@@ -15,7 +14,7 @@ from bend_ray.ensemble.reliability import ece_floor, error_auroc, selective_accu
 from bend_ray.ensemble.temperature import NONE
 from bend_ray.report import strangers
 from bend_ray.report.flops import Flops
-from bend_ray.report.metrics import Scored
+from bend_ray.report.scored import Scored
 
 COVERAGES = (80, 90)
 """Per cent of rows, the surest, whose accuracy is reported."""
@@ -82,8 +81,7 @@ class Rows:
 def measure(scored: dict[str, Scored], rows: Rows) -> dict[str, Any]:
     """The keys ``rivals``, ``strangers``, ``recommended`` and ``recommendation`` of `metrics.json`."""
     ours, built_in = scored["generated"], not rows.config.evaluate.strangers
-    ours_B = metrics.nll(ours.tempered_BK, rows.label_B)
-    measured = [_row(name, one, scored.get(one.source), rows, ours_B) for name, one in CONTENDERS.items()]
+    measured = [_row(name, one, scored.get(one.source), rows, ours.tempered.nll_B) for name, one in CONTENDERS.items()]
     for row in measured:
         contender = CONTENDERS[row["name"]]
         if (one := scored.get(contender.source)) is not None:
@@ -98,26 +96,17 @@ def _row(name: str, contender: Contender, scored: Scored | None, rows: Rows, our
     if scored is None:
         return dict.fromkeys(_keys()) | {"name": name}
     label_B, seed = rows.label_B, rows.config.seed
-    votes_BK = metrics.smoothed_votes(scored.vote_BK, scored.members)
-    plain_BK = scored.vote_BK if contender.votes else scored.prob_BK
-    answer_BK = scored.vote_BK if contender.votes else scored.tempered_BK
-    predicted_B = scored.sbend_B if contender.votes else plain_BK.argmax(-1)
-    answered_B = scored.sbend_B if contender.votes else answer_BK.argmax(-1)
-    plain, tempered = (
-        metrics.scores(prob_BK, label_B, chosen_B)
-        for prob_BK, chosen_B in ((plain_BK, predicted_B), (answer_BK, answered_B))
-    )
-    floor, floor_t = (
-        ece_floor(prob_BK.gather(1, chosen_B[:, None])[:, 0], seed)
-        for prob_BK, chosen_B in ((plain_BK, predicted_B), (answer_BK, answered_B))
-    )
-    doubt_B, right_B = torch.special.entr(answer_BK).sum(-1), answered_B == label_B
+    answers = scored.votes if contender.votes else scored.tempered
+    both = scored.votes if contender.votes else scored.mean, answers
+    plain, tempered = (one.scores(label_B) for one in both)
+    floor, floor_t = (ece_floor(one.confidence_B, seed) for one in both)
+    doubt_B, right_B = answers.entropy_B, answers.predicted_B == label_B
     facts = {
         "name": name,
         "cost_trainings": _trainings(contender, scored, rows),
         "answer_forwards": _forwards(contender, scored.members, rows.flops),
         "accuracy": plain["accuracy"],
-        "nll": metrics.nll(votes_BK, label_B).mean().item() if contender.votes else plain["nll"],
+        "nll": plain["nll"],
         "ece": plain["ece"],
         "ece_floor": floor[0],
         "ece_floor_95": floor[1],
@@ -130,7 +119,7 @@ def _row(name: str, contender: Contender, scored: Scored | None, rows: Rows, our
     with_t = {
         "accuracy_t": tempered["accuracy"],
         "nll_t": tempered["nll"],
-        "nll_t_gain": _gain(metrics.nll(answer_BK, label_B) - ours_B, seed),
+        "nll_t_gain": _gain(answers.nll_B - ours_B, seed),
         "ece_t": tempered["ece"],
         "ece_t_floor": floor_t[0],
         "ece_t_floor_95": floor_t[1],
@@ -189,7 +178,7 @@ def _recommend(measured: list[dict[str, Any]], scored: dict[str, Scored], rows: 
     """The cheapest answer whose NLL on validation rows, with T, is not above the lowest one beyond a 95 % interval of
     the paired difference. Chosen on validation rows: test rows that chose would speak too well of what they chose."""
     nll_of = {
-        row["name"]: metrics.nll(_val_answer(CONTENDERS[row["name"]], scored), rows.val_label_B)
+        row["name"]: _val_nll(CONTENDERS[row["name"]], scored)
         for row in measured
         if row["members"] and CONTENDERS[row["name"]].deployable
     }
@@ -204,6 +193,6 @@ def _recommend(measured: list[dict[str, Any]], scored: dict[str, Scored], rows: 
     return {"recommended": name, "recommendation": {"best": best, **more}}
 
 
-def _val_answer(contender: Contender, scored: dict[str, Scored]) -> Tensor:
+def _val_nll(contender: Contender, scored: dict[str, Scored]) -> Tensor:
     one = scored[contender.source]
-    return metrics.smoothed_votes(one.val_vote_BK, one.members) if contender.votes else one.val_tempered_BK
+    return one.val_votes_nll_B if contender.votes else one.val_tempered_nll_B

@@ -1,35 +1,29 @@
 """How well doubt tells strange images from test rows: AUROC by entropy, by mutual information and by distance."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from bend_ray.ensemble import aggregate
 from bend_ray.ensemble.reliability import error_auroc
+from bend_ray.ensemble.spill import split
 from bend_ray.ensemble.temperature import Temperature
 
-VALUES = 2**23
-"""Logits that are worked on at once."""
 MEASURES = {"entropy": "entropy", "mutual_information": "mutual information", "distance": "distance"}
 """Keys of ``auroc_strangers``, and what they are called."""
+Doubts = dict[str, Tensor]
+"""Doubt about each row, by its measure."""
 Aurocs = dict[str, dict[str, float | None]]
 """By set: ``rows``, and AUROCs by ``entropy``, ``vote_entropy``, ``mutual_information`` and ``distance``."""
 
 
-def measure(
-    logits_MBK: Tensor,
-    strange: Mapping[str, Tensor],
-    temperature: Temperature,
-    distance: Sequence[Tensor] = (),
-) -> Aurocs:
-    """AUROCs of the sets ``strange`` of logits (M, S, K) against test rows; ``distance``: those of test rows and of
+def measure(test: Doubts, strange: Mapping[str, Doubts], distance: Sequence[Tensor] = ()) -> Aurocs:
+    """AUROCs of doubt about the sets ``strange`` against that about test rows; ``distance``: those of test rows and of
     each set, where there are any."""
-    test = _doubts(logits_MBK, temperature) if strange else {}
     aurocs: Aurocs = {}
-    for number, (name, logits_MSK) in enumerate(strange.items(), 1):
-        doubts = _doubts(logits_MSK, temperature)
-        aurocs[name] = {key: _auroc(test[key], doubts[key]) for key in test} | {"rows": logits_MSK.shape[1]}
+    for number, (name, of_set) in enumerate(strange.items(), 1):
+        aurocs[name] = {key: _auroc(test[key], of_set[key]) for key in test} | {"rows": len(of_set["entropy"])}
         aurocs[name]["distance"] = _auroc(distance[0], distance[number]) if distance else None
     return aurocs
 
@@ -47,14 +41,17 @@ def of_row(aurocs: Aurocs, votes: bool, equal_members: bool, distance: bool) -> 
     }
 
 
-def _doubts(logits_MBK: Tensor, temperature: Temperature) -> dict[str, Tensor]:
-    """Doubt about each row, by its name."""
-    M, _, K = logits_MBK.shape
-    parts = [_of_part(part, temperature) for part in logits_MBK.split(max(1, VALUES // (M * K)), dim=1)]
-    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+def doubts(parts: Iterable[Tensor], temperature: Temperature) -> Doubts:
+    """Doubt about each row, by its name, from ``logits_MbK`` of some rows after others."""
+    return joined([_of_part(part_MbK, temperature) for part_MbK in split(parts)])
 
 
-def _of_part(logits_MBK: Tensor, temperature: Temperature) -> dict[str, Tensor]:
+def joined(parts: Sequence[Doubts]) -> Doubts:
+    """Of the rows of all ``parts``, one after the other; of none, none."""
+    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]} if parts else {}
+
+
+def _of_part(logits_MBK: Tensor, temperature: Temperature) -> Doubts:
     tally = aggregate.Tally(temperature=temperature)
     tally.add(logits_MBK)
     prediction = tally.prediction("abend")

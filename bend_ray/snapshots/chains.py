@@ -4,6 +4,7 @@ Several chains train at once where their tails run at once; see `features`.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,15 @@ from torch.nn import functional as F
 from bend_ray import seeds
 from bend_ray.config import Collect
 from bend_ray.data.datasets import Dataset
-from bend_ray.errors import TrainingError
+from bend_ray.errors import ModelError, TrainingError
+from bend_ray.models import faults
 from bend_ray.models.subset import Subset
 from bend_ray.run import Run
 from bend_ray.snapshots import fresh
 from bend_ray.snapshots.features import Tails
 from bend_ray.snapshots.snapshots import Fact
-from bend_ray.training.loop import batches
+from bend_ray.training import class_weights
+from bend_ray.training.loop import batches, batches_of
 
 VAL_ROWS = 1024
 """Validation rows at once."""
@@ -43,17 +46,14 @@ def run_chains(
 
     Only the subset is trained; everything else is frozen, batch norm in eval mode. A chain's rows and their order
     depend on ``(seed, chain)`` alone, its numbers on those of its group no further than float rounding.
-    Raises TrainingError where a loss or a parameter is not finite.
+    Raises TrainingError where a loss or a parameter is not finite, ModelError where the classifier's own code fails.
     """
     dataset, seed, subset = run.dataset, run.seed, tails.trunk.subset
     collect = with_rate(run.config.collect, subset)
     C, labels = len(chains), dataset.train.labels
     steps = steps_of(collect, len(labels))
     ends = [steps * (i + 1) // collect.snapshots_per_chain for i in range(collect.snapshots_per_chain)]
-    orders = [
-        batches(len(labels), collect.batch_size, seeds.generator_for(seed, "chain", chain), collect.bootstrap)
-        for chain in chains
-    ]
+    orders = [_order(labels, collect, seeds.generator_for(seed, "chain", chain)) for chain in chains]
     draws = seeds.generator_for(seed, "chain", chains[0], "augment")
     theta = {name: value.clone().requires_grad_() for name, value in subset.split(start_CD).items()}
     device, optimizer = start_CD.device, _optimizer(collect, theta)
@@ -63,14 +63,17 @@ def run_chains(
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = learning_rate(collect, step, ends)
             index_CB = torch.stack([next(order) for order in orders])
-            logits_CBK = tails.logits(theta, tails.train(index_CB, draws), by_chain=True)
-            y_CB = labels[index_CB].to(device)
-            smoothing, logits_RK = collect.label_smoothing, logits_CBK.flatten(0, 1)
-            loss_R = F.cross_entropy(logits_RK, y_CB.flatten(), label_smoothing=smoothing, reduction="none")
-            loss_C = loss_R.reshape(y_CB.shape).mean(1)
-            optimizer.zero_grad()
-            loss_C.sum().backward()
-            optimizer.step()
+            with faults.said(f"chain {chains[0]}, step {step}"):
+                logits_CBK = tails.logits(theta, tails.train(index_CB, draws), by_chain=True)
+                y_CB = labels[index_CB].to(device)
+                smoothing, logits_RK = collect.label_smoothing, logits_CBK.flatten(0, 1)
+                loss_R = F.cross_entropy(logits_RK, y_CB.flatten(), label_smoothing=smoothing, reduction="none")
+                loss_C = loss_R.reshape(y_CB.shape).mean(1)
+                if not loss_C.requires_grad:
+                    raise ModelError(f"collect.subset: no gradient reaches {', '.join(subset.names)}; choose others")
+                optimizer.zero_grad()
+                loss_C.sum().backward()
+                optimizer.step()
             if step + 1 in ends:
                 theta_CD = torch.cat([value.detach().flatten(1) for value in theta.values()], dim=1).cpu()
                 for chain, theta_D, loss in zip(chains, theta_CD, loss_C, strict=True):
@@ -87,6 +90,13 @@ def run_chains(
                 run.progress(C * (step + 1), C * steps)
     theta_CSD = torch.stack(thetas, dim=1)
     return [(theta_CSD[c], [of_all[c] for of_all in facts]) for c in range(C)]
+
+
+def _order(label_N: Tensor, collect: Collect, generator: torch.Generator) -> Iterator[Tensor]:
+    """Row numbers of one chain's batches, for ever."""
+    if collect.balanced:
+        return batches_of(class_weights.drawn_alike(label_N, generator), collect.batch_size, generator)
+    return batches(len(label_N), collect.batch_size, generator, collect.bootstrap)
 
 
 def steps_of(collect: Collect, rows: int) -> int:

@@ -56,8 +56,10 @@ class Tails:
         module: nn.Module,
         subset: Subset,
         run: Run,
+        cut: SharedTrunk | None = None,
     ) -> "Tails":
         """For ``module`` with the base's parameters, which are frozen here; ``run.progress`` counts rows of features.
+        ``cut``: its partition, where there is one already.
 
         Where training rows are changed at random, each step runs the whole classifier on new versions of them: kept
         ones would be few, or take as many times the memory.
@@ -68,7 +70,7 @@ class Tails:
         device = next(module.parameters()).device
         example_x = dataset.preprocess(dataset.train.images[:2].to(device))
         keep = collect.features != "none" and changes == OFF
-        shared_trunk = partition(module, subset, example_x) if keep else None
+        shared_trunk = (cut or partition(module, subset, example_x)) if keep else None
         if shared_trunk is None or not worth_it(shared_trunk, subset.take(module).to(device), example_x, collect):
             train, val = _images(dataset, dataset.train, device, changes), _images(dataset, dataset.val, device)
             return Tails(unpartitioned(module, subset), train, val, 1)

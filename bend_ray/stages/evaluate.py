@@ -19,8 +19,8 @@ from bend_ray.progress import Progress
 from bend_ray.report import classes, metrics, text
 from bend_ray.report import rivals as contenders
 from bend_ray.report.flops import Flops
-from bend_ray.report.metrics import Scored
 from bend_ray.report.rivals import Rows
+from bend_ray.report.scored import Scored
 from bend_ray.run import Run
 from bend_ray.store import artifacts, lineage
 from bend_ray.store.artifacts import Manifest
@@ -65,7 +65,7 @@ def _make(run: Run, inputs: dict[str, str]) -> Manifest:
     fitted = artifacts.described(run.folder / "generator", "generator").facts
     D, seen = Subset.from_json(fitted["subset"]).D, int(fitted["snapshots"])
     scored, novelty, points, flops = _score_all(run, names, seen)
-    measured = metrics.assemble(config, dataset.name, dataset.test.labels, scored, novelty, D, seen)
+    measured = metrics.assemble(config, dataset.name, dataset.classes, dataset.test.labels, scored, novelty, D, seen)
     train = dataset.rows_of_each(config.collect.unseen, run.seed)
     rows = Rows(config, dataset.test.labels, dataset.val.labels, train, flops)
     measured |= {"temperature": None, **contenders.measure(scored, rows), **classes.measure(scored, dataset)}

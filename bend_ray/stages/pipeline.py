@@ -2,26 +2,41 @@
 
 import contextlib
 import importlib
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import ray
+import torch
 from torch import nn
 
 from bend_ray.cluster import connection, lease, preflight, resources
 from bend_ray.config import Config, dump
 from bend_ray.ensemble import answer_cost
+from bend_ray.ensemble.ensemble import make_trunk
 from bend_ray.errors import ArtifactError, ConfigError
+from bend_ray.models import check, faithful, weights
 from bend_ray.models import subset as subsets
-from bend_ray.models import weights
-from bend_ray.models.subset import Subset
+from bend_ray.models.subject import MOST, ROWS, Subject
+from bend_ray.models.trunk import SharedTrunk
 from bend_ray.progress import say
 from bend_ray.run import Run
-from bend_ray.snapshots import fresh
+from bend_ray.snapshots import fresh, rehearsal
 from bend_ray.store import artifacts, lineage
 from bend_ray.store.folders import Folder
 from bend_ray.store.kinds import ARTIFACTS, STAGES, wanted
-from bend_ray.training import augment, trained
+from bend_ray.training import augment, class_weights, trained
+
+
+@dataclass(frozen=True)
+class Model:
+    """The classifier of a run, before it is trained."""
+
+    module: nn.Module
+    rule: str
+    """Of its subset."""
+    cut: SharedTrunk
+    """At the subset."""
 
 
 def execute(run: Run, stages: tuple[str, ...] = (), verbose: bool = False) -> None:
@@ -35,14 +50,16 @@ def execute(run: Run, stages: tuple[str, ...] = (), verbose: bool = False) -> No
         raise ConfigError("search.trials: is 0, so there is nothing to search; give 2 or more (20 is a start)")
     lineage.check_run(folder, config)
     run = run.but(loaded=run.dataset)
-    model = _classifier(run) if "collect" in stages else None
     todo = tuple(stage for stage in stages if not _is_done(stage, run))
+    model = _classifier(run, rehearse="collect" in todo) if "collect" in stages else None
     with contextlib.ExitStack() as held:
         if todo:
             held.enter_context(lease.held(folder))
             folder.sweep()
             connection.connect(verbose)
             preflight.check(config, folder, todo, _size(run, todo, model))
+            for note in run.dataset.notes:
+                say("data", note)
         resolved = dump(config).encode()
         if not folder.exists("config.yaml") or folder.read("config.yaml") != resolved:
             folder.write("config.yaml", resolved)
@@ -57,12 +74,12 @@ def execute(run: Run, stages: tuple[str, ...] = (), verbose: bool = False) -> No
                 _stage(stage).execute(tuned)
 
 
-def _size(run: Run, todo: tuple[str, ...], model: tuple[nn.Module, Subset] | None) -> int:
+def _size(run: Run, todo: tuple[str, ...], model: Model | None) -> int:
     """Bytes that the stages will write at most: the base, snapshots, members in blocks and together."""
     config, folder = run.config, run.folder
     made = artifacts.read_manifest(folder / "snapshots", "snapshots")
-    D = model[1].D if model else (made.facts["subset_size"] if made else 0)
-    base = sum(tensor.nbytes for tensor in model[0].state_dict().values()) if model else 0
+    D = model.cut.subset.D if model else (made.facts["subset_size"] if made else 0)
+    base = sum(tensor.nbytes for tensor in model.module.state_dict().values()) if model else 0
     size = 0
     if "collect" in todo:
         snapshots = 4 * D * config.collect.chains * config.collect.snapshots_per_chain
@@ -104,12 +121,15 @@ def dry_run(run: Run, stages: tuple[str, ...], verbose: bool = False) -> None:
     """Print the resolved configuration, the subset, what will be asked for and what there is; write nothing."""
     config, dataset = run.config, run.dataset
     stages = stages or _every(config)
-    module, subset = _classifier(run)
-    rule, passes = answer_cost.rule(run, module), answer_cost.forward_passes(run, module, subset)
+    model = _classifier(run)
+    module, rule, subset = model.module, model.rule, model.cut.subset
+    passes = answer_cost.forward_passes(run, module, model.cut)
     total = sum(parameter.numel() for parameter in module.parameters())
     print(dump(config))
     print(f"data:      {dataset.name}: {len(dataset.train)} training, {len(dataset.val)} validation,", end=" ")
     print(f"{len(dataset.test)} test rows; {dataset.classes} classes")
+    for note in dataset.notes:
+        print(f"           {note}")
     print(f"subset:    {rule}: D = {subset.D} of {total} parameters ({subset.D / total:.1%})")
     for name, shape in zip(subset.names, subset.shapes, strict=True):
         print(f"           {name} {list(shape)}")
@@ -134,7 +154,7 @@ def _instead(run: Run, module: nn.Module, rule: str) -> str:
         return ""
     larger = subsets.choose(module, "auto")
     layers = {name.rpartition(".")[0] for name in larger.names}
-    cost = answer_cost.forward_passes(run, module, larger)
+    cost = answer_cost.forward_passes(run, module, make_trunk(module, larger, run.spec))
     return (
         f"; {larger.D} parameters in {len(layers)} layers would cost {cost:.2f}"
         f" (ensemble.answer_cost: {config.ensemble.answer_cost:g})"
@@ -146,16 +166,46 @@ def _every(config: Config) -> tuple[str, ...]:
     return tuple(stage for stage in STAGES if stage in every)
 
 
-def _classifier(run: Run) -> tuple[nn.Module, Subset]:
-    """The classifier and its subset, made once before any worker is: its mistakes are then told at once."""
+def _classifier(run: Run, rehearse: bool = True) -> Model:
+    """The classifier and its subset, made once before any worker is, and rehearsed: its mistakes are then told at
+    once."""
     config = run.config
     augment.check(config.augment, run.dataset.image_size)
-    module = run.spec.build(config.seed)
-    for note in weights.bring(module, config.classifier, run.dataset.preprocess):
-        say("collect", note)
+    class_weights.check(run)
+    few, make = rehearsal.few(run), partial(_made, run)
+    module, x = _made(run, tell=True), rehearsal.inputs(few)
     whole_trainings = config.cycles or config.evaluate.bagging_members or config.evaluate.deep_ensemble_members
-    trained.check(module, trains=not config.classifier.is_trained or bool(whole_trainings))
-    subset = subsets.choose(module, answer_cost.rule(run, module))
+    trains = not config.classifier.is_trained or bool(whole_trainings)
+    trained.check(module, trains)
+    if rehearse:
+        check.on_rows(_subject(run, module, trains))
+        faithful.check_still(module, x)
+        after = rehearsal.training(few, make) if trains else module
+        faithful.check_read_back(after, run.spec.build(run.seed + 1, filled=True), x)
+    rule, cut = answer_cost.chosen(run, module)
     if config.collect.init == "fresh":
-        fresh.starts(run, subset, ())
-    return module, subset
+        fresh.starts(run, cut.subset, ())
+    if rehearse:
+        rehearsal.chain(few, module, cut, make)
+    return Model(module, rule, cut)
+
+
+def _made(run: Run, tell: bool = False) -> nn.Module:
+    """The classifier as its training, or its chains, find it; ``tell``: say what was taken of its weights."""
+    classifier = run.config.classifier
+    module = run.spec.build(run.seed, filled=classifier.is_filled)
+    for note in weights.bring(module, classifier, run.dataset.preprocess):
+        if tell:
+            say("collect", note)
+    return module
+
+
+def _subject(run: Run, module: nn.Module, trains: bool) -> Subject:
+    """The classifier with training images from all over the split, to be tried before any work."""
+    rows, base = run.dataset.train, run.config.base
+    batch = torch.arange(min(base.batch_size, len(rows)))
+    shards = {min(len(shard), MOST) for shard in batch.tensor_split(base.shards) if len(shard) > 1}
+    index = torch.linspace(0, len(rows) - 1, min(len(rows), max(ROWS, *shards, 0))).long()
+    x = run.dataset.preprocess(rows.images[index])
+    sizes = sorted(shards) if trains else ()
+    return Subject(module, lambda: _made(run), x, run.dataset.classes, sizes, run.config.classifier.output)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from bend_ray import seeds
+from bend_ray.models import faithful
 from bend_ray.models.subset import BATCH_NORMS
 from bend_ray.run import Run
 from bend_ray.training import loop, trained
@@ -47,7 +48,7 @@ def average(module: nn.Module, ends: Iterable[nn.Module], run: Run) -> None:
         parameter.copy_(sums[name] / count if name in moved else first[name])
     for buffer, of_last in zip(module.buffers(), last.buffers(), strict=True):
         buffer.copy_(of_last)
-    module.eval()
+    faithful.settle(module)
     _iterate(module)
     _reestimate(module, run)
 

@@ -20,11 +20,12 @@ from bend_ray.config import Base
 from bend_ray.data.images import Split
 from bend_ray.data.preprocess import Preprocess
 from bend_ray.errors import ConfigError, TrainingError
-from bend_ray.models.classifiers import logits
+from bend_ray.models import faults
+from bend_ray.models.output import logits
 from bend_ray.run import Run
 from bend_ray.training import augment as augmenting
+from bend_ray.training import class_weights, trained
 from bend_ray.training import optimizer as optimizers
-from bend_ray.training import trained
 from bend_ray.training.checkpoint import Checkpoint
 from bend_ray.training.shards import Shards
 
@@ -41,8 +42,8 @@ def train(
     than shards idle), without one this process computes all of them: the bits are the same. All randomness follows
     from ``(run.seed, name)``. ``bootstrap`` draws as many rows with replacement first. With a ``checkpoint`` (rank
     0's is everybody's) training goes on after its last epoch, to the bits of one that was never broken off.
-    Raises ConfigError where a shard would have fewer than two rows, ModelError as `trained.check`, TrainingError where
-    the loss is not finite.
+    Raises ConfigError where a shard would have fewer than two rows, as `class_weights.of` and `trained.check`, and
+    TrainingError where the loss is not finite.
     """
     (rank, world), rows, base = _place(), run.dataset.train, run.config.base
     batch_size = min(base.batch_size, len(rows))
@@ -50,22 +51,22 @@ def train(
         raise ConfigError(f"base.shards: {base.shards} pieces of {batch_size} rows; each needs 2, use fewer shards")
     augmenting.check(run.config.augment, run.dataset.image_size)
     trained.check(module)
+    weight_K = class_weights.of(base.class_weights, run.dataset)
     epoch, steps = len(rows) // batch_size, steps_of(base, len(rows))
     device = next(module.parameters()).device
-    optimizer = optimizers.adamw(module, base)
+    optimizer, spent = optimizers.adamw(module, base), torch.zeros((), dtype=torch.float64)  # seconds
     average = optimizers.moving(module) if base.ema else {}
-    spent = torch.zeros((), dtype=torch.float64)  # seconds
     done = epoch * _go_on(checkpoint, optimizers.training_state(module, optimizer, average, spent), device)
     schedule = optimizers.schedule(optimizer, base, steps, done)
     trained.begin(module, base)
     shards, own_shards = Shards(module, base.shards, device), range(rank, base.shards, world)
     order = batches(len(rows), batch_size, seeds.generator_for(run.seed, name, "batches"), bootstrap)
     for step, index in enumerate(itertools.islice(order, done, steps), done):
-        began, parts = time.perf_counter(), index.tensor_split(base.shards)
+        began = time.perf_counter()
         shards.begin()
         for shard in own_shards:
             shards.begin_shard()
-            shards.end_shard(shard, _backward(module, run, parts[shard], batch_size, (name, step, shard)))
+            shards.end_shard(shard, backward(module, run, index, weight_K, (name, step, shard)))
         spent += (time.perf_counter() - began) * base.shards / max(len(own_shards), 1)
         if world > 1:
             shards.exchange(world)
@@ -91,21 +92,27 @@ def train(
     return float(spent)
 
 
-def _backward(module: nn.Module, run: Run, index: Tensor, batch_size: int, unit: tuple[str, int, int]) -> Tensor:
-    """Loss of the training rows ``index``, as their share of a whole batch's mean, its gradients left in ``module``.
-    ``unit``: the training, the step and the shard, from which all randomness follows."""
+def backward(module: nn.Module, run: Run, batch: Tensor, weight_K: Tensor | None, unit: tuple[str, int, int]) -> Tensor:
+    """Loss of one shard of the training rows ``batch``, as its share of the batch's (weighted) mean, its gradients left
+    in ``module``.
+    ``unit``: the training, the step and the shard, from which all randomness follows. Raises ModelError where the
+    classifier's own code fails."""
     name, step, shard = unit
     rows, base, device = run.dataset.train, run.config.base, next(module.parameters()).device
+    index = batch.tensor_split(base.shards)[shard]
+    total = len(batch) if weight_K is None else float(weight_K[rows.labels[batch].long()].sum())
     images, y = rows.images[index].to(device), rows.labels[index].to(device)
     x = run.dataset.preprocess(
         augmenting.augment(images, run.config.augment, seeds.generator_for(run.seed, name, "augment", step, shard))
     )
     module.zero_grad()
-    with seeds.seeded(run.seed, name, "step", step, shard):  # what is run backward may draw, too
+    said = faults.said(f"training the {name} classifier, step {step}")
+    with said, seeds.seeded(run.seed, name, "step", step, shard):  # what is run backward may draw, too
         with optimizers.precision(base, device):
             output = logits(module(x))
         exact = output if output.dtype == torch.float64 else output.float()
-        loss = F.cross_entropy(exact, y, label_smoothing=base.label_smoothing, reduction="sum") / batch_size
+        weight_K = None if weight_K is None else weight_K.to(exact)
+        loss = F.cross_entropy(exact, y, weight_K, label_smoothing=base.label_smoothing, reduction="sum") / total
         if loss.requires_grad:  # a step may use nothing that is trained
             loss.backward()
     return loss.detach()
@@ -120,6 +127,12 @@ def batches(rows: int, size: int, generator: torch.Generator, bootstrap: bool = 
     """Row numbers of batches, for ever: all ``rows``, or with ``bootstrap`` as many drawn with replacement, in a new
     order each pass, a short last batch left out."""
     pool = torch.randint(rows, (rows,), generator=generator) if bootstrap else torch.arange(rows)
+    return batches_of(pool, size, generator)
+
+
+def batches_of(pool: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Batches of the row numbers in ``pool``, likewise."""
+    rows = len(pool)
     size = min(size, rows)
     while True:
         order = pool[torch.randperm(rows, generator=generator)]
@@ -134,7 +147,9 @@ def validate(module: nn.Module, rows: Split, preprocess: Preprocess, batch_size:
     device = next(module.parameters()).device
     loss, right = 0.0, 0
     for images, labels in zip(rows.images.split(batch_size), rows.labels.split(batch_size), strict=True):
-        output, y = logits(module(preprocess(images.to(device)))), labels.to(device)
+        x, y = preprocess(images.to(device)), labels.to(device)
+        with faults.said("validation"):
+            output = logits(module(x))
         loss += F.cross_entropy(output, y, reduction="sum").item()
         right += int((output.argmax(1) == y).sum())
     return loss / len(rows), right / len(rows)

@@ -81,7 +81,7 @@ def collect(loop_config: dict[str, Job]) -> None:
 
         # One worker looks and tells, for two might see different things while a third writes.
         if not broadcast_from_rank_zero(artifacts.read_manifest(run.folder / "base", "base") is not None):
-            module = run.spec.build(run.seed).to(run.device)
+            module = run.spec.build(run.seed, filled=run.config.classifier.is_filled).to(run.device)
             of_this = run.but(loaded=of_base, progress=told("base"))
             seconds = _train_base(module, of_this, checkpoint)
             if is_first:

@@ -100,7 +100,7 @@ def make_base(run: Run, recipe: str, base: int, heart: Any) -> None:
         seeded = run.but(loaded=of_base, device=processes.device(settings.gpus_per_worker))
         seeded = seeded.seeded(seeds.seed_for(run.seed, bases.unit_of(base)) % 2**31)
         if not is_done(run.folder, recipe, bases.base_place(base)):
-            module = seeded.spec.build(seeded.seed).to(seeded.device)
+            module = seeded.spec.build(seeded.seed, filled=run.config.classifier.is_filled).to(seeded.device)
             weights.bring(module, run.config.classifier, run.dataset.preprocess)
             checkpoint = checkpoint_of(run.folder, recipe, bases.unit_of(base))
             loop.train(module, seeded.but(progress=beat.progress(bases.unit_of(base))), checkpoint=checkpoint)
@@ -115,7 +115,7 @@ def make_base(run: Run, recipe: str, base: int, heart: Any) -> None:
 
 def _make_cycle(run: Run, recipe: str, cycle: int, base: int = 0, is_first: bool = True) -> None:
     """One cycle, from where the one before it ended; the first worker keeps its end."""
-    module = run.spec.build(run.seed).to(run.device)
+    module = run.spec.build(run.seed, filled=True).to(run.device)
     folder, file = bases.cycle_place(cycle - 1, base) if cycle else bases.base_place(base)
     bases.read_into(module, run.folder / folder, file)
     checkpoint = checkpoint_of(run.folder, recipe, cycle_unit(cycle, base))
@@ -149,7 +149,7 @@ def averaged(run: Run, base: int = 0) -> nn.Module:
         for cycle in range(run.config.cycles):
             yield _load(run, bases.cycle_place(cycle, base))
 
-    module = run.spec.build(run.seed).to(run.device)
+    module = run.spec.build(run.seed, filled=True).to(run.device)
     average(module, ends(), run)
     return module
 

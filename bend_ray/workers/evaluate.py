@@ -1,9 +1,9 @@
 """evaluate, in actors: sets of classifiers made and scored."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -18,17 +18,18 @@ from bend_ray.ensemble.batch_norm import BatchNormReestimation
 from bend_ray.ensemble.distance import features
 from bend_ray.ensemble.ensemble import Ensemble
 from bend_ray.ensemble.passes import Passes
+from bend_ray.ensemble.spill import Spill, rows_at_once
 from bend_ray.generator import centres
-from bend_ray.generator.baselines import Sampler, baselines, on_trunks
+from bend_ray.generator.baselines import baselines, of_trunks
 from bend_ray.generator.generator import Generator
 from bend_ray.generator.gram import Gram
 from bend_ray.models import base as bases
-from bend_ray.models.classifiers import logits
+from bend_ray.models.output import logits
 from bend_ray.models.trunks import SharedTrunks, Trunk
 from bend_ray.report import flops, metrics
 from bend_ray.report.flops import Flops
-from bend_ray.report.metrics import Scored
 from bend_ray.report.novelty import distances, novelty
+from bend_ray.report.scored import Scored, score
 from bend_ray.run import Run
 from bend_ray.snapshots import parquet
 from bend_ray.snapshots.snapshots import Snapshots
@@ -39,6 +40,8 @@ CHUNK = 512
 """Images predicted at once."""
 AS_TRAINED = ("originals", *(name for name, one in BASELINES.items() if one.as_trained))
 """Sets whose batch-norm statistics are those they were trained with."""
+LogitsOf = Callable[[Tensor], Iterator[Tensor]]
+"""From images to ``logits_MbK``, part by part."""
 FIXED = (*metrics.SNAPSHOTS, *(name for name, one in BASELINES.items() if one.single))
 """Sets whose members are none to choose among."""
 
@@ -62,44 +65,35 @@ class Evaluator:
         if count := config.sample.reestimate_batch_norm:  # of one trunk alone
             subset = self.generator.subset
             self.reestimation = BatchNormReestimation.of(modules[0], subset, run.dataset, count, run.seed)
-        self.baselines = self._baselines(config.evaluate.baselines, [*map(self.generator.subset.take, modules)])
-
-    def _baselines(self, names: Sequence[str], trunk_TD: list[Tensor]) -> dict[str, Sampler]:
-        """The baselines ``names``, on each trunk over its own snapshots."""
-        T, evaluate = len(trunk_TD), self.run.config.evaluate
-        trunk_S = self.seen.chains_S % T
-        return on_trunks(
-            [
-                baselines(names, self.seen.theta_SD[trunk_S == trunk], theta_D, self.generator, evaluate, trunk)
-                for trunk, theta_D in enumerate(trunk_TD)
-            ]
-        )
+        trunk_TD, trunk_S = [*map(self.generator.subset.take, modules)], self.seen.chains_S % len(modules)
+        names = config.evaluate.baselines
+        self.baselines = of_trunks(names, self.seen.theta_SD, trunk_S, trunk_TD, self.generator, config.evaluate)
 
     @seeds.seeded(0, "score")
     def score(self, name: str) -> tuple[str, Scored | None]:
         """Make the set ``name`` of classifiers and reduce their predictions; None where the base has no such one."""
         start, note = time.monotonic(), ""
         test, val, away = self.run.dataset.test, self.run.dataset.val, None
-        parts = [test.images, val.images, *({} if name in metrics.SNAPSHOTS else self.strangers).values()]
+        logits_of: LogitsOf
         if name in self.networks:
             seconds = noted_seconds(self.run.folder, rivals.units_of(name, self.run.config))
-            modules = self._modules(name)
-            logits_of = [self._whole(modules, images) for images in parts]
+            logits_of = partial(self._whole, self._modules(name))
         elif name in metrics.FITTED:
-            fitted = self._vector_scaled(parts) if name == "vector_scaling" else self._laplace(parts)
+            fitted = self._vector_scaled() if name == "vector_scaling" else self._laplace()
             if fitted is None:
                 return name, None
             (logits_of, note), seconds = fitted, time.monotonic() - start
         else:
             theta_MD, trunk_M = self._theta(name)
             seconds = time.monotonic() - start
-            logits_of = [self._logits(theta_MD, trunk_M, images) for images in parts]
+            logits_of = partial(self._logits, theta_MD, trunk_M)
             away = None if name in metrics.SNAPSHOTS else self._away(theta_MD, trunk_M)
-        test_MBK, val_MBK, *others = logits_of
-        strange = dict(zip(self.strangers, others, strict=True)) if others else {}
-        far = self._distances([parts[0], *parts[2:]]) if name == "generated" else ()
-        labels = (test.labels, val_MBK, val.labels)
-        return name, metrics.score(test_MBK, *labels, seconds, self.run.seed, away, note, strange, far)
+        of_snapshots = name in metrics.SNAPSHOTS
+        strangers = {} if of_snapshots else self.strangers
+        far = self._distances([test.images, *strangers.values()]) if name == "generated" else ()
+        strange = {name: logits_of(images) for name, images in strangers.items()}
+        parts = (logits_of(test.images), test.labels, logits_of(val.images), val.labels)
+        return name, score(*parts, seconds, self.run.seed, away, note, strange, far, tempered=not of_snapshots)
 
     @cached_property
     def strangers(self) -> dict[str, Tensor]:
@@ -191,54 +185,59 @@ class Evaluator:
             theta_MD = (self.reestimation.as_trained if name in AS_TRAINED else self.reestimation)(theta_MD)
         if sample.keep != "all" and name not in FIXED:  # baselines may choose as ours did
             val = self.run.dataset.val
-            p_MB = select.true_probability(self._logits(theta_MD, trunk_M, val.images), val.labels).float()
+            p_MB = select.true_probability(Spill(self._logits(theta_MD, trunk_M, val.images)), val.labels).float()
             kept = sorted(select.choose(sample.keep, p_MB, sample.members))
             theta_MD, trunk_M = theta_MD[kept], trunk_M[kept]
         return theta_MD, trunk_M
 
-    def _logits(self, theta_MD: Tensor, trunk_M: Tensor, images: Tensor) -> Tensor:
-        """``logits_MBK``."""
-        answers = [trunk.on(trunk_M).logits(theta_MD, x).cpu() for trunk, x in self._passes(images)]
-        return torch.cat(answers, dim=1)
+    def _logits(self, theta_MD: Tensor, trunk_M: Tensor, images: Tensor) -> Iterator[Tensor]:
+        """``logits_MbK``, part by part."""
+        rows = rows_at_once(len(theta_MD), self.run.dataset.classes, CHUNK)
+        return (trunk.on(trunk_M).logits(theta_MD, x).cpu() for trunk, x in self._passes(images, rows))
 
-    def _passes(self, images: Tensor) -> Iterator[tuple[Trunk, Tensor]]:
+    def _passes(self, images: Tensor, rows: int = CHUNK) -> Iterator[tuple[Trunk, Tensor]]:
         """Inputs, part by part, and what runs members on them: its pass over the rows is made once for all who ask."""
-        for number, part in enumerate(images.split(CHUNK)):
+        for number, part in enumerate(images.split(rows)):
             x = self.ensemble.spec.preprocess(part.to(self.run.device))
-            yield self.passes.kept(self.ensemble.planned(x), (images.data_ptr(), number)), x
+            yield self.passes.kept(self.ensemble.planned(x), (images.data_ptr(), rows, number)), x
 
     def _modules(self, name: str) -> list[nn.Module]:
         """The whole networks that go by ``name``."""
         run, spec = self.run, self.ensemble.spec
         return [bases.load(run.folder / folder, spec, run.device, file) for folder, file in self.networks[name]]
 
-    @torch.no_grad()
-    def _whole(self, modules: list[nn.Module], images: Tensor) -> Tensor:
-        """``logits_MBK`` of whole classifiers."""
-        preprocess = self.ensemble.spec.preprocess
-        inputs = [preprocess(part.to(self.run.device)) for part in images.split(CHUNK)]
-        return torch.stack([torch.cat([logits(module(x)).cpu() for x in inputs]) for module in modules])
+    def _whole(self, modules: list[nn.Module], images: Tensor) -> Iterator[Tensor]:
+        """``logits_MbK`` of whole classifiers, part by part."""
+        for part in images.split(rows_at_once(len(modules), self.run.dataset.classes, CHUNK)):
+            x = self.ensemble.spec.preprocess(part.to(self.run.device))
+            with torch.no_grad():
+                logits_MbK = torch.stack([logits(module(x)).cpu() for module in modules])
+            yield logits_MbK
 
-    def _vector_scaled(self, parts: list[Tensor]) -> tuple[list[Tensor], str]:
-        """Logits of the base for the images of each part, scaled by class; validation rows are the second one."""
-        plain = [self._whole([self.base], images)[0] for images in parts]
-        scale_K, bias_K = vector_scaling.fit(plain[1], self.run.dataset.val.labels)
-        return [(logits_BK * scale_K + bias_K).float()[None] for logits_BK in plain], ""
+    def _vector_scaled(self) -> tuple[LogitsOf, str]:
+        """What gives logits of the base, scaled by class."""
+        val = self.run.dataset.val
+        scale_K, bias_K = vector_scaling.fit(Spill(self._whole([self.base], val.images)), val.labels)
 
-    def _laplace(self, parts: list[Tensor]) -> tuple[list[Tensor], str] | None:
-        """Logits of heads around the base's, likewise; None where its last layer is not linear."""
-        seed = self.run.seed
+        def logits_of(images: Tensor) -> Iterator[Tensor]:
+            return ((logits_1bK * scale_K + bias_K).float() for logits_1bK in self._whole([self.base], images))
+
+        return logits_of, ""
+
+    def _laplace(self) -> tuple[LogitsOf, str] | None:
+        """What gives logits of heads around the base's, and a note; None where its last layer is not linear."""
+        seed, data = self.run.seed, self.run.dataset
         if (layer := laplace.last_linear(self.base, self._example_x)) is None:
             return None
-        posterior = laplace.fit(layer, self._features(layer, self.run.dataset.train.images))
-        phi = [torch.cat(list(self._features(layer, images))) for images in parts]
-        prior = laplace.chosen_prior(posterior, phi[1], self.run.dataset.val.labels, seed)
-        end = ", the largest: hardly any noise" if prior == laplace.PRIORS[-1] else ""
-        note = (
-            f"prior precision {prior:g}{end}, of {laplace.PRIORS[0]:g} to {laplace.PRIORS[-1]:g} tried on validation"
-            f" rows; Kronecker factors; mean of the softmax of {laplace.SAMPLES} heads"
-        )
-        return [posterior.logits(phi_BP, prior, seed) for phi_BP in phi], note
+        posterior = laplace.fit(layer, self._features(layer, data.train.images))
+        phi_1VP = Spill(phi_bP[None] for phi_bP in self._features(layer, data.val.images))
+        prior = laplace.chosen_prior(posterior, phi_1VP, data.val.labels, seed)
+        w_SKP = posterior.heads(prior, seed)
+
+        def logits_of(images: Tensor) -> Iterator[Tensor]:
+            return (laplace.logits_of(w_SKP, phi_bP) for phi_bP in self._features(layer, images))
+
+        return logits_of, laplace.note(prior)
 
     def _features(self, layer: nn.Linear, images: Tensor) -> Iterator[Tensor]:
         """What ``layer`` of the base reads, ``phi_BP``, part by part."""

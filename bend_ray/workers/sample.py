@@ -21,6 +21,7 @@ from bend_ray.ensemble.batch_norm import BatchNormReestimation, of_trunk
 from bend_ray.ensemble.distance import Distance
 from bend_ray.ensemble.doubt import Doubt, largest_scale
 from bend_ray.ensemble.ensemble import make_trunks
+from bend_ray.ensemble.spill import Spill
 from bend_ray.ensemble.temperature import Temperature
 from bend_ray.ensemble.validation import Validation
 from bend_ray.errors import TrainingError
@@ -93,7 +94,7 @@ def _measure_doubt(sampler: "Sampler", alive: ProgressCallback) -> str:
     shapes = [Doubt.of(module, subset, run) for module in modules]
     theta_MD = sampler.generated(range(FIRST), run.config.sample)
 
-    def logits_of(scale: float) -> Tensor:
+    def logits_of(scale: float) -> Spill:
         alive(0, 1)
         sized = [replace(shape, scale=scale) for shape in shapes]
         noisy_MD = doubt.added(sized, theta_MD, sampler.subset, range(FIRST), run.seed)

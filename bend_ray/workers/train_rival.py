@@ -21,8 +21,9 @@ def train_rival(run: Run, recipe: str, rival: Rival, heart: Any) -> None:
     with beating(heart) as beat:
         processes.threads(settings.cpus_per_worker)
         seed = rival.seed(run.config)
-        module = run.spec.build(seed).to(processes.device(settings.gpus_per_worker))
-        if not run.config.classifier.is_trained:  # or else it would begin with what the base ends with
+        begun = run.config.classifier.is_filled and not run.config.classifier.is_trained
+        module = run.spec.build(seed, filled=begun).to(processes.device(settings.gpus_per_worker))
+        if begun:  # one that comes trained would end as the base does
             weights.bring(module, run.config.classifier, run.dataset.preprocess)
         of_this = run.seeded(seed).but(progress=beat.progress(rival.name))
         loop.train(module, of_this, rival.name, bootstrap=rival.bootstrap)
