@@ -106,9 +106,9 @@ class Classifier(Section):
     Where that is a tuple, a list or (B, k, K), also in training mode alone: `first`, `mean` (of all), a number from 0;
     a name: the part of an object or a dict that has it."""
     weights: str | None = placement(None)
-    """What a classifier has learnt: a state_dict, as .safetensors or saved by torch (.pt, .pth, .bin, .ckpt, .pth.tar;
-    read with weights_only), or a folder of transformers, timm or torch.distributed.checkpoint; the base is then not
-    trained."""
+    """What a classifier has learnt, so that the base is not trained: a state_dict, as .safetensors or saved by torch
+    (.pt, .pth, .bin, .ckpt, .pth.tar; read with weights_only). Or a folder of transformers, timm or
+    torch.distributed.checkpoint."""
     body_only: bool | None = added(None, off=None)
     """Of the weights take all but the head, which stays as initialised; the base is then trained from there, all of it.
     None: true for those of `hub`, false for `weights`."""

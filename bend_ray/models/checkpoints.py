@@ -61,12 +61,18 @@ def read(path: str, where: str) -> tuple[Tensors, list[str]]:
 
 
 def digest(path: str) -> str:
-    """sha256 of the file at ``path``, or of those files of a folder that say what it has learnt, and their names."""
-    with _local(path) as here:
-        if not here.is_dir():
-            return _sha256(here)
-        files = sorted(one.name for one in here.iterdir() if one.is_file() and PARTS.search(one.name))
-        return hashlib.sha256(json.dumps({name: _sha256(here / name) for name in files}).encode()).hexdigest()
+    """sha256 of the file at ``path``, or of those files of a folder that say what it has learnt, and their names.
+
+    Raises ModelError where it cannot be read.
+    """
+    try:
+        with _local(path) as here:
+            if not here.is_dir():
+                return _sha256(here)
+            files = sorted(one.name for one in here.iterdir() if one.is_file() and PARTS.search(one.name))
+            return hashlib.sha256(json.dumps({name: _sha256(here / name) for name in files}).encode()).hexdigest()
+    except OSError as error:
+        raise ModelError(f"classifier.weights: {shown(path)}: cannot be read ({why(error)})") from None
 
 
 @contextlib.contextmanager
