@@ -26,9 +26,14 @@ import numpy as np
 import torch
 from common import status_mib
 
-from bend_ray.config import Config, loads
+from bend_ray.config import Classifier, Config, loads
 from bend_ray.data.images import Split
+from bend_ray.data.preprocess import Preprocess
+from bend_ray.ensemble.ensemble import DEFAULTS, Ensemble, make_trunk
+from bend_ray.models.base import ModelSpec
+from bend_ray.models.subset import choose
 from bend_ray.run import Run
+from bend_ray.store.artifacts import Manifest
 from bend_ray.store.folders import Folder
 
 HERE, RUNS = Path(__file__).parents[1], Path("runs/memory")
@@ -38,7 +43,6 @@ FIXED = 64
 """Of the split that does not grow: too few validation rows for a temperature to be sought."""
 SHAPES = {"evaluate": (1000, 1, 8), "predict": (10, 3, 32)}
 """Classes, channels and size of images."""
-CLASSIFIERS = {"evaluate": "{name: mlp, kwargs: {hidden: 64, depth: 1}}", "predict": "{name: convnet}"}
 
 
 def main() -> None:
@@ -53,8 +57,8 @@ def main() -> None:
     if args.measure:
         print(json.dumps(measured(args.measure[0], int(args.measure[1]))))
         return
-    for name in SHAPES:
-        make(name)
+    if args.test or args.val:
+        make()
     sides = {"now": HERE} | ({"before": args.before.resolve()} if args.before else {})
     file = Path("benchmarks/memory.json")
     kept = [] if not file.exists() else json.loads(file.read_text())
@@ -70,10 +74,10 @@ def main() -> None:
     print(table(kept))
 
 
-def configuration(name: str) -> Config:
+def configuration() -> Config:
     text = f"""
-data: {{path: {(RUNS / f"{name}.npz").resolve()}}}
-classifier: {CLASSIFIERS[name]}
+data: {{path: {(RUNS / "evaluate.npz").resolve()}}}
+classifier: {{name: mlp, kwargs: {{hidden: 64, depth: 1}}}}
 base: {{epochs: 2, cycles: 0}}
 collect: {{chains: 8, snapshots_per_chain: 8, held_out: 2, epochs: 1, subset: head, accuracy_filter: null}}
 autoencoder: {{iterations: 100}}
@@ -93,17 +97,18 @@ def images(name: str, rows: int, seed: int) -> Split:
     return Split(middle_K[label_N] + noise, label_N)
 
 
-def make(name: str) -> None:
-    """The run that ``name`` measures, unless it is there."""
+def make() -> None:
+    """The run that evaluate is measured on, unless it is there."""
     from bend_ray.stages import pipeline
 
+    name = "evaluate"
     RUNS.mkdir(parents=True, exist_ok=True)
     file = RUNS / f"{name}.npz"
     if not file.exists():
         splits = {"train": images(name, 4_000, 1), "val": images(name, ROWS, 2), "test": images(name, ROWS, 3)}
         arrays: dict[str, Any] = {f"x_{split}": rows.images.numpy() for split, rows in splits.items()}
         np.savez(file, **arrays | {f"y_{split}": rows.labels.numpy() for split, rows in splits.items()})
-    pipeline.execute(Run(configuration(name), Folder(RUNS / name)), ("collect", "fit", "sample"))
+    pipeline.execute(Run(configuration(), Folder(RUNS / name)), ("collect", "fit", "sample"))
 
 
 def in_a_process(side: Path, what: str, rows: int) -> dict[str, float]:
@@ -120,9 +125,7 @@ def measured(what: str, rows: int) -> dict[str, float]:
     """Peak in MiB above what was there before, and seconds."""
     torch.set_num_threads(1)
     if what == "predict":
-        from bend_ray.ensemble.ensemble import Ensemble
-
-        ensemble, some = Ensemble.load(RUNS / "predict"), images("predict", rows, 4).images
+        ensemble, some = heads(), images("predict", rows, 4).images
         ensemble.predict(some[:2])
 
         def work() -> Any:
@@ -130,7 +133,7 @@ def measured(what: str, rows: int) -> dict[str, float]:
     else:
         from bend_ray.workers.evaluate import Evaluator
 
-        run = Run(configuration("evaluate"), Folder(RUNS / "evaluate"))
+        run = Run(configuration(), Folder(RUNS / "evaluate"))
         splits: dict[str, Any] = {
             split: images("evaluate", rows if split == what else FIXED, 4) for split in ("test", "val")
         }
@@ -145,6 +148,18 @@ def measured(what: str, rows: int) -> dict[str, float]:
     work()
     spent = time.process_time() - begun
     return {"start_mib": start, "peak_mib": status_mib("VmHWM") - start, "seconds": spent}
+
+
+def heads() -> Ensemble:
+    """64 heads on a ConvNet, none of them trained."""
+    K, channels, size = SHAPES["predict"]
+    fit = Preprocess(channels, size, (0.5,) * channels, (0.25,) * channels)
+    spec = ModelSpec(Classifier(name="convnet"), tuple(map(str, range(K))), fit)
+    module = spec.build(0).requires_grad_(False)
+    subset = choose(module, "head")
+    theta_MD = subset.take(module) + 0.1 * torch.randn(64, subset.D, generator=torch.Generator().manual_seed(0))
+    manifest = Manifest(format=1, kind="ensemble", made_by="memory", hash="", config={}, inputs={}, files={}, facts={})
+    return Ensemble(spec, subset, theta_MD, make_trunk(module, subset, spec), manifest, DEFAULTS)
 
 
 def middle(found: list[dict[str, float]]) -> dict[str, float]:

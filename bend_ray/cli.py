@@ -16,7 +16,7 @@ from bend_ray.errors import BendError, ConfigError, shown
 from bend_ray.store.kinds import STAGES
 from bend_ray.version import __version__
 
-FREE = ("--classifier.kwargs.", "--data.kwargs.")
+FREE = ("--classifier.kwargs.", "--data.kwargs.", "--data.files.")
 """What begins the keys of free-form ones."""
 HELP = {
     "run": "all stages in order; what is there already is kept",
@@ -84,6 +84,9 @@ def parser() -> _Parser:
         command.add_argument("config", metavar="CONFIG.yaml", help="the configuration")
         command.add_argument("--run-dir", help="folder or URI of the run (default: runs/<name of CONFIG>)")
         command.add_argument("--dry-run", action="store_true", help="print what would be done and asked for, and stop")
+        command.add_argument(
+            "--show-data", metavar="PATH.png", help="with --dry-run: draw rows of the data with labels"
+        )
         command.add_argument("--verbose", action="store_true", help="let Ray speak")
         _add_keys(command, "Config")
     predict = commands.add_parser("predict", help=HELP["predict"], description=HELP["predict"], allow_abbrev=False)
@@ -192,6 +195,8 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def _run_stages(arguments: argparse.Namespace, free: dict[str, str]) -> None:
+    if arguments.show_data and not arguments.dry_run:
+        raise ConfigError("--show-data: draws what a dry run says of the data; give --dry-run as well")
     from bend_ray.config import load
 
     config = load(
@@ -206,7 +211,7 @@ def _run_stages(arguments: argparse.Namespace, free: dict[str, str]) -> None:
     run = Run(config, Folder(where))
     stages = () if arguments.command == "run" else (arguments.command,)
     if arguments.dry_run:
-        pipeline.dry_run(run, stages, arguments.verbose)
+        pipeline.dry_run(run, stages, arguments.verbose, arguments.show_data)
         return
     pipeline.execute(run, stages, arguments.verbose)
     where = shown(where)

@@ -212,11 +212,17 @@ class Experts(_Odd):
 class ActNorm(nn.Module):
     """Scale and shift of the first batch that it meets."""
 
+    shift: Tensor
+    log_scale: Tensor
+    initialised: Tensor
+
     def __init__(self, width: int, in_buffers: bool = False) -> None:
         super().__init__()
-        hold = self.register_buffer if in_buffers else self.register_parameter
         for name in ("shift", "log_scale"):
-            hold(name, torch.zeros(width) if in_buffers else nn.Parameter(torch.zeros(width)))
+            if in_buffers:
+                self.register_buffer(name, torch.zeros(width))
+            else:
+                self.register_parameter(name, nn.Parameter(torch.zeros(width)))
         self.register_buffer("initialised", torch.tensor(False))
 
     def forward(self, x: Tensor) -> Tensor:

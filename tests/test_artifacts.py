@@ -220,8 +220,8 @@ def test_what_a_run_still_needs_on_disk(tmp_path: Path, toy: Config) -> None:
 
     folder, run = Folder(tmp_path), Run(toy, Folder(tmp_path))
     model = pipeline._classifier(run)
-    base = sum(tensor.nbytes for tensor in model[0].state_dict().values())
-    D, snapshots = model[1].D, toy.collect.chains * toy.collect.snapshots_per_chain
+    base = sum(tensor.nbytes for tensor in model.module.state_dict().values())
+    D, snapshots = model.cut.subset.D, toy.collect.chains * toy.collect.snapshots_per_chain
     assert pipeline._size(run, ("collect",), model) == base + 4 * D * snapshots
     assert pipeline._size(run, ("collect", "sample"), model) == 2 * base + 4 * D * snapshots + 8 * D * 7
     (folder / "snapshots").write("chain-00000.parquet", bytes(1000))

@@ -34,6 +34,27 @@ class Roots(nn.Module):
         return x.sqrt()
 
 
+def faint() -> nn.Module:
+    norms = [nn.BatchNorm1d(16) for _ in range(8)]
+    for norm in norms:
+        nn.init.normal_(norm.weight, 0, 0.01)
+    return nn.Sequential(*norms)
+
+
+class Faint(nn.Module):
+    """Scaled by a statistic that is not there yet."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.training else 1e-9 * x
+
+
+class Rounded(Plain):
+    """Its sums are rounded in another order for another number of rows."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x.bfloat16()) + (len(x) % 2) * torch.tensor(0.004).bfloat16()
+
+
 class Cosine(nn.Module):
     def __init__(self, scale: float | None = None) -> None:
         super().__init__()
@@ -109,6 +130,9 @@ TAKEN: dict[str, Callable[[], nn.Module]] = {
     "a head of zeros": zeroed,
     "double precision": lambda: Plain(end=lambda y, net, x: y.double()),
     "half precision": lambda: Plain(end=lambda y, net, x: y.bfloat16()),
+    "parameters of half precision": lambda: Rounded().bfloat16(),
+    "signals that vanish until statistics are learnt": lambda: Plain(lambda x, net: net.norms(x), norms=faint()),
+    "signals that vanish until more is learnt": lambda: Plain(lambda x, net: net.scale(x), scale=Faint()),
     "cosines with a scale": cosine(16.0),
     "cosines with a scale that is learnt": cosine(None),
     "small logits": lambda: Plain(end=lambda y, net, x: 1e-4 * y),

@@ -68,7 +68,7 @@ def test_sixteen_bits_are_scaled_in_training_as_in_prediction(tmp_path: Path) ->
     wide = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024
     dataset = load_dataset(write(tmp_path / "a.parquet", [encoded(wide)] * 40, LABELS), seed=0)
     assert np.array_equal(dataset.train.images[0, 0].numpy(), wide >> 8)
-    with pytest.raises(DataError, match=r"row 3 of .*mode F"):
+    with pytest.raises(DataError, match=r"row 3 of .*TIFF of floating-point numbers of 32 bits"):
         odd = encoded(np.zeros((8, 8), np.float32), "TIFF")
         load_dataset(write(tmp_path / "b.parquet", [*grey(3), odd, *grey(36)], LABELS), seed=0)
 
@@ -127,8 +127,8 @@ def replaced(row: int, value: Any, rows: list[Any]) -> list[Any]:
         (grey(40), replaced(5, 2, LABELS), r"a\.parquet: train row 5 has label 2, not one of 0 to 1"),
         (grey(40), replaced(5, None, LABELS), r"a\.parquet.* null"),
         (grey(40), [0] * 40, r"a\.parquet: .*one class"),
-        (grey(40), [0] * 39 + [1], r"data\.test_fraction: label 1 has one row of 40"),
-        (grey(3), LABELS[:3], r"label 1 has one row of 3"),
+        (grey(40), [0] * 39 + [1], r"data\.test_fraction: class dog has one row of 40"),
+        (grey(3), LABELS[:3], r"class dog has one row of 3"),
         ([], [], r"a\.parquet: .*no rows"),
     ],
 )

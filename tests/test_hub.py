@@ -18,8 +18,8 @@ from torch import nn
 
 from bend_ray.config import Classifier, Config, Data, parse
 from bend_ray.data.datasets import load_dataset
-from bend_ray.data.images import Resize
 from bend_ray.data.preprocess import Preprocess
+from bend_ray.data.resize import Resize
 from bend_ray.errors import ConfigError, DataError, ModelError
 from bend_ray.models import hub, weights
 from bend_ray.models.base import ModelSpec
@@ -293,10 +293,10 @@ def test_arrays_are_resized_and_grey_ones_repeated(tmp_path: Path) -> None:
 
 
 def test_classes_that_the_data_does_not_show() -> None:
-    names = load_dataset(Data(name="digits"), 0, classes=12).class_names
+    names = load_dataset(Data(name="digits"), 0, outputs=12).class_names
     assert names == (*map(str, range(10)), "10", "11")
     with pytest.raises(DataError, match=r"^classifier\.classes: 4 is fewer than the 10 of data\.name: digits; give 10"):
-        load_dataset(Data(name="digits"), 0, classes=4)
+        load_dataset(Data(name="digits"), 0, outputs=4)
 
 
 def test_who_brings_a_trained_classifier_trains_no_base() -> None:

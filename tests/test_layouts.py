@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from bend_ray import cli
 from bend_ray.config import Data
 from bend_ray.data.datasets import Dataset, load_dataset
 from bend_ray.errors import ConfigError, DataError
@@ -190,6 +191,22 @@ def test_data_files_that_cannot_be(tmp_path: Path, files: dict[str, Any], said: 
     for name, split in zip("ABC", THREE, strict=True):
         pictures(tmp_path / "d" / name, *THREE[split])
     assert said in refused(tmp_path / "d", files=files)
+
+
+def test_data_files_on_the_command_line_and_of_no_folder(tmp_path: Path) -> None:
+    words = ["run", "c.yaml", "--data.files.train=A", "--data.files.test", "B"]
+    assert cli._free_keys(words) == ({"data.files.train": "A", "data.files.test": "B"}, words[:2])
+    assert "data.path: D: no such file" in refused(tmp_path / "none", files={"train": "A"})
+
+
+def test_names_in_data_files_may_be_numbers_and_stand_in_no_hash(tmp_path: Path) -> None:
+    """Where data lie is no part of a recipe: what is read is, by the digest of all rows."""
+    config = changed(data={"name": None, "path": "x", "files": {"train": [2019, 2020], "test": 2021}, "config": "a"})
+    assert config.data.files == {"train": ["2019", "2020"], "test": "2021"}
+    assert config.hashed("data") == changed(data={"name": None, "path": "y"}).hashed("data")
+    three_folders(tmp_path / "d", ("train", "val", "test"))
+    swapped = load(tmp_path / "d", files={"train": "train", "validation": "test", "test": "val"})
+    assert swapped.digest() != load(tmp_path / "d").digest()
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ def test_npy_files_are_what_an_npz_is(tmp_path: Path, form: str) -> None:
         ({"x_train": np.zeros((40, 6, 6, 4)), "y_train": THREE["train"][1]}, r"x_train: .*1 or 3 channels"),
         ({"x_train": np.full((40, 6, 6), "a"), "y_train": THREE["train"][1]}, r"x_train: must be finite numbers"),
         ({"x_train": np.full((40, 6, 6), None), "y_train": THREE["train"][1]}, r"x_train\.npy: is no \.npy array"),
-        ({"x_train": THREE["train"][0], "y_train": np.zeros(40)}, r"y_train is float64"),
+        ({"x_train": THREE["train"][0], "y_train": np.full(40, 0.5)}, r"y_train row 0 has label 0\.5"),
     ],
 )
 def test_npy_files_that_cannot_be_used(tmp_path: Path, arrays: dict[str, np.ndarray], said: str) -> None:

@@ -25,8 +25,8 @@ class Data(Section):
     """Keyword arguments of the target."""
     files: dict[str, str | list[str]] = placement({})
     """Which rows are of which split, where names do not tell: for train, validation and test a file, folder or glob in
-    `path`, or several; of an .npz or .npy files the array of images and that of labels; of a target the key of its
-    dict. What is not named is left out."""
+    `path`, or several. Of arrays it names that of images and that of labels, of a target the key of its dict. What is
+    not named is left out."""
     config: str | None = placement(None)
     """The configuration that is read, where `path` has several, each in a folder or named in its README.md."""
     image_column: str | None = None
@@ -53,6 +53,12 @@ class Data(Section):
     """What is subtracted from pixels over 255, a number or one for each channel; None: the training split's mean."""
     std: tuple[float, ...] | None = added(None, off=None)
     """By what they are then divided, likewise; None: the training split's standard deviation."""
+    test: Literal["auto", "none"] = added("auto", off="auto")
+    """`auto`: the data's own test split where it has one with labels; `none`: that is left out. Either way one is cut
+    from the training rows where there is then none."""
+    bits: int | None = added(None, off=None, ge=8, le=16)
+    """Bits in use of grey images of 16 bits; None: 8, 10, 12, 14 or 16, the least that hold all training
+    images."""
     in_memory: float = placement(2.0, ge=0)
     """GiB of decoded images of one split that a process keeps in memory; more lie in a temporary file (in TMPDIR),
     which goes with the process."""
@@ -72,6 +78,18 @@ class Data(Section):
         if self.config is not None and self.path is None:
             raise ValueError("data.config: is one of those in data.path; give data.path")
         return self
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _names_of_numbers(cls, files: Any) -> Any:
+        """A folder may be called 2019, which YAML reads as a number."""
+
+        def name(value: Any) -> Any:
+            return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+        if not isinstance(files, dict):
+            return files
+        return {k: [name(one) for one in v] if isinstance(v, list) else name(v) for k, v in files.items()}
 
     @field_validator("files")
     @classmethod

@@ -7,10 +7,10 @@ from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.lib.npyio import NpzFile
 
 from bend_ray.data.images import PIECE, SpillBuffer, Split, Splits, as_images
+from bend_ray.data.labels import numbers
 from bend_ray.data.listing import Listing
 from bend_ray.data.sources import Loaded, Place
 from bend_ray.data.split_names import UNCLEAR, WORDS, array_of, split_of
@@ -89,8 +89,11 @@ def _pairs(place: Place, names: list[str], ending: str) -> dict[str, tuple[str, 
     if "x" not in pairs.get("train", {}):
         has = ", ".join(f"{name}{ending}" for name in names)
         raise DataError(f"{where}: has no x_train{ending} (it has {has or 'nothing'}); {choose_arrays()}")
-    for split, pair in pairs.items():
-        if len(pair) < 2:
+    for split, pair in list(pairs.items()):
+        if len(pair) < 2 and split == "test" and "x" in pair:
+            place.note(f"left out: {pair['x']}{ending}, which has no labels")
+            del pairs[split]
+        elif len(pair) < 2:
             raise DataError(
                 f"{where}: x_{split} and y_{split} must both be there; {next(iter(pair.values()))}{ending} is alone"
             )
@@ -159,8 +162,7 @@ def _splits(
 
 def paired(images: np.ndarray, labels: np.ndarray, where: tuple[str, str], in_memory: float) -> Split:
     """Arrays of images and their labels as a split; ``where`` each of them stands. Raises DataError."""
-    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim == 0 or labels.size != len(labels):
-        raise DataError(f"{where[1]} is {labels.dtype} {labels.shape}; labels must be whole numbers of shape (N,)")
+    labels_N, names = numbers(labels, where[1])
     buffer = SpillBuffer(in_memory)
     if images.ndim == 0 or len(images) <= PIECE:
         buffer.add(as_images(images, where[0]).numpy())
@@ -168,6 +170,6 @@ def paired(images: np.ndarray, labels: np.ndarray, where: tuple[str, str], in_me
         for start in range(0, len(images), PIECE):
             piece = images[start : start + PIECE]
             buffer.add(as_images(piece, f"{where[0]}, rows {start} to {start + len(piece) - 1}").numpy())
-    if len(labels) != buffer.rows:
-        raise DataError(f"{where[1]} has {counted(len(labels), 'labels')} for {counted(buffer.rows, 'images')}")
-    return Split(buffer.tensor(), torch.from_numpy(labels.reshape(-1).astype(np.int64)))
+    if len(labels_N) != buffer.rows:
+        raise DataError(f"{where[1]} has {counted(len(labels_N), 'labels')} for {counted(buffer.rows, 'images')}")
+    return buffer.split(labels_N, names)

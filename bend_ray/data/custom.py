@@ -1,18 +1,22 @@
 """The user's own data: whatever a callable returns."""
 
 from collections.abc import Mapping, Sized
+from numbers import Integral
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Subset
 
 from bend_ray import seeds
 from bend_ray.config import Data
 from bend_ray.config.target import imported
 from bend_ray.data.arrays import paired
-from bend_ray.data.images import Resize, SpillBuffer, Split, Splits, as_images, drawn
+from bend_ray.data.foreign import as_array, is_array
+from bend_ray.data.images import SpillBuffer, Split, Splits, as_images
+from bend_ray.data.labels import of_rows
+from bend_ray.data.resize import Resize
 from bend_ray.data.split_names import LONG, UNCLEAR, choose, split_of
 from bend_ray.errors import BendError, DataError
 
@@ -38,7 +42,7 @@ def load_custom(data: Data, seed: int, notes: list[str]) -> tuple[Splits, tuple[
             raise DataError(f"{where}: fails with {data.kwargs or 'no arguments'} ({error})") from error
         given = returned if isinstance(returned, Mapping) else {"train": returned}
         keys = _keys(data.files, list(given), where, notes)
-        splits = {split: _split(given[key], f"{where}: {split}", data) for split, key in keys.items()}
+        splits = {split: _split(given[key], f"{where}: {split}", data, notes) for split, key in keys.items()}
     names = {split: classes for split, key in keys.items() if (classes := _names(given[key]))}
     if len(set(names.values())) > 1:
         raise DataError(f"{where}: its splits name other classes: {names}; a label must mean the same in all")
@@ -73,41 +77,48 @@ def _keys(files: Mapping[str, str | list[str]], keys: list[Any], where: str, not
 
 
 def _names(rows: Any) -> tuple[str, ...]:
-    """Of its classes, where it has some, as torchvision's do."""
-    names = getattr(rows, "classes", ())
-    are_names = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
-    return tuple(names) if are_names else ()
+    """Of its classes, where it has some, as torchvision's do: `classes` a sequence, or a dictionary of numbers by name
+    or of names by number; or `class_to_idx` alone."""
+    while isinstance(rows, Subset):
+        rows = rows.dataset
+    names, index = getattr(rows, "classes", None), getattr(rows, "class_to_idx", None)
+    for by_name in (names, index):
+        if not isinstance(by_name, Mapping) or not by_name:
+            continue
+        pairs = [(n, name) if isinstance(n, Integral) else (name, n) for name, n in by_name.items()]
+        if sorted(number for number, _ in pairs) == list(range(len(pairs))):
+            return tuple(str(name) for _, name in sorted(pairs))
+    if isinstance(names, Tensor | np.ndarray):
+        names = names.tolist()
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str | Integral) for name in names):
+        return ()
+    return tuple(map(str, names))
 
 
-def _split(rows: Any, where: str, data: Data) -> Split:
-    if isinstance(rows, tuple | list) and len(rows) == 2 and all(isinstance(a, Tensor | np.ndarray) for a in rows):
-        images, labels = (a.detach().cpu().numpy() if isinstance(a, Tensor) else a for a in rows)
-        return paired(images, labels, (f"{where} x", f"{where} y"), data.in_memory)
+def _split(rows: Any, where: str, data: Data, notes: list[str]) -> Split:
+    if isinstance(rows, tuple | list) and len(rows) == 2 and all(map(is_array, rows)):
+        x, y = (as_array(one, f"{where} {name}") for one, name in zip(rows, "xy", strict=True))
+        return paired(x, y, (f"{where} x", f"{where} y"), data.in_memory)
     if not (isinstance(rows, Sized) and hasattr(rows, "__getitem__")) or isinstance(rows, str | Tensor | np.ndarray):
         raise DataError(f"{where} is a {type(rows).__name__}; {EXPECTED}")
-    buffer, labels_N = SpillBuffer(data.in_memory, resize=Resize.of(data)), []
+    buffer, labels = SpillBuffer(data.in_memory, resize=Resize.of(data)), []
     for row in range(len(rows)):
         here = f"{where} row {row}"
         try:
-            image, label = rows[row]
+            image, label, *rest = rows[row]
         except Exception as error:
             raise DataError(f"{here} cannot be had ({error}); {EXPECTED}") from error
-        buffer.add(_drawn(image, here), here)
-        labels_N.append(_label(label, here))
-    return Split(buffer.tensor(), torch.tensor(labels_N, dtype=torch.int64))
+        if rest and not row:
+            notes.append(f"{where} rows have {2 + len(rest)} parts: the first is the image, the second the label")
+        _draw(buffer, image, here)
+        labels.append(label)
+    return buffer.split(*of_rows(labels, where))
 
 
-def _drawn(image: Any, where: str) -> np.ndarray:
+def _draw(buffer: SpillBuffer, image: Any, where: str) -> None:
     if isinstance(image, Image.Image):
-        return drawn(image, where)
-    if not isinstance(image, Tensor | np.ndarray):
+        buffer.draw(image, where)
+    elif is_array(image):
+        buffer.add(as_images(as_array(image, where)[None], where).numpy(), where)
+    else:
         raise DataError(f"{where} has a {type(image).__name__} for an image; expected Pillow's, an array or a tensor")
-    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
-    return as_images(array[None], where).numpy()
-
-
-def _label(label: Any, where: str) -> int:
-    number = np.asarray(label)
-    if number.ndim or not np.issubdtype(number.dtype, np.integer):
-        raise DataError(f"{where} has label {label!r}; labels must be whole numbers from 0 on")
-    return int(number)

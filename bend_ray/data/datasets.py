@@ -1,16 +1,19 @@
 """What is classified: images as uint8 tensors with labels, checked, in three splits; `sources` reads them."""
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from bend_ray.config import Data
-from bend_ray.data.images import BILINEAR, PIECE, Resize, Split, Splits, spilled
+from bend_ray.data import classes
+from bend_ray.data.images import PIECE, Split, Splits
 from bend_ray.data.preprocess import Preprocess
-from bend_ray.data.sources import load_source
+from bend_ray.data.resize import BILINEAR
 from bend_ray.data.splits import cut, head_rows, shares
+from bend_ray.data.uniform import alike, of_bytes, read
 from bend_ray.errors import DataError
 
 
@@ -69,15 +72,19 @@ class Dataset:
         return len(seen), len(kept)
 
 
-def load_dataset(data: Data, seed: int, classes: int | None = None) -> Dataset:
+def load_dataset(data: Data, seed: int, outputs: int | None = None) -> Dataset:
     """The data set of the configuration, its missing splits cut off (stratified, from ``seed``), as one of so many
-    ``classes`` (None: those that it has).
+    classes as the classifier has ``outputs`` (None: those that it has).
 
     Raises DataError, which names file and row, for data that cannot be used.
     """
-    name, where, splits, names, notes = load_source(data, seed)
-    splits = _alike(splits, data)
-    names = _check(where, splits, names, classes)
+    (name, where, splits, names, notes), data = read(data, seed)
+    _check(where, splits, notes)
+    _note_modes(splits, notes)
+    splits, names = classes.settled(splits, names, data, where, notes, outputs)
+    splits, bits = of_bytes(splits, data, where, notes)
+    splits = alike(splits, data)
+    _shapes(where, splits)
     if "test" not in splits:  # before the limits: which rows are for testing must not depend on how many train
         splits["train"], splits["test"] = cut(
             splits["train"], data.test_fraction, "data.test_fraction", data.in_memory, seed
@@ -92,57 +99,45 @@ def load_dataset(data: Data, seed: int, classes: int | None = None) -> Dataset:
         raise DataError(
             f"{where}: the training rows are of one class only; a classifier needs two (see data.train_limit)"
         )
-    fit = _preprocess(data, splits["train"])
+    classes.without_rows(names, splits["train"], notes)
+    fit = _preprocess(data, splits["train"].images, bits)
     return Dataset(name, names, splits["train"], splits["val"], splits["test"], fit, tuple(notes))
 
 
-def _alike(splits: Splits, data: Data) -> Splits:
-    """All of the size that ``data`` names; where any split is in colour, or all are to be, grey ones are repeated over
-    three channels."""
-    channels = 3 if data.rgb else max(rows.images.shape[1] for rows in splits.values())
-    resize = Resize.of(data)
-
-    def alike(images: Tensor) -> bool:
-        return images.shape[1] == channels and (resize is None or images.shape[-1] == resize.size)
-
-    return {
-        name: rows
-        if alike(rows.images)
-        else replace(rows, images=spilled(rows.images, data.in_memory, None, channels, resize))
-        for name, rows in splits.items()
-    }
-
-
-def _check(where: str, splits: Splits, names: tuple[str, ...], wanted: int | None) -> tuple[str, ...]:
-    """The names of the ``wanted`` classes (their numbers where the data has no names), if every row of ``splits`` fits
-    them."""
-    shape = tuple(splits["train"].images.shape[1:])
+def _check(where: str, splits: Splits, notes: list[str]) -> None:
+    """That no split is empty or of one colour; that its images are not all the same is said."""
     for split, rows in splits.items():
         if len(rows) == 0:
             raise DataError(f"{where}: the {split} split is empty")
+        first = rows.images[:1].numpy()
+        if len(rows) == 1 or not all(bool((piece.numpy() == first).all()) for piece in rows.images.split(PIECE)):
+            continue
+        if first.min() == first.max():
+            raise DataError(
+                f"{where}: all {len(rows)} {split} images are of one colour ({int(first.flat[0])}); look at the files"
+            )
+        notes.append(f"all {len(rows)} {split} images are the same")
+
+
+def _note_modes(splits: Splits, notes: list[str]) -> None:
+    modes = sum((Counter(rows.modes) for rows in splits.values()), Counter[str]())
+    if modes:
+        notes.append(f"decoded images by Pillow's modes: {', '.join(f'{mode} {n}' for mode, n in modes.most_common())}")
+
+
+def _shapes(where: str, splits: Splits) -> None:
+    shape = tuple(splits["train"].images.shape[1:])
+    for split, rows in splits.items():
         if (split_shape := tuple(rows.images.shape[1:])) != shape:
             raise DataError(f"{where}: {split} images are {split_shape}, training ones {shape}; all must be alike")
-    # Unnamed classes must be 0, 1, 2, ...; one stray number would otherwise make a head of millions of classes.
-    rows_in_all = sum(map(len, splits.values()))
-    largest = max(int(rows.labels.max()) for rows in splits.values())
-    if wanted is not None and wanted < (least := max(len(names), 1 + largest)):
-        raise DataError(f"classifier.classes: {wanted} is fewer than the {least} of {where}; give {least} or more")
-    classes = wanted or len(names) or min(rows_in_all, 1 + largest)
-    for split, rows in splits.items():
-        bad = ((rows.labels < 0) | (rows.labels >= classes)).nonzero().flatten().tolist()
-        if bad:
-            raise DataError(
-                f"{where}: {split} row {bad[0]} has label {int(rows.labels[bad[0]])}, not one of 0 to {classes - 1};"
-                " mend the label or leave the row out"
-            )
-    return (*names, *map(str, range(len(names), classes)))
 
 
-def _preprocess(data: Data, train: Split) -> Preprocess:
-    channels, size = train.images.shape[1:3]
-    mean, std = _statistics(train.images) if data.mean is None or data.std is None else ((), ())
+def _preprocess(data: Data, images: Tensor, bits: int | None) -> Preprocess:
+    """As ``data`` says it, or by the statistics of ``images``; ``bits`` of 16 are in use."""
+    channels, size = images.shape[1:3]
+    mean, std = _statistics(images) if data.mean is None or data.std is None else ((), ())
     mean, std = _each(data.mean, channels) or mean, _each(data.std, channels) or std
-    return Preprocess(channels, size, mean, std, data.interpolation or BILINEAR, crop=data.image_size is not None)
+    return Preprocess(channels, size, mean, std, bits, data.interpolation or BILINEAR, data.image_size is not None)
 
 
 def _each(values: tuple[float, ...] | None, channels: int) -> tuple[float, ...]:

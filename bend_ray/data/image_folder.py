@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from bend_ray.data.image_layout import by_folder
-from bend_ray.data.images import Resize, SpillBuffer, Split, Splits, decoded
+from bend_ray.data.images import SpillBuffer, Splits
 from bend_ray.data.listing import Listing
 from bend_ray.data.metadata import by_metadata
+from bend_ray.data.resize import Resize
 from bend_ray.data.sources import Loaded, Place
 from bend_ray.errors import DataError
 from bend_ray.store.folders import Folder
@@ -60,15 +61,15 @@ def read_images(place: Place) -> Loaded:
     for split, names in members.items():
         labels = torch.tensor(labels_by_split[split])
         sorted_by_class = by_class or bool((labels.diff() >= 0).all())
-        splits[split] = Split(_images(place, names), labels, by_class=sorted_by_class)
+        splits[split] = _images(place, names).split(labels, by_class=sorted_by_class)
     return splits, classes
 
 
-def _images(place: Place, names: list[str]) -> torch.Tensor:
+def _images(place: Place, names: list[str]) -> SpillBuffer:
     folder, buffer = Folder(place.path), SpillBuffer(place.data.in_memory, resize=Resize.of(place.data))
     for name, encoded in zip(names, folder.each(partial(_read, folder), names), strict=True):
-        buffer.add(decoded(encoded, f"{place.where}/{name}"), f"{place.where}/{name}")
-    return buffer.tensor()
+        buffer.decode(encoded, f"{place.where}/{name}")
+    return buffer
 
 
 def _read(folder: Folder, name: str) -> bytes:

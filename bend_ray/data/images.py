@@ -1,76 +1,49 @@
 """Images and labels, rows of both, and where images are kept: in memory, or in a file where there are many."""
 
 import contextlib
-import io
 import tempfile
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from bend_ray.config import Data
+from bend_ray.data.pixels import decoded, drawn, eight
+from bend_ray.data.resize import Resize
 from bend_ray.errors import DataError
 
 PIECE = 4096
 """Rows that are looked at, converted or copied at once."""
 MAX_PIXELS = 89_478_485
 """Of an image in a file, as Pillow's own limit against decompression bombs."""
-BILINEAR = "bilinear"
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images uint8 (N, C, H, W) and labels int64 (N,)."""
+    """Images uint8 (N, C, H, W) and labels int64 (N,); uint16 where a reader gives 16 bits, until all are read."""
 
     images: Tensor
     labels: Tensor
     by_class: bool = False
     """Rows lie class by class, so that the first ones are not like the others."""
+    names: tuple[str, ...] = ()
+    """What its labels are called, where a reader has words; once all is read, the names of the classes."""
+    modes: Mapping[str, int] = field(default_factory=dict)
+    """Rows of each of Pillow's modes, as they were decoded."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, rows: Any) -> "Split":
         """These rows (an index, a mask or a slice)."""
-        return Split(self.images[rows], self.labels[rows])
+        return replace(self, images=self.images[rows], labels=self.labels[rows])
 
 
 Splits = dict[str, Split]
-
-
-@dataclass(frozen=True)
-class Resize:
-    """From images of any size and shape to square ones of one size: the middle square, resized."""
-
-    size: int
-    interpolation: str
-
-    @staticmethod
-    def of(data: Data) -> "Resize | None":
-        """None where ``data`` leaves images as they are."""
-        return None if data.image_size is None else Resize(data.image_size, data.interpolation or BILINEAR)
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """uint8 (n, C, size, size) from uint8 (n, C, H, W)."""
-        if images.shape[2:] == (self.size, self.size):
-            return images
-        # Pillow's, as of images that are sent later; a grey one has no axis of channels there.
-        ones = [Image.fromarray(one.transpose(1, 2, 0) if len(one) == 3 else one[0]) for one in images]
-        return np.stack([np.asarray(self.image(one)).reshape(self.size, self.size, -1) for one in ones]).transpose(
-            0, 3, 1, 2
-        )
-
-    def image(self, image: Image.Image) -> Image.Image:
-        """The same of one of Pillow's."""
-        side = min(image.size)
-        left, upper = (image.width - side) // 2, (image.height - side) // 2
-        box = (left, upper, left + side, upper + side)
-        if image.size == (self.size, self.size):
-            return image
-        return image.resize((self.size, self.size), Image.Resampling[self.interpolation.upper()], box=box)
 
 
 class SpillBuffer:
@@ -80,16 +53,29 @@ class SpillBuffer:
     temporary files (TMPDIR), and is read through a memory map.
     """
 
-    def __init__(self, in_memory: float, channels: int = 0, resize: "Resize | None" = None) -> None:
+    def __init__(self, in_memory: float, channels: int = 0, resize: Resize | None = None) -> None:
         self.limit, self.resize = int(in_memory * 2**30), resize
         self.channels, self.size, self.rows, self.first = channels, 0, 0, ""
+        self.dtype = np.dtype(np.uint8)
         self.memory = bytearray()
         self.file: IO[bytes] | None = None
+        self.modes: Counter[str] = Counter()
+
+    def decode(self, data: bytes, where: str, named: str = "") -> None:
+        """Put an encoded image on top. Raises DataError as `decoded`, and as `add` (there as ``named``)."""
+        self.add(decoded(data, where, self.modes), named or where)
+
+    def draw(self, image: Image.Image, where: str) -> None:
+        """Put one of Pillow's on top, likewise."""
+        self.add(drawn(image, where, self.modes), where)
 
     def add(self, images: np.ndarray, where: str = "") -> None:
-        """Put uint8 (n, C, H, W) on top. Raises DataError, which begins with ``where``, if they are not square or not
-        of the size of those before."""
-        images = images if self.resize is None else self.resize(images)
+        """Put uint8 or uint16 (n, C, H, W) on top. Raises DataError, which begins with ``where``, if they are not
+        square or not of the size and the bits of those before."""
+        try:
+            images = images if self.resize is None else self.resize(images)
+        except ValueError as error:
+            raise DataError(f"{where}: {error}") from None
         _, channels, height, width = images.shape
         if height != width:
             raise DataError(
@@ -102,20 +88,28 @@ class SpillBuffer:
                 f"{where} is {width}x{height}, {first} {self.size}x{self.size}; all images must be square and of one"
                 " size; give data.image_size"
             )
+        if self.rows and images.dtype != self.dtype:
+            bits, before = (8 * dtype.itemsize for dtype in (images.dtype, self.dtype))
+            raise DataError(f"{where} is of {bits} bits, those before it of {before}; write all of them alike")
+        self.dtype = images.dtype
         self.channels = self.channels or channels
         if channels > self.channels:
             self._colour()
         self._write(images if channels == self.channels else images.repeat(self.channels, 1))
         self.rows += len(images)
 
+    def split(self, labels: Tensor, names: tuple[str, ...] = (), by_class: bool = False) -> Split:
+        """All of them with their labels, without a copy."""
+        return Split(self.tensor(), labels, by_class, names, dict(self.modes))
+
     def tensor(self) -> Tensor:
-        """All of them, uint8 (N, C, H, W), without a copy."""
+        """All of them, uint8 or uint16 (N, C, H, W), without a copy."""
         shape = (self.rows, self.channels, self.size, self.size)
         if not self.rows:
             return torch.zeros(shape, dtype=torch.uint8)
         if self.file is None:
-            return torch.frombuffer(self.memory, dtype=torch.uint8).reshape(shape)
-        return torch.from_numpy(np.memmap(self.file, np.uint8, "r+", shape=shape))
+            return torch.from_numpy(np.frombuffer(self.memory, self.dtype).reshape(shape))
+        return torch.from_numpy(np.memmap(self.file, self.dtype, "r+", shape=shape))
 
     def __del__(self) -> None:
         if self.file is not None:
@@ -154,7 +148,7 @@ def spilled(
     in_memory: float,
     rows: Tensor | None = None,
     channels: int = 0,
-    resize: "Resize | None" = None,
+    resize: Resize | None = None,
 ) -> Tensor:
     """A copy of ``images`` (of these ``rows``), as a `SpillBuffer` keeps it; grey ones repeated where ``channels`` is
     3."""
@@ -164,55 +158,36 @@ def spilled(
     return buffer.tensor()
 
 
-def pixels(image: Image.Image, colour: bool) -> np.ndarray:
-    """A decoded image as uint8 (H, W) or, in colour, (H, W, 3). Raises ValueError for pixels of no known range."""
-    if image.mode.startswith("I;16"):  # Pillow's own conversion cuts everything above 255 off
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"its pixels are of mode {image.mode}; give 8 or 16 bits")
-    if image.mode == "P":
-        image = image.convert("RGBA")  # a palette with transparency is not converted in one step
-    return np.asarray(image.convert("RGB" if colour else "L"))
-
-
-def decoded(data: bytes, where: str) -> np.ndarray:
-    """An encoded image as uint8 (1, C, H, W), grey or in colour as it is. Raises DataError: ``where``, and why not."""
-    try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except UnidentifiedImageError:
-        raise DataError(f"{where} is a broken image (in no format that Pillow knows)") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{where} is a broken image ({error})") from None
-    return drawn(image, where)
-
-
-def drawn(image: Image.Image, where: str) -> np.ndarray:
-    """An image of Pillow's as `decoded` gives it. Raises DataError for pixels of no known range."""
-    grey = image.mode in ("L", "1", "I", "F") or image.mode.startswith("I;16")
-    try:
-        array = pixels(image, colour=not grey)
-    except ValueError as error:
-        raise DataError(f"{where}: {error}") from None
-    return array[None, None] if grey else array.transpose(2, 0, 1)[None]
+def to_bytes(images: Tensor, bits: int, in_memory: float, where: str) -> Tensor:
+    """uint16 images of so many ``bits`` as uint8. Raises DataError, which begins with ``where``, for a larger value."""
+    buffer = SpillBuffer(in_memory)
+    for piece in images.split(PIECE):
+        try:
+            buffer.add(eight(piece.numpy(), bits))
+        except ValueError as error:
+            raise DataError(f"{where} images: {error}") from None
+    return buffer.tensor()
 
 
 def as_images(array: np.ndarray, where: str, fit: tuple[int, int] | None = None) -> Tensor:
-    """uint8 (N, C, H, W) from (N, H, W), (N, H, W, C) or (N, C, H, W).
+    """uint8 (N, C, H, W) from (N, H, W), (N, H, W, C) or (N, C, H, W); uint16 from uint16.
 
     With ``fit`` (channels and size, all images alike) also from one image: (H, W), (C, H, W) or (H, W, C).
     Raises DataError, which begins with ``where``, for no image, another shape, or numbers that are no pixels.
     """
     if array.size == 0:
         raise DataError(f"{where}: holds no image (shape {array.shape})")
+    if array.dtype.kind == "V":
+        raise DataError(f"{where}: is of type {array.dtype}, which numpy does not have; save it as float32")
     if not (np.issubdtype(array.dtype, np.number) and np.isrealobj(array) and np.isfinite(array).all()):
         raise DataError(f"{where}: must be finite numbers; found {array.dtype} with NaN, infinity or other things")
     low, high = array.min(), array.max()
     whole = np.issubdtype(array.dtype, np.integer)
-    if low < 0 or high > (255 if whole else 1):
-        allowed = "whole numbers from 0 to 255" if whole else "fractions from 0 to 1"
+    deep = array.dtype == np.uint16
+    if low < 0 or (high > (255 if whole else 1) and not deep):
+        allowed = "whole numbers from 0 to 255 (uint16: to 65535)" if whole else "fractions from 0 to 1"
         raise DataError(f"{where}: pixels from {low} to {high}; {array.dtype} images must be {allowed}")
-    levels = array.astype(np.uint8) if whole else np.rint(array * 255.0).astype(np.uint8)
+    levels = array if deep else array.astype(np.uint8) if whole else np.rint(array * 255.0).astype(np.uint8)
     images = _axes(torch.from_numpy(levels), fit)
     if images is None or images.shape[2] != images.shape[3] or (fit and tuple(images.shape[1:3]) != fit):
         wanted = f"(N, {fit[0]}, {fit[1]}, {fit[1]})" if fit else "square images of 1 or 3 channels"

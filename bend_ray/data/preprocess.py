@@ -1,5 +1,6 @@
 """From an image, in a file or in memory, to what a classifier is fed."""
 
+import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,14 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from bend_ray.config.data import Interpolation
-from bend_ray.data.images import BILINEAR, MAX_PIXELS, Resize, as_images, pixels
+from bend_ray.data.images import MAX_PIXELS, as_images
+from bend_ray.data.pixels import eight, levels, too_deep
+from bend_ray.data.resize import BILINEAR, Resize
+from bend_ray.data.tiff import misread
 from bend_ray.errors import DataError
+
+HEAD = 65536
+"""Bytes of a file in which its header is looked for."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,8 @@ class Preprocess:
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    bits: int | None = None
+    """Bits in use of training images of 16 bits; None: these were of 8. Images of 16 bits are then read as of 16."""
     interpolation: str = BILINEAR
     """How images of another size are resized."""
     crop: bool = False
@@ -65,11 +74,17 @@ class Preprocess:
 
         Raises DataError, which begins with ``name``, where it cannot be read or has more than ``max_pixels``.
         """
+        if why := misread(file):
+            raise DataError(f"{name}: {why}")
+        head = file.read(HEAD)
+        file.seek(-len(head), io.SEEK_CUR)
         try:
             with Image.open(file, formats=formats) as image:
                 if image.width * image.height > max_pixels:  # before anything is unpacked
                     size = f"{image.width}x{image.height}"
                     raise ValueError(f"a decompression bomb? It has {size} pixels, at most {max_pixels} are read")
+                if why := too_deep(image, head):
+                    raise ValueError(why)
                 return self.fitted(image)
         except UnidentifiedImageError:
             raise DataError(f"{name}: is no image that can be read; give PNG, JPEG or .npy") from None
@@ -78,18 +93,31 @@ class Preprocess:
 
     def fitted(self, image: Image.Image) -> Tensor:
         """A decoded image as `decode` gives it. Raises ValueError for pixels of no known range."""
-        size, one = (self.image_size, self.image_size), Image.fromarray(pixels(image, colour=self.channels == 3))
+        size, array = (self.image_size, self.image_size), levels(image, colour=self.channels == 3)
+        if array.dtype == np.uint16:
+            grey = eight(array, self.bits or 16)
+            array = grey if self.channels == 1 else grey[..., None].repeat(3, axis=2)
+        one = Image.fromarray(array)
         if self.crop:
             one = Resize(self.image_size, self.interpolation).image(one)
         one = one if one.size == size else one.resize(size, Image.Resampling[self.interpolation.upper()])
         return torch.from_numpy(np.array(one)).reshape(1, *size, -1).permute(0, 3, 1, 2)
 
     def fit(self, array: np.ndarray, name: str) -> Tensor:
-        """Numbers as images, uint8 (N, C, H, W): whole ones from 0 to 255, fractions from 0 to 1; axes as they come.
+        """Numbers as images, uint8 (N, C, H, W): whole ones from 0 to 255, or of as many bits as training images of 16
+        bits had in use where they are no uint8, fractions from 0 to 1; axes as they come.
 
         Raises DataError, which begins with ``name``, for anything else.
         """
-        return as_images(array, name, (self.channels, self.image_size))
+        fit = (self.channels, self.image_size)
+        if self.bits is None or not np.issubdtype(array.dtype, np.integer) or array.dtype == np.uint8:
+            return as_images(array, name, fit) if array.dtype != np.uint16 else as_images(array.astype(int), name, fit)
+        if array.size and not 0 <= array.min() <= array.max() < 1 << self.bits:
+            raise DataError(
+                f"{name}: pixels from {array.min()} to {array.max()}; whole numbers must be from 0 to"
+                f" {(1 << self.bits) - 1}, as in training, or uint8 from 0 to 255"
+            )
+        return as_images((array.astype(np.uint16) >> (self.bits - 8)).astype(np.uint8), name, fit)
 
     def _array(self, path: Path) -> Tensor:
         try:
@@ -105,12 +133,14 @@ class Preprocess:
         return self.fit(array, str(path))
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        data = {
             "channels": self.channels,
             "image_size": self.image_size,
             "mean": list(self.mean),
             "std": list(self.std),
-        } | self._resizing()
+        }
+        bits = {} if self.bits is None else {"bits": self.bits}
+        return data | bits | self._resizing()
 
     def _resizing(self) -> dict[str, Any]:
         """Nothing where it is as in runs that know no other."""
@@ -126,7 +156,10 @@ class Preprocess:
             raise ValueError(f"{channels} channels of size {size} with {len(mean)} means and {len(std)} deviations")
         if not (np.isfinite(mean + std).all() and min(std) > 0):
             raise ValueError("means and deviations must be finite, deviations above 0")
+        bits = data.get("bits")
+        if bits is not None and (type(bits) is not int or not 8 <= bits <= 16):
+            raise ValueError(f"{bits} bits")
         interpolation = data.get("interpolation", BILINEAR)
         if interpolation not in get_args(Interpolation):
             raise ValueError(f"interpolation {interpolation!r} is none of {', '.join(get_args(Interpolation))}")
-        return Preprocess(channels, size, mean, std, interpolation, bool(data.get("crop", False)))
+        return Preprocess(channels, size, mean, std, bits, interpolation, bool(data.get("crop", False)))

@@ -84,7 +84,7 @@ def _load_path(data: Data, path: str, notes: list[str]) -> Loaded:
     listing = listed(path, notes)
     if listing.files == ("",) and (key := "files" if data.files else "config" if data.config else None):
         raise DataError(f"data.{key}: says what is in a folder, and {listing.where} is a file; give the folder")
-    splits = chosen(data.files, listing.files, listing.where) if data.files else {}
+    splits = chosen(data.files, listing.files, listing.where) if data.files and listing.files else {}
     names = tuple(name for name in listing.files if not splits or name in splits)
     kind, files, because = _format(listing, names)
     beside = tuple(name for name in names if PurePosixPath(name).name.lower() in FORMATS[kind].beside)

@@ -1,7 +1,6 @@
 """How good an ensemble is, and how different its members are. Labels are int64 (B,); numbers come back as floats."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,11 +39,6 @@ class Answers:
             brier_B=(prob_BK.double() - F.one_hot(label_B, prob_BK.shape[1])).square().sum(-1),
             entropy_B=torch.special.entr(prob_BK).sum(-1),
         )
-
-    @staticmethod
-    def joined(parts: Sequence["Answers"]) -> "Answers":
-        """Of the rows of all ``parts``, one after the other."""
-        return Answers(**{name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])})
 
     def scores(self, label_B: Tensor) -> dict[str, float]:
         """accuracy, nll (nats), ece (15 bins, L1; Guo et al. 2017) and brier (sum over classes)."""

@@ -11,7 +11,8 @@ from bend_ray import seeds
 from bend_ray.errors import ModelError
 from bend_ray.models import check_eval, watch
 from bend_ray.models.copies import fill, shapes, tensors
-from bend_ray.models.subject import BESIDE, Subject, apart, ask, logits, on_blank
+from bend_ray.models.subject import Subject, apart, ask, logits, on_blank
+from bend_ray.models.subset import BATCH_NORMS
 
 TRAINING = " in training mode"
 FEW = 8
@@ -31,11 +32,7 @@ def on_rows(subject: Subject) -> None:
         _check_values(network, x, y)
         if subject.shards:
             y = _moved(subject, network, y)
-        if (x != x[:1]).any() and (y - y[:1]).abs().max() <= 1e-6 * y.abs().max():
-            raise ModelError(
-                "the classifier gives the same logits whatever the image: what is made of the image is lost on the way"
-                " (multiplied by zero, cut off by a ReLU, averaged over the batch); mend its forward, or its weights"
-            )
+        _check_constant(subject, network, y)
         check_eval.check_repeated(subject, network, y)
         check_eval.check_beside(subject, network, y)
         if subject.shards:
@@ -44,10 +41,16 @@ def on_rows(subject: Subject) -> None:
 
 
 def _train(subject: Subject, network: nn.Module) -> None:
-    """Show ``network`` a piece of a batch of each size in training mode."""
+    """Show ``network`` a piece of a batch of each size in training mode. Running statistics of its batch norms are then
+    those of the last one, as if it had been trained for long: else most of what it says in eval mode may vanish."""
     network.train()
+    norms = {child: child.momentum for child in network.modules() if isinstance(child, BATCH_NORMS)}
+    for norm in norms:
+        norm.momentum = 1.0
     for x in (subject.x[:size] for size in subject.shards):
         _check_finite(network, x, logits(network, x, subject.classes, TRAINING), TRAINING)
+    for norm, momentum in norms.items():
+        norm.momentum = momentum
 
 
 def _check_part(subject: Subject) -> None:
@@ -87,6 +90,23 @@ def _check_values(network: nn.Module, x: Tensor, y: Tensor) -> None:
         )
 
 
+def _check_constant(subject: Subject, network: nn.Module, y: Tensor) -> None:
+    x = subject.few.clone().requires_grad_()
+    if not (x != x[:1]).any() or (y - y[:1]).abs().max() > 1e-6 * y.abs().max():
+        return
+    if subject.shards:  # it may still learn to see
+        with torch.enable_grad():
+            logits_BK = logits(network.train(), x, subject.classes, TRAINING)
+            seen = torch.autograd.grad((logits_BK * torch.randn_like(logits_BK)).sum(), x, allow_unused=True)[0]
+        network.eval()
+        if seen is not None and seen.any():
+            return
+    raise ModelError(
+        "the classifier gives the same logits whatever the image: what is made of the image is lost on the way"
+        " (multiplied by zero, cut off by a ReLU, averaged over the batch); mend its forward, or its weights"
+    )
+
+
 def _check_kept(subject: Subject, network: nn.Module) -> None:
     """Raises ModelError where the parameters and buffers of ``network``, which has seen a batch in training mode, are
     not all that it has of it: a file holds no more."""
@@ -104,7 +124,8 @@ def _check_kept(subject: Subject, network: nn.Module) -> None:
     pairs = zip(tensors(network.eval()), tensors(other.eval()), strict=True)
     changed = [name for (name, one), (_, other) in pairs if not _alike(one, other)]
     fill(loaded.eval(), network)
-    far = apart(answers[0], answers[1], BESIDE) or apart(ask(subject, network, x), ask(subject, loaded, x), BESIDE)
+    both = [tuple(answers), (ask(subject, network, x), ask(subject, loaded, x))]
+    far = max(apart(one, other, subject.beside) for one, other in both)
     if changed or far:
         seen = f"seen at {changed[0]!r}" if changed else f"logits differ by up to {far:.2g}"
         raise ModelError(

@@ -11,7 +11,7 @@ from bend_ray import seeds
 from bend_ray.errors import ModelError
 from bend_ray.models import watch
 from bend_ray.models.copies import tensors
-from bend_ray.models.subject import BESIDE, REPEATED, Subject, apart, ask, logits
+from bend_ray.models.subject import REPEATED, Subject, apart, ask, logits
 from bend_ray.models.subset import BATCH_NORMS
 
 
@@ -62,15 +62,15 @@ def check_beside(subject: Subject, network: nn.Module, y: Tensor) -> None:
         "alone": rows[:1],
     }
     for how, row_b in others.items():
-        if far := apart(y[row_b], ask(subject, network, x[row_b]), BESIDE):
-            if later := apart(y, ask(subject, network, x), BESIDE):
+        if far := apart(y[row_b], ask(subject, network, x[row_b]), subject.beside):
+            if later := apart(y, ask(subject, network, x), subject.beside):
                 raise _remembers(subject, network, later)
             part = watch.first_other(network, x, x[row_b], row_b)
             raise ModelError(
                 f"the classifier's logits of an image depend on the others of its batch, {watch.words(network, part)}:"
                 f" {how} they differ by up to {far:.2g}; {_told_apart(network, part)}"
             )
-    if later := apart(y, ask(subject, network, x), BESIDE):
+    if later := apart(y, ask(subject, network, x), subject.beside):
         raise _remembers(subject, network, later)
 
 

@@ -46,6 +46,12 @@ class Subject:
         """Those that are shown at once in eval mode."""
         return self.x[:ROWS]
 
+    @cached_property
+    def beside(self) -> float:
+        """`BESIDE`, or what parameters of half precision make of it."""
+        steps = [torch.finfo(p.dtype).eps for p in self.module.parameters() if p.is_floating_point()]
+        return max([BESIDE, *(8 * step for step in steps)])
+
 
 @torch.no_grad()
 def on_blank(module: nn.Module, shape: Sequence[int], classes: int) -> None:

@@ -70,17 +70,10 @@ def score(
     ``tempered`` is not asked for. ``strange`` and ``distance``: see `strangers.measure`."""
     kept = Spill(parts_of(val_logits)) if tempered else map(_finite, parts_of(val_logits))
     fitted = temperature.fit(kept, val_label_B, seed) if isinstance(kept, Spill) else NONE
-    val = _joined(_val_rows(*piece, fitted) for piece in pieces(kept, val_label_B))
-    doubts: list[Doubts] = []
-
-    def seen(logits_MbK: Tensor) -> Tensor:
-        if strange:
-            doubts.append(strangers.doubts([logits_MbK], fitted))
-        return logits_MbK
-
-    parts = [_test_rows(*piece, fitted) for piece in pieces(map(seen, parts_of(logits)), label_B)]
-    test = _joined(rows for rows, _ in parts)
-    mean, votes, with_t = (Answers.joined([answers[i] for _, answers in parts]) for i in range(3))
+    val = _kept((_val_rows(*piece, fitted) for piece in pieces(kept, val_label_B)), len(val_label_B))
+    parts = (_test_rows(*piece, fitted, bool(strange)) for piece in pieces(parts_of(logits), label_B))
+    test = _kept(parts, len(label_B))
+    mean, votes, with_t = (Answers(**_of(test, kind)) for kind in ("mean", "votes", "tempered"))
     return Scored(
         seconds=seconds,
         accuracy_M=test["right_MB"].double().mean(1),
@@ -99,7 +92,7 @@ def score(
         away=away,
         note=note,
         strangers=strangers.measure(
-            strangers.joined(doubts),
+            _of(test, "doubt"),
             {name: strangers.doubts(parts_of(parts), fitted) for name, parts in strange.items()},
             distance,
         ),
@@ -116,10 +109,24 @@ def _finite(logits_MBK: Tensor) -> Tensor:
     return logits_MBK
 
 
-def _joined(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Rows, the last axis, of all ``parts``, one after the other."""
-    each = list(parts)
-    return {name: torch.cat([part[name] for part in each], dim=-1) for name in each[0]}
+def _kept(parts: Iterable[dict[str, Tensor]], rows: int) -> dict[str, Tensor]:
+    """What all ``parts`` say of so many rows, the last axis. Room is made once: small tensors that stay, among large
+    ones that go, leave holes in memory that nothing fits into."""
+    whole: dict[str, Tensor] = {}
+    start = 0
+    for part in parts:
+        for name, value in part.items():
+            if name not in whole:
+                whole[name] = value.new_empty(*value.shape[:-1], rows)
+            end = start + value.shape[-1]
+            whole[name][..., start:end] = value
+        start = end
+    return whole
+
+
+def _of(rows: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """Those whose names begin with ``kind``, without it."""
+    return {name.removeprefix(f"{kind}."): value for name, value in rows.items() if name.startswith(f"{kind}.")}
 
 
 def _val_rows(logits_MBK: Tensor, label_B: Tensor, fitted: Temperature) -> dict[str, Tensor]:
@@ -131,8 +138,8 @@ def _val_rows(logits_MBK: Tensor, label_B: Tensor, fitted: Temperature) -> dict[
     }
 
 
-def _test_rows(logits_MBK: Tensor, label_B: Tensor, fitted: Temperature) -> tuple[dict[str, Tensor], list[Answers]]:
-    """What is kept of rows, and their answers by mean, by votes, and by mean with the temperature."""
+def _test_rows(logits_MBK: Tensor, label_B: Tensor, fitted: Temperature, doubt: bool) -> dict[str, Tensor]:
+    """What is kept of rows, of which their answers by mean, by votes, and by mean with the temperature."""
     M, _, K = logits_MBK.shape
     right_MB, nll_MB = metrics.of_members(logits_MBK, label_B)
     prob_MBK, predicted_MB = logits_MBK.double().softmax(-1), logits_MBK.argmax(-1)
@@ -146,12 +153,20 @@ def _test_rows(logits_MBK: Tensor, label_B: Tensor, fitted: Temperature) -> tupl
     by_votes = Answers.of(vote_BK, label_B, voted_B)
     smoothed_nll_B = metrics.nll(metrics.smoothed_votes(vote_BK, M), label_B)
     tempered_BK = fitted.apply(logits_MBK) if fitted.kind == "members" else fitted.of_pool(mean_BK)
-    rows = {
+    answers: dict[str, Answers | Doubts] = {
+        "mean": Answers.of(mean_BK, label_B),
+        "votes": replace(by_votes, nll_B=smoothed_nll_B),
+        "tempered": Answers.of(tempered_BK, label_B),
+        "doubt": strangers.doubts([logits_MBK], fitted) if doubt else {},
+    }
+    return {
         "right_MB": right_MB,
         "nll_MB": nll_MB,
         "predicted_MB": predicted_MB.to(torch.int32),
         "abend_right_GB": torch.stack(abend),
         "sbend_right_GB": torch.stack(sbend),
-    }
-    answers = [Answers.of(mean_BK, label_B), replace(by_votes, nll_B=smoothed_nll_B), Answers.of(tempered_BK, label_B)]
-    return rows, answers
+    } | {f"{kind}.{name}": value for kind, one in answers.items() for name, value in _fields(one).items()}
+
+
+def _fields(one: Answers | Doubts) -> dict[str, Tensor]:
+    return vars(one) if isinstance(one, Answers) else one

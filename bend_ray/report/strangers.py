@@ -43,12 +43,8 @@ def of_row(aurocs: Aurocs, votes: bool, equal_members: bool, distance: bool) -> 
 
 def doubts(parts: Iterable[Tensor], temperature: Temperature) -> Doubts:
     """Doubt about each row, by its name, from ``logits_MbK`` of some rows after others."""
-    return joined([_of_part(part_MbK, temperature) for part_MbK in split(parts)])
-
-
-def joined(parts: Sequence[Doubts]) -> Doubts:
-    """Of the rows of all ``parts``, one after the other; of none, none."""
-    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]} if parts else {}
+    each = [_of_part(part_MbK, temperature) for part_MbK in split(parts)]
+    return {key: torch.cat([part[key] for part in each]) for key in each[0]}
 
 
 def _of_part(logits_MBK: Tensor, temperature: Temperature) -> Doubts:

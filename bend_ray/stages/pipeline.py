@@ -12,6 +12,7 @@ from torch import nn
 
 from bend_ray.cluster import connection, lease, preflight, resources
 from bend_ray.config import Config, dump
+from bend_ray.data import summary
 from bend_ray.ensemble import answer_cost
 from bend_ray.ensemble.ensemble import make_trunk
 from bend_ray.errors import ArtifactError, ConfigError
@@ -63,6 +64,8 @@ def execute(run: Run, stages: tuple[str, ...] = (), verbose: bool = False) -> No
         resolved = dump(config).encode()
         if not folder.exists("config.yaml") or folder.read("config.yaml") != resolved:
             folder.write("config.yaml", resolved)
+        for note in run.dataset.notes if todo else ():
+            say("data", note)
         for stage in stages:
             tuned = _tuned_for(stage, run)
             if stage not in todo:
@@ -117,8 +120,9 @@ def _is_done(stage: str, run: Run) -> bool:
         return False
 
 
-def dry_run(run: Run, stages: tuple[str, ...], verbose: bool = False) -> None:
-    """Print the resolved configuration, the subset, what will be asked for and what there is; write nothing."""
+def dry_run(run: Run, stages: tuple[str, ...], verbose: bool = False, picture: str | None = None) -> None:
+    """Print the resolved configuration, the data, the subset, what will be asked for and what there is; write nothing
+    but a ``picture`` of rows, where a path is given for one."""
     config, dataset = run.config, run.dataset
     stages = stages or _every(config)
     model = _classifier(run)
@@ -128,8 +132,13 @@ def dry_run(run: Run, stages: tuple[str, ...], verbose: bool = False) -> None:
     print(dump(config))
     print(f"data:      {dataset.name}: {len(dataset.train)} training, {len(dataset.val)} validation,", end=" ")
     print(f"{len(dataset.test)} test rows; {dataset.classes} classes")
-    for note in dataset.notes:
-        print(f"           {note}")
+    for line in (*summary.lines(dataset), *dataset.notes):
+        print(f"           {line}")
+    if picture:
+        from bend_ray.report import rows  # matplotlib takes a second
+
+        rows.draw(dataset, picture)
+        print(f"           rows as the classifier gets them: {picture}")
     print(f"subset:    {rule}: D = {subset.D} of {total} parameters ({subset.D / total:.1%})")
     for name, shape in zip(subset.names, subset.shapes, strict=True):
         print(f"           {name} {list(shape)}")
