@@ -96,7 +96,8 @@ def _as_many(outputs: int, splits: Splits, names: tuple[str, ...], where: str) -
     least = max(len(names), *(1 + int(rows.labels.max()) for rows in splits.values()))
     if outputs < least:
         raise DataError(f"classifier.classes: {outputs} is fewer than the {least} of {where}; give {least} or more")
-    return (*names, *map(str, range(len(names), outputs)))
+    further = range(len(names), outputs)
+    return (*names, *(f"class {number}" if str(number) in names else str(number) for number in further))
 
 
 def _in_range(splits: Splits, classes: int, where: str) -> None:
