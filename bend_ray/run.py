@@ -9,6 +9,7 @@ import torch
 
 from bend_ray.config import Config
 from bend_ray.data.datasets import Dataset, load_dataset
+from bend_ray.models import hub
 from bend_ray.models.base import ModelSpec
 from bend_ray.models.subset import Subset
 from bend_ray.progress import ProgressCallback
@@ -40,7 +41,15 @@ class Run:
     @cached_property
     def dataset(self) -> Dataset:
         """Loaded when it is first asked for. Raises DataError as `load_dataset`."""
-        return load_dataset(self.config.data, self.config.seed) if self.loaded is None else self.loaded
+        return (
+            load_dataset(
+                hub.prepared(self.config.data, self.config.classifier),
+                self.config.seed,
+                self.config.classifier.classes,
+            )
+            if self.loaded is None
+            else self.loaded
+        )
 
     @cached_property
     def data_digest(self) -> str:

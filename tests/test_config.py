@@ -225,7 +225,7 @@ def test_nothing_is_left_out_that_is_not_excluded() -> None:
 
 def test_files_and_command_lines_that_give_two_are_refused() -> None:
     two = {"classifier.name": "mlp", "classifier.target": "mine:Net"}
-    with pytest.raises(ConfigError, match=r"exactly one of classifier\.name and classifier\.target"):
+    with pytest.raises(ConfigError, match=r"exactly one of classifier\.name, classifier\.target and classifier\.hub"):
         config.loads(DIGITS, "c.yaml", two)
     with pytest.raises(ConfigError, match=r"exactly one of data\.name, data\.path and data\.target"):
         config.loads(DIGITS.replace("name: digits", "name: digits, path: x"), "c.yaml")

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import inspect
 import os
+import pickle
 import platform
 import re
 import signal
@@ -382,6 +383,23 @@ def test_what_dead_trainings_asked_for_is_forgotten(joined: str) -> None:
         assert requesters() == ["train-dead"]
         ray_private.forget_requests()
         assert requesters() == []
+
+
+def test_a_sharded_checkpoint_can_be_read_without_its_pickles(tmp_path: Path) -> None:
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is one process alone
+        save({"model": {"w": torch.arange(6.0).reshape(2, 3)}, "step": 3}, checkpoint_id=tmp_path, no_dist=True)
+    with shape(torch_private, "read_sharded"):
+        tensors = torch_private.read_sharded(tmp_path)
+        assert list(tensors) == ["model.w"] and tensors["model.w"].tolist() == [[0, 1, 2], [3, 4, 5]], f"{tensors}"
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(print))
+    with (
+        shape(torch_private, "read_sharded"),
+        pytest.raises(pickle.UnpicklingError, match="print, which is not called"),
+    ):
+        torch_private.read_sharded(tmp_path)
 
 
 def test_a_trial_can_be_forgotten_by_asha() -> None:

@@ -19,7 +19,7 @@ from bend_ray import cli, errors
 from bend_ray.data.datasets import load_dataset
 from bend_ray.ensemble.ensemble import Ensemble
 from bend_ray.errors import ArtifactError, DataError, ModelError
-from bend_ray.models.classifiers import load_weights
+from bend_ray.models.weights import load_weights
 from bend_ray.run import Run
 from bend_ray.stages import pipeline
 from bend_ray.store import folders

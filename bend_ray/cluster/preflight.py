@@ -54,7 +54,9 @@ def check(config: Config, run: Folder, stages: tuple[str, ...], size: int = 0) -
     marker = f".tmp-visible-{uuid.uuid4().hex}"  # swept with others if this is killed
     run.write(marker, b"")
     try:
-        paths = [path for path in (config.data.path, config.classifier.weights) if path and "://" not in path]
+        classifier = config.classifier
+        of_hub = classifier.hub if classifier.hub and Path(classifier.hub).is_dir() else None
+        paths = [path for path in (config.data.path, classifier.weights, of_hub) if path and "://" not in path]
         _compare(run, _seen(run, marker, paths), marker)
     finally:
         with contextlib.suppress(ArtifactError):

@@ -7,6 +7,8 @@ from pydantic import Field, field_validator, model_validator
 from bend_ray.config.choices import ClassifierName
 from bend_ray.config.section import Section, added, placement
 
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
 
 class Data(Section):
     one_of: ClassVar[tuple[str, ...]] = ("name", "path", "target")
@@ -40,6 +42,17 @@ class Data(Section):
     class in turn; None: all."""
     test_limit: int | None = Field(None, ge=1)
     """Use only the first so many test rows, likewise; None: all."""
+    image_size: int | None = added(None, off=None, ge=1)
+    """Height and width, pixels, to which the middle square of each image is resized, here and where images are sent
+    later; None: images are as they are, all square and of one size."""
+    interpolation: Interpolation | None = added(None, off=None)
+    """How images are resized; None: bilinear."""
+    rgb: bool | None = added(None, off=None)
+    """Whether grey images are repeated over three channels; None: where others are in colour."""
+    mean: tuple[float, ...] | None = added(None, off=None)
+    """What is subtracted from pixels over 255, a number or one for each channel; None: the training split's mean."""
+    std: tuple[float, ...] | None = added(None, off=None)
+    """By what they are then divided, likewise; None: the training split's standard deviation."""
     test: Literal["auto", "none"] = added("auto", off="auto")
     """`auto`: the data's own test split where it has one with labels; `none`: that is left out. Either way one is cut
     from the training rows where there is then none."""
@@ -56,6 +69,10 @@ class Data(Section):
             raise ValueError("give exactly one of data.name, data.path and data.target")
         if self.kwargs and self.target is None:
             raise ValueError("data.kwargs: are those of data.target; give one, or leave them out")
+        if any(len(values) not in (1, 3) for values in (self.mean, self.std) if values is not None):
+            raise ValueError("data.mean and data.std: give one number, or three (red, green, blue)")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError("data.std: must be above 0")
         if self.files and self.name is not None:
             raise ValueError("data.files: says what is in data.path or data.target; give one of them")
         if self.config is not None and self.path is None:
@@ -89,13 +106,17 @@ class Data(Section):
 
 
 class Classifier(Section):
-    one_of: ClassVar[tuple[str, ...]] = ("name", "target")
+    one_of: ClassVar[tuple[str, ...]] = ("name", "target", "hub")
     name: ClassifierName | None = None
     """A built-in classifier. In `kwargs` convnet takes width (16), mlp hidden (128) and depth (2), resnet18 and
     resnet34 width (64) and stem (cifar, imagenet), vit_tiny patch (4), width (192), depth (12) and heads (3)."""
     target: str | None = None
     """Your own, "package.module:callable" returning an nn.Module; called with `kwargs` and with those of classes,
     channels and image_size that its signature takes."""
+    hub: str | None = placement(None)
+    """A pretrained classifier of timm or transformers: a folder that one of them wrote (config.json and weights), or a
+    name on the Hugging Face Hub (`timm/resnet18.a1_in1k`, or with `@revision`). The size of images, grey or colour,
+    mean, standard deviation and interpolation are those of its configuration where `data` does not say otherwise."""
     kwargs: dict[str, Any] = Field({})
     """Keyword arguments of the classifier."""
     output: int | str = added("auto", off="auto")
@@ -103,13 +124,32 @@ class Classifier(Section):
     Where that is a tuple, a list or (B, k, K), also in training mode alone: `first`, `mean` (of all), a number from 0;
     a name: the part of an object or a dict that has it."""
     weights: str | None = placement(None)
-    """A trained classifier's state_dict, as .safetensors or saved by torch (.pt, .pth; loaded with weights_only); the
-    base is then not trained."""
+    """What a classifier has learnt, so that the base is not trained: a state_dict, as .safetensors or saved by torch
+    (.pt, .pth, .bin, .ckpt, .pth.tar; read with weights_only). Or a folder of transformers, timm or
+    torch.distributed.checkpoint."""
+    body_only: bool | None = added(None, off=None)
+    """Of the weights take all but the head, which stays as initialised; the base is then trained from there, all of it.
+    None: true for those of `hub`, false for `weights`."""
+    classes: int | None = added(None, off=None, ge=2)
+    """Outputs of the classifier, at least as many as the data has classes; further ones are called by their numbers.
+    None: as many."""
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether it gets weights that it did not learn here."""
+        return self.weights is not None or self.hub is not None
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it comes as a trained classifier, so that no base is trained."""
+        return (self.weights is not None and not self.body_only) or (self.hub is not None and self.body_only is False)
 
     @model_validator(mode="after")
     def _one_source(self) -> "Classifier":
         if sum(getattr(self, name) is not None for name in self.one_of) != 1:
-            raise ValueError("give exactly one of classifier.name and classifier.target")
+            raise ValueError("give exactly one of classifier.name, classifier.target and classifier.hub")
+        if self.body_only is not None and self.weights is None and self.hub is None:
+            raise ValueError("classifier.body_only: is about classifier.weights or hub; give one, or leave it out")
         return self
 
 

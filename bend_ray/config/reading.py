@@ -51,7 +51,9 @@ def loads(text: str, where: str, overrides: dict[str, str] | None = None, say: S
     config = parse(Config, raw, where)
     # Other processes have other working directories.
     data = config.data.model_copy(update={"path": _absolute(config.data.path)})
-    classifier = config.classifier.model_copy(update={"weights": _absolute(config.classifier.weights)})
+    hub = config.classifier.hub
+    hub = _absolute(hub) if hub and Path(hub).is_dir() else hub  # or else a name on the Hugging Face Hub
+    classifier = config.classifier.model_copy(update={"weights": _absolute(config.classifier.weights), "hub": hub})
     strangers = tuple(one.model_copy(update={"path": _absolute(one.path)}) for one in config.evaluate.strangers)
     evaluate = config.evaluate.model_copy(update={"strangers": strangers})
     return config.model_copy(update={"data": data, "classifier": classifier, "evaluate": evaluate})

@@ -14,8 +14,9 @@ def markdown() -> str:
         "`_`. Made by `make docs` from `bend_ray/config/`. Keys marked * say where work runs or a file lies: they may",
         "differ between the runs that share a run directory.",
         "",
-        "Of `data.name`, `data.path` and `data.target`, and of `classifier.name` and `classifier.target`, one alone is",
-        "given. One on the command line takes the place of another in the file, whose `kwargs` go with it.",
+        "Of `data.name`, `data.path` and `data.target`, and of `classifier.name`, `classifier.target` and",
+        "`classifier.hub`, one alone is given. One on the command line takes the place of another in the file, whose",
+        "`kwargs` go with it.",
     ]
     section = ""
     for key, field in keys().items():

@@ -48,7 +48,7 @@ class Config(Section):
         """Keys that were left to others get their values here, so that hashes and a run's config.yaml have them."""
         cycles, trunk = self.base.cycles, self.collect.trunk
         if cycles is None:
-            cycles = 0 if trunk == "base" or self.classifier.weights else CYCLES
+            cycles = 0 if trunk == "base" or self.classifier.is_trained else CYCLES
         if trunk == "auto":
             trunk = "average" if cycles else "base"
         augment = trunk == "base" if self.collect.augment is None else self.collect.augment
@@ -86,7 +86,7 @@ class Config(Section):
         """What members of several networks cannot have, and what each of these networks needs."""
         if (T := self.trunks) == 1:
             return self
-        if self.classifier.weights and self.base.count > 1:
+        if self.classifier.is_trained and self.base.count > 1:
             raise ValueError("base.count: further bases are trained here, and classifier.weights brings one; give 1")
         count, each = self.base.count, self.collect.trunk == "each"
         why = " and ".join(["collect.trunk: each"] * each + [f"base.count: {count}"] * (count > 1))

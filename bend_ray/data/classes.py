@@ -16,12 +16,14 @@ LONG = {"train": "training", "val": "validation", "test": "test"}
 
 
 def settled(
-    splits: Splits, names: tuple[str, ...], data: Data, where: str, notes: list[str]
+    splits: Splits, names: tuple[str, ...], data: Data, where: str, notes: list[str], outputs: int | None = None
 ) -> tuple[Splits, tuple[str, ...]]:
     """``splits`` whose labels are the classes 0 to K-1 in all alike, and the names of these; a split without labels is
     left out. What was understood is put on ``notes``.
 
-    Classes are those of ``names``, or those of the training rows. Raises DataError for rows of no such class.
+    Classes are those of ``names``, or those of the training rows. Where there are to be as many as ``outputs``, numbers
+    without names are classes as they are, and further classes are called by their numbers. Raises DataError for rows of
+    no such class.
     """
     if data.test == "none" and "test" in splits:
         left = splits.pop("test")
@@ -40,8 +42,10 @@ def settled(
     if worded:
         names = names or splits["train"].names
         splits = {split: _renamed(rows, split, names, where) for split, rows in splits.items()}
-    elif not names:
+    elif not names and outputs is None:
         splits, names = _numbered(splits, where, notes)
+    if outputs is not None:
+        names = _as_many(outputs, splits, names, where)
     _in_range(splits, len(names), where)
     _all_trained(splits, names, data, where)
     return {split: replace(rows, names=names) for split, rows in splits.items()}, names
@@ -86,6 +90,14 @@ def _numbered(splits: Splits, where: str, notes: list[str]) -> tuple[Splits, tup
         split: replace(rows, labels=torch.where(rows.labels < 0, rows.labels, moved[split]))
         for split, rows in splits.items()
     }, names
+
+
+def _as_many(outputs: int, splits: Splits, names: tuple[str, ...], where: str) -> tuple[str, ...]:
+    least = max(len(names), *(1 + int(rows.labels.max()) for rows in splits.values()))
+    if outputs < least:
+        raise DataError(f"classifier.classes: {outputs} is fewer than the {least} of {where}; give {least} or more")
+    further = range(len(names), outputs)
+    return (*names, *(f"class {number}" if str(number) in names else str(number) for number in further))
 
 
 def _in_range(splits: Splits, classes: int, where: str) -> None:

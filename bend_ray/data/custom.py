@@ -16,6 +16,7 @@ from bend_ray.data.arrays import paired
 from bend_ray.data.foreign import as_array, is_array
 from bend_ray.data.images import SpillBuffer, Split, Splits, as_images
 from bend_ray.data.labels import of_rows
+from bend_ray.data.resize import Resize
 from bend_ray.data.split_names import LONG, UNCLEAR, choose, split_of
 from bend_ray.errors import BendError, DataError
 
@@ -41,7 +42,7 @@ def load_custom(data: Data, seed: int, notes: list[str]) -> tuple[Splits, tuple[
             raise DataError(f"{where}: fails with {data.kwargs or 'no arguments'} ({error})") from error
         given = returned if isinstance(returned, Mapping) else {"train": returned}
         keys = _keys(data.files, list(given), where, notes)
-        splits = {split: _split(given[key], f"{where}: {split}", data.in_memory, notes) for split, key in keys.items()}
+        splits = {split: _split(given[key], f"{where}: {split}", data, notes) for split, key in keys.items()}
     names = {split: classes for split, key in keys.items() if (classes := _names(given[key]))}
     if len(set(names.values())) > 1:
         raise DataError(f"{where}: its splits name other classes: {names}; a label must mean the same in all")
@@ -94,13 +95,13 @@ def _names(rows: Any) -> tuple[str, ...]:
     return tuple(map(str, names))
 
 
-def _split(rows: Any, where: str, in_memory: float, notes: list[str]) -> Split:
+def _split(rows: Any, where: str, data: Data, notes: list[str]) -> Split:
     if isinstance(rows, tuple | list) and len(rows) == 2 and all(map(is_array, rows)):
         x, y = (as_array(one, f"{where} {name}") for one, name in zip(rows, "xy", strict=True))
-        return paired(x, y, (f"{where} x", f"{where} y"), in_memory)
+        return paired(x, y, (f"{where} x", f"{where} y"), data.in_memory)
     if not (isinstance(rows, Sized) and hasattr(rows, "__getitem__")) or isinstance(rows, str | Tensor | np.ndarray):
         raise DataError(f"{where} is a {type(rows).__name__}; {EXPECTED}")
-    buffer, labels = SpillBuffer(in_memory), []
+    buffer, labels = SpillBuffer(data.in_memory, resize=Resize.of(data)), []
     for row in range(len(rows)):
         here = f"{where} row {row}"
         try:

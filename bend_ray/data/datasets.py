@@ -9,11 +9,11 @@ from torch import Tensor
 
 from bend_ray.config import Data
 from bend_ray.data import classes
-from bend_ray.data.images import PIECE, Split, Splits, spilled, to_bytes
-from bend_ray.data.pixels import bits_of
+from bend_ray.data.images import PIECE, Split, Splits
 from bend_ray.data.preprocess import Preprocess
-from bend_ray.data.sources import load_source
+from bend_ray.data.resize import BILINEAR
 from bend_ray.data.splits import cut, head_rows, shares
+from bend_ray.data.uniform import alike, of_bytes, read
 from bend_ray.errors import DataError
 
 
@@ -72,17 +72,18 @@ class Dataset:
         return len(seen), len(kept)
 
 
-def load_dataset(data: Data, seed: int) -> Dataset:
-    """The data set of the configuration, its missing splits cut off (stratified, from ``seed``).
+def load_dataset(data: Data, seed: int, outputs: int | None = None) -> Dataset:
+    """The data set of the configuration, its missing splits cut off (stratified, from ``seed``), as one of so many
+    classes as the classifier has ``outputs`` (None: those that it has).
 
     Raises DataError, which names file and row, for data that cannot be used.
     """
-    name, where, splits, names, notes = load_source(data, seed)
+    (name, where, splits, names, notes), data = read(data, seed)
     _check(where, splits, notes)
     _note_modes(splits, notes)
-    splits, names = classes.settled(splits, names, data, where, notes)
+    splits, names = classes.settled(splits, names, data, where, notes, outputs)
     splits, bits = of_bytes(splits, data, where, notes)
-    splits = _one_colour(splits, data.in_memory)
+    splits = alike(splits, data)
     _shapes(where, splits)
     if "test" not in splits:  # before the limits: which rows are for testing must not depend on how many train
         splits["train"], splits["test"] = cut(
@@ -99,44 +100,8 @@ def load_dataset(data: Data, seed: int) -> Dataset:
             f"{where}: the training rows are of one class only; a classifier needs two (see data.train_limit)"
         )
     classes.without_rows(names, splits["train"], notes)
-    fit = _preprocess(splits["train"].images, bits)
+    fit = _preprocess(data, splits["train"].images, bits)
     return Dataset(name, names, splits["train"], splits["val"], splits["test"], fit, tuple(notes))
-
-
-def of_bytes(
-    splits: Splits, data: Data, where: str, notes: list[str], bits_in_use: int | None = None
-) -> tuple[Splits, int | None]:
-    """Splits whose images are uint8, and how many of 16 bits are in use (None: they have 8): `data.bits`, or so many
-    as are ``bits_in_use``, or the least that hold all training images.
-
-    Raises DataError for images of more, and for splits of 8 and of 16 bits.
-    """
-    deep = {split for split, rows in splits.items() if rows.images.dtype == torch.uint16}
-    if not deep:
-        if data.bits is not None:
-            raise DataError(f"data.bits: is for images of 16 bits, and those of {where} have 8; leave it out")
-        return splits, None
-    if rest := [split for split in splits if split not in deep]:
-        raise DataError(f"{where}: {rest[0]} images have 8 bits, {min(deep)} images 16; write all of them alike")
-    pieces = splits["train"].images.split(PIECE)
-    most = max(int(piece.numpy().max()) for piece in pieces)
-    bits = data.bits or bits_in_use or bits_of(most)
-    notes.append(f"pixels of 16 bits, in training up to {most}, are read as {bits} bits (data.bits)")
-    return {
-        split: replace(rows, images=to_bytes(rows.images, bits, data.in_memory, f"{where}: {split}"))
-        for split, rows in splits.items()
-    }, bits
-
-
-def _one_colour(splits: Splits, in_memory: float) -> Splits:
-    """Where any split is in colour, grey ones are repeated over three channels."""
-    channels = max(rows.images.shape[1] for rows in splits.values())
-    return {
-        name: rows
-        if rows.images.shape[1] == channels
-        else replace(rows, images=spilled(rows.images, in_memory, None, 3))
-        for name, rows in splits.items()
-    }
 
 
 def _check(where: str, splits: Splits, notes: list[str]) -> None:
@@ -167,8 +132,23 @@ def _shapes(where: str, splits: Splits) -> None:
             raise DataError(f"{where}: {split} images are {split_shape}, training ones {shape}; all must be alike")
 
 
-def _preprocess(images: Tensor, bits: int | None) -> Preprocess:
-    """By mean and standard deviation of each channel, of pixels over 255; ``bits`` of 16 are in use."""
+def _preprocess(data: Data, images: Tensor, bits: int | None) -> Preprocess:
+    """As ``data`` says it, or by the statistics of ``images``; ``bits`` of 16 are in use."""
+    channels, size = images.shape[1:3]
+    mean, std = _statistics(images) if data.mean is None or data.std is None else ((), ())
+    mean, std = _each(data.mean, channels) or mean, _each(data.std, channels) or std
+    return Preprocess(channels, size, mean, std, bits, data.interpolation or BILINEAR, data.image_size is not None)
+
+
+def _each(values: tuple[float, ...] | None, channels: int) -> tuple[float, ...]:
+    """A number for each channel; of three for one channel their mean."""
+    if values is None or len(values) == channels:
+        return values or ()
+    return (sum(values) / len(values),) * channels
+
+
+def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, of pixels over 255."""
     levels = torch.arange(256, dtype=torch.float64) / 255
     # Counted, not summed: whole numbers are the same bits on any number of threads, and in pieces.
     counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
@@ -180,4 +160,4 @@ def _preprocess(images: Tensor, bits: int | None) -> Preprocess:
         mean = float((share * levels).sum())
         means.append(mean)
         deviations.append(max(1e-3, float((share * (levels - mean) ** 2).sum().sqrt())))
-    return Preprocess(images.shape[1], images.shape[2], tuple(means), tuple(deviations), bits)
+    return tuple(means), tuple(deviations)

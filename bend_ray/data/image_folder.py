@@ -11,6 +11,7 @@ from bend_ray.data.image_layout import by_folder
 from bend_ray.data.images import SpillBuffer, Splits
 from bend_ray.data.listing import Listing
 from bend_ray.data.metadata import by_metadata
+from bend_ray.data.resize import Resize
 from bend_ray.data.sources import Loaded, Place
 from bend_ray.errors import DataError
 from bend_ray.store.folders import Folder
@@ -65,7 +66,7 @@ def read_images(place: Place) -> Loaded:
 
 
 def _images(place: Place, names: list[str]) -> SpillBuffer:
-    folder, buffer = Folder(place.path), SpillBuffer(place.data.in_memory)
+    folder, buffer = Folder(place.path), SpillBuffer(place.data.in_memory, resize=Resize.of(place.data))
     for name, encoded in zip(names, folder.each(partial(_read, folder), names), strict=True):
         buffer.decode(encoded, f"{place.where}/{name}")
     return buffer

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from bend_ray.data.pixels import decoded, drawn, eight
+from bend_ray.data.resize import Resize
 from bend_ray.errors import DataError
 
 PIECE = 4096
@@ -52,8 +53,8 @@ class SpillBuffer:
     temporary files (TMPDIR), and is read through a memory map.
     """
 
-    def __init__(self, in_memory: float, channels: int = 0) -> None:
-        self.limit = int(in_memory * 2**30)
+    def __init__(self, in_memory: float, channels: int = 0, resize: Resize | None = None) -> None:
+        self.limit, self.resize = int(in_memory * 2**30), resize
         self.channels, self.size, self.rows, self.first = channels, 0, 0, ""
         self.dtype = np.dtype(np.uint8)
         self.memory = bytearray()
@@ -71,15 +72,21 @@ class SpillBuffer:
     def add(self, images: np.ndarray, where: str = "") -> None:
         """Put uint8 or uint16 (n, C, H, W) on top. Raises DataError, which begins with ``where``, if they are not
         square or not of the size and the bits of those before."""
+        try:
+            images = images if self.resize is None else self.resize(images)
+        except ValueError as error:
+            raise DataError(f"{where}: {error}") from None
         _, channels, height, width = images.shape
         if height != width:
-            raise DataError(f"{where} is {width}x{height}; all images must be square and of one size")
+            raise DataError(
+                f"{where} is {width}x{height}; all images must be square and of one size; give data.image_size"
+            )
         self.size, self.first = self.size or height, self.first or where
         if height != self.size:
             first = self.first.removeprefix(where.rpartition(": ")[0] + ": ")
             raise DataError(
                 f"{where} is {width}x{height}, {first} {self.size}x{self.size}; all images must be square and of one"
-                " size"
+                " size; give data.image_size"
             )
         if self.rows and images.dtype != self.dtype:
             bits, before = (8 * dtype.itemsize for dtype in (images.dtype, self.dtype))
@@ -136,10 +143,16 @@ class SpillBuffer:
             self.add(piece.numpy())
 
 
-def spilled(images: Tensor, in_memory: float, rows: Tensor | None = None, channels: int = 0) -> Tensor:
+def spilled(
+    images: Tensor,
+    in_memory: float,
+    rows: Tensor | None = None,
+    channels: int = 0,
+    resize: Resize | None = None,
+) -> Tensor:
     """A copy of ``images`` (of these ``rows``), as a `SpillBuffer` keeps it; grey ones repeated where ``channels`` is
     3."""
-    buffer = SpillBuffer(in_memory, channels)
+    buffer = SpillBuffer(in_memory, channels, resize)
     for piece in (torch.arange(len(images)) if rows is None else rows).split(PIECE):
         buffer.add(images[piece].numpy())
     return buffer.tensor()

@@ -13,6 +13,7 @@ from torch import Tensor
 from bend_ray.data.file_splits import divided
 from bend_ray.data.images import SpillBuffer, Split, Splits
 from bend_ray.data.labels import may_be_hidden, numbers, of_rows
+from bend_ray.data.resize import Resize
 from bend_ray.data.sources import Loaded, Place
 from bend_ray.data.split_names import WORDS, missing_shard
 from bend_ray.errors import BendError, DataError, shown
@@ -86,7 +87,8 @@ def _split(
 ) -> Split:
     """The first rows of a split, all where there is no ``limit`` or labels have no names; these are put on
     ``classes``."""
-    data, buffer, taken = place.data, SpillBuffer(place.data.in_memory), 0
+    data, taken = place.data, 0
+    buffer = SpillBuffer(data.in_memory, resize=Resize.of(data))
     labels: list[pa.Array] = []
     without: list[str] = []
     for file in members:

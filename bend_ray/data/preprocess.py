@@ -4,15 +4,17 @@ import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from bend_ray.config.data import Interpolation
 from bend_ray.data.images import MAX_PIXELS, as_images
 from bend_ray.data.pixels import eight, levels, too_deep
+from bend_ray.data.resize import BILINEAR, Resize
 from bend_ray.data.tiff import misread
 from bend_ray.errors import DataError
 
@@ -22,7 +24,7 @@ HEAD = 65536
 
 @dataclass(frozen=True)
 class Preprocess:
-    """From pixels to what a classifier is fed; statistics are of the training split alone."""
+    """From pixels to what a classifier is fed; statistics are of the training split alone, unless told otherwise."""
 
     channels: int
     image_size: int
@@ -30,6 +32,10 @@ class Preprocess:
     std: tuple[float, ...]
     bits: int | None = None
     """Bits in use of training images of 16 bits; None: these were of 8. Images of 16 bits are then read as of 16."""
+    interpolation: str = BILINEAR
+    """How images of another size are resized."""
+    crop: bool = False
+    """Whether the middle square of an image is taken, or all of it, be it stretched."""
 
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) to float32: over 255, minus mean, over standard deviation, each channel by its own.
@@ -92,7 +98,9 @@ class Preprocess:
             grey = eight(array, self.bits or 16)
             array = grey if self.channels == 1 else grey[..., None].repeat(3, axis=2)
         one = Image.fromarray(array)
-        one = one if one.size == size else one.resize(size, Image.Resampling.BILINEAR)
+        if self.crop:
+            one = Resize(self.image_size, self.interpolation).image(one)
+        one = one if one.size == size else one.resize(size, Image.Resampling[self.interpolation.upper()])
         return torch.from_numpy(np.array(one)).reshape(1, *size, -1).permute(0, 3, 1, 2)
 
     def fit(self, array: np.ndarray, name: str) -> Tensor:
@@ -131,7 +139,13 @@ class Preprocess:
             "mean": list(self.mean),
             "std": list(self.std),
         }
-        return data if self.bits is None else data | {"bits": self.bits}
+        bits = {} if self.bits is None else {"bits": self.bits}
+        return data | bits | self._resizing()
+
+    def _resizing(self) -> dict[str, Any]:
+        """Nothing where it is as in runs that know no other."""
+        usual = self.interpolation == BILINEAR and not self.crop
+        return {} if usual else {"interpolation": self.interpolation, "crop": self.crop}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "Preprocess":
@@ -145,4 +159,7 @@ class Preprocess:
         bits = data.get("bits")
         if bits is not None and (type(bits) is not int or not 8 <= bits <= 16):
             raise ValueError(f"{bits} bits")
-        return Preprocess(channels, size, mean, std, bits)
+        interpolation = data.get("interpolation", BILINEAR)
+        if interpolation not in get_args(Interpolation):
+            raise ValueError(f"interpolation {interpolation!r} is none of {', '.join(get_args(Interpolation))}")
+        return Preprocess(channels, size, mean, std, bits, interpolation, bool(data.get("crop", False)))

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from bend_ray import seeds
 from bend_ray.config import Data
-from bend_ray.data.datasets import Dataset, of_bytes
+from bend_ray.data.datasets import Dataset
 from bend_ray.data.preprocess import Preprocess
-from bend_ray.data.sources import load_source
 from bend_ray.data.splits import head_rows
+from bend_ray.data.uniform import of_bytes, read
 from bend_ray.errors import DataError
 
 ROWS = 500
@@ -35,7 +35,7 @@ def load_strangers(strangers: Sequence[Data], dataset: Dataset, seed: int) -> di
     sets: dict[str, Tensor] = {}
     for number, data in enumerate(strangers):
         try:
-            name, where, splits, _, _ = load_source(data, seed)
+            (name, where, splits, _, _), data = read(data, seed, dataset.preprocess.bits)
             splits, _ = of_bytes(splits, data, where, [], dataset.preprocess.bits)
         except DataError as error:
             raise DataError(f"evaluate.strangers[{number}]: {error}") from None

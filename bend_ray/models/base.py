@@ -10,13 +10,15 @@ from bend_ray.config import Classifier, Config
 from bend_ray.data.datasets import Dataset
 from bend_ray.data.preprocess import Preprocess
 from bend_ray.errors import ArtifactError
-from bend_ray.models import classifiers, faithful
+from bend_ray.models import classifiers, faithful, hub
 from bend_ray.models.subset import Subset
 from bend_ray.store.folders import Folder
 from bend_ray.store.kinds import numbered
 from bend_ray.store.tensors import read_tensors, write_tensors
 
 FILE = "model.safetensors"
+ELSEWHERE = ("weights", "hub", "body_only", "classes")
+"""Keys of a classifier that matter to its training alone."""
 TRUNKS = "trunks"
 """The folder of all networks that are trained whole, but for the first base."""
 
@@ -31,7 +33,7 @@ class ModelSpec:
 
     @staticmethod
     def of(classifier: Classifier, dataset: Dataset) -> "ModelSpec":
-        return ModelSpec(classifier, dataset.class_names, dataset.preprocess)
+        return ModelSpec(hub.without_folder(classifier), dataset.class_names, dataset.preprocess)
 
     def build(self, seed: int = 0, filled: bool = False) -> nn.Module:
         """The classifier with its initial parameters, in eval mode; ``filled``: see `classifiers.build`."""
@@ -41,7 +43,7 @@ class ModelSpec:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "classifier": self.classifier.model_dump(mode="json", exclude={"weights"}),
+            "classifier": self.classifier.model_dump(mode="json", exclude=set(ELSEWHERE)),
             "class_names": list(self.class_names),
             "preprocess": self.preprocess.to_json(),
         }

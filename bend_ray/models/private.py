@@ -4,14 +4,18 @@ Where a public way exists it is taken instead. Versions: see the range of torch 
 """
 
 import contextlib
+import itertools
 import logging
+import pickle
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
 import torch.export.passes
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.serialization import _get_layout
 
 BATCH_NORM_WITH_STATISTICS = torch.ops.aten._native_batch_norm_legit_no_training.default
 """A batch norm in eval mode after decomposition: it gives three values, of which the first is the output."""
@@ -73,3 +77,65 @@ def initialiser(module: nn.Module) -> Callable[[], Any] | None:
     private name. None where it has no such rule."""
     rule = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
     return rule if callable(rule) else None
+
+
+def read_sharded(folder: Path) -> dict[str, Tensor]:
+    """The tensors that torch.distributed.checkpoint left in ``folder``, but for an optimizer's.
+
+    Its own reader unpickles whatever stands in `.metadata`, and in what is no tensor. Here the first makes objects of a
+    few classes alone, which only hold shapes, types and places; and of the second nothing is read.
+    """
+    from torch.distributed.checkpoint import filesystem, metadata
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+
+    class Reader(filesystem.FileSystemReader):
+        def read_metadata(self, *args: Any, **kwargs: Any) -> metadata.Metadata:
+            with (folder / ".metadata").open("rb") as file:
+                return _Describing(file, (metadata, filesystem)).load()
+
+    reader = Reader(folder)
+    tensors = {
+        name: torch.empty(one.size, dtype=one.properties.dtype)
+        for name, one in reader.read_metadata().state_dict_metadata.items()
+        if isinstance(one, metadata.TensorStorageMetadata) and not name.startswith("optim")
+    }
+    try:
+        _load_state_dict(tensors, storage_reader=reader, no_dist=True)
+    except CheckpointException as error:  # no Exception, but a BaseException
+        raise ValueError(str(next(iter(error.failures.values()))[0])) from None
+    return tensors
+
+
+_DESCRIBING = (
+    "Metadata",
+    "MetadataIndex",
+    "BytesStorageMetadata",
+    "ChunkStorageMetadata",
+    "TensorStorageMetadata",
+    "TensorProperties",
+    "StorageMeta",
+    "_MEM_FORMAT_ENCODING",
+    "_StorageInfo",
+)
+"""Classes that the `.metadata` of a sharded checkpoint names."""
+
+
+class _Describing(pickle.Unpickler):
+    """Reads such a file, and refuses all that does not belong there."""
+
+    def __init__(self, file: Any, modules: tuple[Any, ...]) -> None:
+        super().__init__(file)
+        self.known = {
+            (module.__name__, name): getattr(module, name, None) for module in modules for name in _DESCRIBING
+        }
+        self.known |= {("torch", "Size"): torch.Size, ("torch.serialization", "_get_layout"): _get_layout}
+        of_paths = itertools.product(("pathlib", "pathlib._local"), ("PosixPath", "WindowsPath"))
+        self.known |= dict.fromkeys(of_paths, PurePath)  # where it was written
+
+    def find_class(self, module: str, name: str) -> Any:
+        value = getattr(torch, name, None) if module == "torch" else None
+        value = value if isinstance(value, torch.dtype) else self.known.get((module, name))
+        if value is None:
+            raise pickle.UnpicklingError(f"its .metadata names {module}.{name}, which is not called")
+        return value

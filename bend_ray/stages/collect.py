@@ -6,7 +6,6 @@ machine that dies costs what was under way, and the same command goes on. Where 
 task then aligns them, and what it was given goes.
 """
 
-import hashlib
 import math
 import uuid
 from typing import Any
@@ -17,13 +16,13 @@ from bend_ray.cluster import connection, failures, private
 from bend_ray.cluster.heartbeat import heartbeat, run_task, run_tasks
 from bend_ray.ensemble import answer_cost
 from bend_ray.models import base as bases
+from bend_ray.models import checkpoints, hub
 from bend_ray.progress import Progress, counted, say
 from bend_ray.run import Run
 from bend_ray.snapshots import accuracy_filter, parquet
 from bend_ray.snapshots import chains as chain_training
 from bend_ray.store import artifacts, lineage
 from bend_ray.store.artifacts import Manifest
-from bend_ray.store.folders import local_file
 from bend_ray.store.kinds import ARTIFACTS, numbered, trunk_kind, wanted
 from bend_ray.training import loop
 from bend_ray.workers import cycles as trunks
@@ -106,8 +105,9 @@ def inputs_of_base(run: Run) -> dict[str, str]:
     """Digests of the data and, where the user brings a trained classifier, of its file."""
     inputs = {"data": run.data_digest}
     if run.config.classifier.weights:
-        with local_file(run.config.classifier.weights) as path:
-            inputs["weights"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        inputs["weights"] = checkpoints.digest(run.config.classifier.weights)
+    if run.config.classifier.hub:
+        inputs["hub"] = checkpoints.digest(str(hub.folder(run.config.classifier.hub)))
     if run.config.collect.unseen:
         inputs["collect.unseen"] = str(run.config.collect.unseen)
     return inputs
@@ -117,7 +117,7 @@ def _steps(run: Run) -> tuple[int, int, int]:
     """Steps of the base's training, of one cycle and of one chain, for the progress line."""
     config = run.config
     rows, of_chains = run.dataset.rows_of_each(config.collect.unseen, run.seed)
-    base = 0 if config.classifier.weights else loop.steps_of(config.base, rows)
+    base = 0 if config.classifier.is_trained else loop.steps_of(config.base, rows)
     return base, loop.steps_of(config.base.cycle, rows), chain_training.steps_of(config.collect, of_chains)
 
 

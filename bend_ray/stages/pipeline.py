@@ -15,7 +15,7 @@ from bend_ray.data import summary
 from bend_ray.ensemble import answer_cost
 from bend_ray.ensemble.answer_cost import Settled
 from bend_ray.errors import ArtifactError, ConfigError
-from bend_ray.models import check, classifiers, faithful
+from bend_ray.models import check, faithful, weights
 from bend_ray.models import subset as subsets
 from bend_ray.models.subject import MOST, ROWS, Subject
 from bend_ray.models.subset import Subset
@@ -175,9 +175,9 @@ def _classifier(run: Run, rehearse: bool = True) -> tuple[nn.Module, Settled]:
     augment.check(config.augment, run.dataset.image_size)
     class_weights.check(run)
     few, make = rehearsal.few(run), partial(_made, run)
-    module, x = _made(run), rehearsal.inputs(few)
+    module, x = _made(run, tell=True), rehearsal.inputs(few)
     whole_trainings = config.cycles or config.evaluate.bagging_members or config.evaluate.deep_ensemble_members
-    trains = not config.classifier.weights or bool(whole_trainings)
+    trains = not config.classifier.is_trained or bool(whole_trainings)
     trained.check(module, trains)
     if rehearse:
         check.on_rows(_subject(run, module, trains))
@@ -199,13 +199,13 @@ def _adapted(make: rehearsal.Make, subset: Subset) -> nn.Module:
     return module
 
 
-def _made(run: Run) -> nn.Module:
-    """The classifier as its training, or its chains, find it."""
-    weights = run.config.classifier.weights
-    module = run.spec.build(run.seed, filled=bool(weights))
-    if weights:
-        classifiers.load_weights(module, weights)
-        faithful.settle(module)
+def _made(run: Run, tell: bool = False) -> nn.Module:
+    """The classifier as its training, or its chains, find it; ``tell``: say what was taken of its weights."""
+    classifier = run.config.classifier
+    module = run.spec.build(run.seed, filled=classifier.is_filled)
+    for note in weights.bring(module, classifier, run.dataset.preprocess):
+        if tell:
+            say("collect", note)
     return module
 
 

@@ -15,7 +15,7 @@ from bend_ray.cluster import processes
 from bend_ray.cluster.heartbeat import Beat, beating
 from bend_ray.config import Config
 from bend_ray.models import base as bases
-from bend_ray.models import classifiers, faithful
+from bend_ray.models import weights
 from bend_ray.models.subset import Subset
 from bend_ray.progress import ProgressCallback
 from bend_ray.run import Run
@@ -81,7 +81,7 @@ def collect(loop_config: dict[str, Job]) -> None:
 
         # One worker looks and tells, for two might see different things while a third writes.
         if not broadcast_from_rank_zero(artifacts.read_manifest(run.folder / "base", "base") is not None):
-            module = run.spec.build(run.seed, filled=bool(run.config.classifier.weights)).to(run.device)
+            module = run.spec.build(run.seed, filled=run.config.classifier.is_filled).to(run.device)
             of_this = run.but(loaded=of_base, progress=told("base"))
             seconds = _train_base(module, of_this, checkpoint)
             if is_first:
@@ -99,12 +99,9 @@ def collect(loop_config: dict[str, Job]) -> None:
 
 
 def _train_base(module: nn.Module, run: Run, checkpoint: Checkpoint) -> float:
-    """Train, or take the user's weights. Returns the seconds that one process would take."""
-    if run.config.classifier.weights:
-        classifiers.load_weights(module, run.config.classifier.weights)
-        faithful.settle(module)
-        return 0.0
-    return loop.train(module, run, checkpoint=checkpoint)
+    """Train, or take what the user has trained. Returns the seconds that one process would take."""
+    weights.bring(module, run.config.classifier, run.dataset.preprocess)
+    return 0.0 if run.config.classifier.is_trained else loop.train(module, run, checkpoint=checkpoint)
 
 
 def _publish_base(module: nn.Module, run: Run, inputs: dict[str, str]) -> None:
@@ -112,8 +109,9 @@ def _publish_base(module: nn.Module, run: Run, inputs: dict[str, str]) -> None:
     val_loss, val_accuracy = loop.validate(module, dataset.val, dataset.preprocess)
     bases.save(run.folder / "base", module)
     facts = run.spec.to_json() | {"dataset": dataset.name, "val_loss": val_loss, "val_accuracy": val_accuracy}
+    classifier = config.classifier
     readme = (
-        f"# The base classifier\n\n{config.classifier.name or config.classifier.target}, trained on {dataset.name}"
+        f"# The base classifier\n\n{classifier.name or classifier.target or classifier.hub}, trained on {dataset.name}"
         f" ({len(dataset.train)} rows). Validation accuracy {val_accuracy:.4f}, loss {val_loss:.4f} nats.\n\n"
         "`model.safetensors` holds parameters and buffers by name, `config.json` what it is and its origin.\n"
     )

@@ -16,6 +16,7 @@ from bend_ray import seeds
 from bend_ray.cluster import processes
 from bend_ray.cluster.heartbeat import beating
 from bend_ray.models import base as bases
+from bend_ray.models import weights
 from bend_ray.progress import ProgressCallback, counted
 from bend_ray.run import Run
 from bend_ray.store import artifacts, lineage
@@ -99,7 +100,8 @@ def make_base(run: Run, recipe: str, base: int, heart: Any) -> None:
         seeded = run.but(loaded=of_base, device=processes.device(settings.gpus_per_worker))
         seeded = seeded.seeded(seeds.seed_for(run.seed, bases.unit_of(base)) % 2**31)
         if not is_done(run.folder, recipe, bases.base_place(base)):
-            module = seeded.spec.build(seeded.seed).to(seeded.device)
+            module = seeded.spec.build(seeded.seed, filled=run.config.classifier.is_filled).to(seeded.device)
+            weights.bring(module, run.config.classifier, run.dataset.preprocess)
             checkpoint = checkpoint_of(run.folder, recipe, bases.unit_of(base))
             loop.train(module, seeded.but(progress=beat.progress(bases.unit_of(base))), checkpoint=checkpoint)
             _save(seeded, module, bases.base_place(base), recipe)

@@ -7,6 +7,7 @@ import ray
 
 from bend_ray.cluster import processes
 from bend_ray.cluster.heartbeat import beating
+from bend_ray.models import weights
 from bend_ray.run import Run
 from bend_ray.store.timings import note_seconds
 from bend_ray.training import loop
@@ -20,7 +21,10 @@ def train_rival(run: Run, recipe: str, rival: Rival, heart: Any) -> None:
     with beating(heart) as beat:
         processes.threads(settings.cpus_per_worker)
         seed = rival.seed(run.config)
-        module = run.spec.build(seed).to(processes.device(settings.gpus_per_worker))
+        begun = run.config.classifier.is_filled and not run.config.classifier.is_trained
+        module = run.spec.build(seed, filled=begun).to(processes.device(settings.gpus_per_worker))
+        if begun:  # one that comes trained would end as the base does
+            weights.bring(module, run.config.classifier, run.dataset.preprocess)
         of_this = run.seeded(seed).but(progress=beat.progress(rival.name))
         loop.train(module, of_this, rival.name, bootstrap=rival.bootstrap)
         note_seconds(run.folder, rival.unit, time.monotonic() - start)

@@ -10,7 +10,7 @@ from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
 from bend_ray.errors import ModelError
-from bend_ray.models.classifiers import load_weights
+from bend_ray.models.weights import load_weights
 from classifier_helpers import make
 
 
@@ -108,11 +108,11 @@ def test_files_of_torch_that_are_no_weights(tmp_path: Path, trained: Any) -> Non
     whole = path.read_bytes()
     for broken in (None, b"", whole, whole[: len(whole) // 2], b"\xff" * 64):
         path.unlink() if broken is None else path.write_bytes(broken)
-        with pytest.raises(
-            ModelError, match=r"^classifier\.weights: .*w\.pt: is no file of torch's that holds tensors"
-        ):
+        kind = "holds a whole pickled module" if broken == whole else "is no file of torch's that can be read"
+        with pytest.raises(ModelError, match=rf"^classifier\.weights: .*w\.pt: {kind}"):
             load_weights(fresh(), str(path))
-    for other in ([1, 2], {}, {"model": {"a": torch.zeros(1)}}, torch.zeros(3)):
+    other: Any
+    for other in ([1, 2], {}, {"model": {"a": 1}}, {"optimizer": {"state": {}, "param_groups": []}}, torch.zeros(3)):
         torch.save(other, path)
         with pytest.raises(ModelError, match=r"^classifier\.weights: .*w\.pt: holds no state_dict"):
             load_weights(fresh(), str(path))
@@ -130,3 +130,112 @@ def test_a_tied_parameter_may_be_saved_under_any_of_its_names(tmp_path: Path) ->
     save_file({}, tmp_path / "w.safetensors")
     with pytest.raises(ModelError, match=r"missing: inner\.weight, outer\.weight$"):
         load_weights(Tied(), str(tmp_path / "w.safetensors"))
+
+
+class Wrapped(nn.Module):
+    """A training's own module around a classifier."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.model = net
+        self.criterion = nn.CrossEntropyLoss(weight=torch.ones(10))
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ("_orig_mod.{}", ["names taken without _orig_mod"]),
+        ("module.{}", ["names taken without 'module.'"]),
+        ("module._orig_mod.{}", ["names taken without _orig_mod", "names taken without 'module.'"]),
+        ("net._fsdp_wrapped_module.{}", ["names taken without _fsdp_wrapped_module", "names taken without 'net.'"]),
+        ("model.backbone.{}", ["names taken without 'model.backbone.'"]),
+    ],
+)
+def test_what_stands_before_all_names_is_taken_off_and_said(
+    tmp_path: Path, trained: Any, form: str, said: list[str]
+) -> None:
+    save_file({form.format(name): one for name, one in trained.state_dict().items()}, tmp_path / "w.safetensors")
+    module = fresh()
+    assert load_weights(module, str(tmp_path / "w.safetensors")) == said
+    assert_same(module, trained)
+
+
+def assert_same(module: nn.Module, trained: nn.Module, but: str = "nothing") -> None:
+    state = module.state_dict()
+    assert all(torch.equal(one, state[name]) for name, one in trained.state_dict().items() if but not in name)
+
+
+def test_a_training_module_and_an_average_of_weights(tmp_path: Path, trained: Any) -> None:
+    path = tmp_path / "w.bin"
+    torch.save(Wrapped(trained).state_dict(), path)
+    module = fresh()
+    assert load_weights(module, str(path)) == ["names taken without 'model.', and left out: criterion.weight"]
+    assert_same(module, trained)
+    average = torch.optim.swa_utils.AveragedModel(trained)
+    average.update_parameters(trained)
+    torch.save(average.state_dict(), path)
+    module = fresh()
+    assert load_weights(module, str(path)) == ["names taken without 'module.', and left out: n_averaged"]
+    assert_same(module, trained)
+
+
+def test_names_of_the_classifier_alone_may_have_something_before_them(tmp_path: Path, trained: Any) -> None:
+    torch.save(trained.state_dict(), tmp_path / "w.pt")
+    module = Wrapped(fresh())
+    del module.criterion
+    assert load_weights(module, str(tmp_path / "w.pt")) == ["names taken with 'model.' before them"]
+    assert_same(module.model, trained)
+
+
+def test_a_compiled_classifier_takes_plain_names(tmp_path: Path, trained: Any) -> None:
+    torch.save(trained.state_dict(), tmp_path / "w.pt")
+    module: Any = torch.compile(fresh(), backend="eager")
+    assert load_weights(module, str(tmp_path / "w.pt")) == []
+    assert_same(module._orig_mod, trained)
+
+
+def test_what_fits_twice_is_refused(tmp_path: Path, trained: Any) -> None:
+    both = nn.ModuleDict({"student": trained, "teacher": fresh()})
+    torch.save(both.state_dict(), tmp_path / "w.pt")
+    with pytest.raises(ModelError, match=r"names several times, under student\., teacher\.; save one"):
+        load_weights(fresh(), str(tmp_path / "w.pt"))
+
+
+def test_what_is_missing_behind_a_prefix_is_named_with_it(tmp_path: Path, trained: Any) -> None:
+    tensors = {f"net.{name}": one for name, one in trained.state_dict().items() if name != "head.bias"}
+    torch.save(tensors, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match=r"missing: head\.bias \(names taken without 'net\.'\)$"):
+        load_weights(fresh(), str(tmp_path / "w.pt"))
+
+
+def test_a_counter_of_batches_may_be_missing(tmp_path: Path, trained: Any) -> None:
+    tensors = {name: one for name, one in trained.state_dict().items() if "num_batches_tracked" not in name}
+    assert len(tensors) == len(trained.state_dict()) - 3
+    torch.save(tensors, tmp_path / "w.pt")
+    module = fresh()
+    assert load_weights(module, str(tmp_path / "w.pt")) == []
+    assert_same(module, trained)
+
+
+def test_complex_weights_are_not_cut_to_their_real_parts(tmp_path: Path, trained: Any) -> None:
+    tensors = trained.state_dict() | {"head.bias": torch.zeros(10, dtype=torch.complex64)}
+    torch.save(tensors, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match=r"of another type: head\.bias torch\.complex64 instead of torch\.float32"):
+        load_weights(fresh(), str(tmp_path / "w.pt"))
+
+
+def test_a_body_for_another_head(tmp_path: Path) -> None:
+    body = make(name="convnet", seed=1, kwargs={"width": 4})
+    body.head = nn.Linear(16, 1000)
+    torch.save(body.state_dict(), tmp_path / "w.pt")
+    with pytest.raises(ModelError, match=r"\(1000, 16\) instead of .*left out with classifier\.body_only: true$"):
+        load_weights(fresh(), str(tmp_path / "w.pt"))
+    module, before = fresh(), fresh().state_dict()
+    said = load_weights(module, str(tmp_path / "w.pt"), body_only=True)
+    assert said == ["the head (head.bias, head.weight) stays as initialised; left out: head.weight, head.bias"]
+    assert_same(module, body, but="head")
+    assert all(torch.equal(module.state_dict()[name], before[name]) for name in ("head.weight", "head.bias"))
+    del body.block2.conv
+    torch.save(body.state_dict(), tmp_path / "w.pt")
+    with pytest.raises(ModelError, match=r"missing: block2\.conv\.weight$"):  # of the body nothing may be missing
+        load_weights(fresh(), str(tmp_path / "w.pt"), body_only=True)
