@@ -79,9 +79,9 @@ RUN: dict[str, Any] = {
 }
 
 ALONE = """
-import sys, numpy as np
+import sys, numpy as np, torch
 from bend_ray import Ensemble
-print(Ensemble.load(sys.argv[1]).predict(np.load(sys.argv[2])).prob_BK[0].tolist())
+print(Ensemble.load(sys.argv[1]).predict(torch.from_numpy(np.load(sys.argv[2]))).prob_BK[0].tolist())
 """
 
 

@@ -121,6 +121,8 @@ def test_many_images_are_answered_part_by_part_to_the_same_answers(monkeypatch: 
         if not stop_early:
             torch.testing.assert_close(found.prob_BK, whole.prob_BK)
     assert len(one.predict(images[:0]).label_B) == 0
+    with pytest.raises(DataError, match=r"images: a ndarray given; expected a uint8 tensor"):
+        one.predict(images.numpy())  # type: ignore[arg-type]  # that is what is refused
 
 
 def test_a_choice_and_a_temperature_are_made_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:

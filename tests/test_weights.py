@@ -239,3 +239,25 @@ def test_a_body_for_another_head(tmp_path: Path) -> None:
     torch.save(body.state_dict(), tmp_path / "w.pt")
     with pytest.raises(ModelError, match=r"missing: block2\.conv\.weight$"):  # of the body nothing may be missing
         load_weights(fresh(), str(tmp_path / "w.pt"), body_only=True)
+
+
+class HeadFirst(nn.Module):
+    """Its head is defined before what it stands on."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(8, classes)
+        self.features = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x))
+
+
+def test_the_head_that_is_left_out_is_what_reaches_the_logits_last(tmp_path: Path) -> None:
+    trained, module = HeadFirst(7), HeadFirst(3)
+    torch.save(trained.state_dict(), tmp_path / "w.pt")
+    head = module.classifier.weight.clone()
+    said = load_weights(module, str(tmp_path / "w.pt"), body_only=True, example_x=torch.zeros(2, 1, 4, 4))
+    assert said[-1].startswith("the head (classifier.bias, classifier.weight) stays as initialised")
+    assert torch.equal(module.classifier.weight, head)
+    assert torch.equal(module.get_parameter("features.1.weight"), trained.get_parameter("features.1.weight"))

@@ -17,7 +17,7 @@ from bend_ray.ensemble.aggregate import Prediction, Strategy, Tally
 from bend_ray.ensemble.distance import Distance
 from bend_ray.ensemble.spill import Spill, rows_at_once
 from bend_ray.ensemble.temperature import Temperature
-from bend_ray.errors import ArtifactError, ConfigError
+from bend_ray.errors import ArtifactError, ConfigError, DataError
 from bend_ray.models import base as bases
 from bend_ray.models.base import ModelSpec
 from bend_ray.models.partition import partition
@@ -166,6 +166,8 @@ class Ensemble:
 
         ``stop_early``: rows whose label is decided run through no further members, ``error`` as in `early.predict`.
         """
+        if not isinstance(images, Tensor):
+            raise DataError(f"images: a {type(images).__name__} given; expected a uint8 tensor (torch.from_numpy(...))")
         return Prediction.joined([self._predict(part, strategy, stop_early, error) for part in images.split(AT_ONCE)])
 
     def _predict(self, images: Tensor, strategy: Strategy, stop_early: bool, error: float) -> Prediction:

@@ -12,6 +12,7 @@ from bend_ray.errors import ModelError, shown
 from bend_ray.models import checkpoints, faithful, hub, zoo
 from bend_ray.models import subset as subsets
 from bend_ray.models.checkpoints import Tensors
+from bend_ray.models.reading import reach_of
 
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """What torch.compile, FSDP and activation checkpointing put into names, at any place."""
@@ -26,31 +27,38 @@ def bring(module: nn.Module, classifier: Classifier, fit: Preprocess) -> list[st
     not. ``fit`` says what images it is for."""
     notes: list[str] = []
     if classifier.weights is not None:
-        notes = load_weights(module, classifier.weights, bool(classifier.body_only))
+        notes = load_weights(module, classifier.weights, bool(classifier.body_only), _example(fit))
     elif classifier.hub is not None:
         where, tensors = f"classifier.hub: {classifier.hub}", hub.tensors(classifier, fit)
-        notes = put(module, tensors, where, classifier.body_only is not False)
+        notes = put(module, tensors, where, classifier.body_only is not False, _example(fit))
     if classifier.is_filled:
         faithful.settle(module)
     return notes
 
 
-def load_weights(module: nn.Module, path: str, body_only: bool = False) -> list[str]:
+def _example(fit: Preprocess) -> Tensor:
+    return torch.zeros(2, fit.channels, fit.image_size, fit.image_size)
+
+
+def load_weights(module: nn.Module, path: str, body_only: bool = False, example_x: Tensor | None = None) -> list[str]:
     """Put the user's trained parameters into ``module``: a state_dict in a file, or a folder of files, see
-    `checkpoints.read`. With ``body_only`` the head (the subset of that name) stays as it is.
+    `checkpoints.read`. With ``body_only`` the head (the subset of that name, which inputs like ``example_x`` reach last)
+    stays as it is.
 
     Returns what is to be said of it, a line each. Raises ModelError where names or shapes do not fit (all are listed)
     or a value is not finite; ``module`` is then as it was.
     """
     where = f"classifier.weights: {shown(path)}"
     tensors, notes = checkpoints.read(path, where)
-    return notes + put(module, tensors, where, body_only)
+    return notes + put(module, tensors, where, body_only, example_x)
 
 
-def put(module: nn.Module, tensors: Tensors, where: str, body_only: bool = False) -> list[str]:
+def put(
+    module: nn.Module, tensors: Tensors, where: str, body_only: bool = False, example_x: Tensor | None = None
+) -> list[str]:
     """`load_weights` of ``tensors``, which stand at ``where``."""
     state = {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if isinstance(tensor, Tensor)}
-    head = _head(module) if body_only else set[str]()
+    head = _head(module, example_x) if body_only else set[str]()
     named, notes = _renamed(tensors, state, where)
     problems = _problems(named, state, head, body_only)
     if problems and (converted := zoo.current_names(module, tensors)) is not None:
@@ -58,7 +66,9 @@ def put(module: nn.Module, tensors: Tensors, where: str, body_only: bool = False
         problems = _problems(named, state, head, body_only)
     if problems:
         listed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items())
-        raise ModelError(f"{where} does not fit the classifier: {listed}{_hint(notes, problems, _head(module))}")
+        raise ModelError(
+            f"{where} does not fit the classifier: {listed}{_hint(notes, problems, _head(module, example_x))}"
+        )
     taken = {name: tensor for name, tensor in named.items() if name in state and name not in head}
     for name, tensor in taken.items():
         if (tensor.is_floating_point() or tensor.is_complex()) and not torch.isfinite(tensor).all():
@@ -95,10 +105,11 @@ def _problems(named: Tensors, state: Tensors, head: set[str], body_only: bool) -
     return {kind: sorted(names) for kind, names in kinds.items() if names}
 
 
-def _head(module: nn.Module) -> set[str]:
+def _head(module: nn.Module, example_x: Tensor | None) -> set[str]:
     """Names of the head's parameters. None where the rule finds no head, which `_problems` then asks for whole."""
     try:
-        return set(subsets.choose(module, "head").names)
+        reach = None if example_x is None else reach_of(module, example_x)[0]
+        return set(subsets.choose(module, "head", reach).names)
     except ModelError:
         return set()
 
