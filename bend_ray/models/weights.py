@@ -42,8 +42,8 @@ def _example(fit: Preprocess) -> Tensor:
 
 def load_weights(module: nn.Module, path: str, body_only: bool = False, example_x: Tensor | None = None) -> list[str]:
     """Put the user's trained parameters into ``module``: a state_dict in a file, or a folder of files, see
-    `checkpoints.read`. With ``body_only`` the head (the subset of that name, which inputs like ``example_x`` reach last)
-    stays as it is.
+    `checkpoints.read`. With ``body_only`` the head stays as it is: the subset of that name, which
+    inputs like ``example_x`` reach last.
 
     Returns what is to be said of it, a line each. Raises ModelError where names or shapes do not fit (all are listed)
     or a value is not finite; ``module`` is then as it was.
