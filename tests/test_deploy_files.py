@@ -55,7 +55,7 @@ def test_upload_of_the_working_directory_is_small_and_has_what_a_job_needs(tmp_p
     wanted |= {f"jobs/{path.name}" for path in (ROOT / "jobs").glob("*.*")}
     wanted |= needed_to_install() - {"bend_ray"}  # for `pip` in jobs/runtime_env.yaml
     assert {name for name in wanted if "__pycache__" not in name} <= names
-    assert package.stat().st_size < 1_000_000
+    assert package.stat().st_size < 2_000_000
     assert {name.split("/")[0] for name in names} & {".git", ".venv", "benchmarks", "docs", "runs", "tests"} == set()
 
 

@@ -5,7 +5,7 @@ mean probability, then the lower index. aBEND ("averaged"): the largest mean of 
 names are the paper's (arXiv 2403.15766); the definitions are our reading of "in a stable or probabilistic way".
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,11 +56,22 @@ class Prediction:
         return replace(self, **{name: value.cpu() for name, value in self._tensors().items()})
 
     @staticmethod
-    def joined(parts: list["Prediction"]) -> "Prediction":
-        """The answer for the rows of all ``parts``, one after the other."""
-        each = [part._tensors() for part in parts]
-        whole: dict[str, Any] = {name: torch.cat([tensors[name] for tensors in each]) for name in each[0]}
-        return replace(parts[0], **whole)
+    def joined(parts: Iterable["Prediction"], rows: int | None = None) -> "Prediction":
+        """The answer for the rows of one or more ``parts``, one after the other. Where it is said how many ``rows``
+        there are, parts are made while they are joined: room is there before, so that memory has no holes."""
+        if rows is None:
+            parts = list(parts)
+            rows = sum(len(part.label_B) for part in parts)
+        whole: dict[str, Any] = {}
+        start = 0
+        for part in parts:
+            end = start + len(part.label_B)
+            for name, value in part._tensors().items():
+                if name not in whole:
+                    whole[name] = value.new_empty(rows, *value.shape[1:])
+                whole[name][start:end] = value
+            start = end
+        return replace(part, **whole)
 
     def _tensors(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}

@@ -34,7 +34,7 @@ DEFAULTS = Settings()
 MEMBERS = "members.safetensors"
 ROWS = 512
 """Validation rows that are run at once."""
-AT_ONCE = 256
+AT_ONCE = 128
 """Images that are answered at once."""
 
 
@@ -168,7 +168,8 @@ class Ensemble:
         """
         if not isinstance(images, Tensor):
             raise DataError(f"images: a {type(images).__name__} given; expected a uint8 tensor (torch.from_numpy(...))")
-        return Prediction.joined([self._predict(part, strategy, stop_early, error) for part in images.split(AT_ONCE)])
+        parts = (self._predict(part, strategy, stop_early, error) for part in images.split(AT_ONCE))
+        return Prediction.joined(parts, len(images))
 
     def _predict(self, images: Tensor, strategy: Strategy, stop_early: bool, error: float) -> Prediction:
         if stop_early:

@@ -133,4 +133,5 @@ def _owners(module: nn.Module, name: str) -> Iterator[tuple[nn.Module, str]]:
         return
     weight = getattr(owner, attribute)
     for child in module.modules():
-        yield from ((child, key) for key, value in child._parameters.items() if value is weight)
+        parameters = child.named_parameters(recurse=False, remove_duplicate=False)
+        yield from ((child, key) for key, value in parameters if value is weight)

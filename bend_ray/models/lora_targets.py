@@ -5,7 +5,6 @@ from collections.abc import Collection, Iterator
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from bend_ray.config import Config
@@ -17,6 +16,11 @@ from bend_ray.models.subset import Choice, Subset
 
 ATTENTION = re.compile(r"(attention|attn)(v?\d+d?)?$", re.IGNORECASE)
 """How the class or the name of a module ends whose linear and convolutional layers are the projections of attention."""
+LAYERS = (
+    nn.Linear,
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
 IN_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 """Weights that `nn.MultiheadAttention` holds itself."""
 
@@ -120,9 +124,9 @@ def _weights(module: nn.Module) -> Iterator[str]:
     none: what it is computed from is not it."""
     seen: set[int] = set()
     for path, child in module.named_modules():
-        is_layer, is_attention = isinstance(child, nn.Linear | _ConvNd), isinstance(child, nn.MultiheadAttention)
+        is_layer, is_attention = isinstance(child, LAYERS), isinstance(child, nn.MultiheadAttention)
         for attribute in IN_PROJECTIONS * is_attention + ("weight",) * is_layer:
-            weight = child._parameters.get(attribute)
+            weight = dict(child.named_parameters(recurse=False)).get(attribute)
             if parametrize.is_parametrized(child, attribute):
                 yield f"{path}.{attribute}".removeprefix(".")
             elif weight is not None and id(weight) not in seen:

@@ -99,9 +99,9 @@ def _places(module: nn.Module) -> dict[str, list[str]]:
     as torch ties weights, a module that has two keeps what was put there: its own values are lost."""
     places: dict[int, list[str]] = {}
     for path, child in module.named_modules():
-        for key, value in [*child._parameters.items(), *child._buffers.items()]:
-            if value is not None:
-                places.setdefault(id(value), []).append(f"{path}.{key}".removeprefix("."))
+        direct = {"recurse": False, "remove_duplicate": False}
+        for key, value in [*child.named_parameters(**direct), *child.named_buffers(**direct)]:
+            places.setdefault(id(value), []).append(f"{path}.{key}".removeprefix("."))
     return {names[0]: names for names in places.values()}
 
 
