@@ -76,9 +76,9 @@ def score(
     mean, votes, with_t = (Answers(**_of(test, kind)) for kind in ("mean", "votes", "tempered"))
     return Scored(
         seconds=seconds,
-        accuracy_M=test["right_MB"].double().mean(1),
+        accuracy_M=_shares(test["right_MB"]),
         nll_M=test["nll_MB"].mean(1),
-        val_accuracy_M=val["right_MB"].double().mean(1),
+        val_accuracy_M=_shares(val["right_MB"]),
         predicted_MB=test["predicted_MB"],
         mean=mean,
         votes=votes,
@@ -87,8 +87,8 @@ def score(
         val_tempered_nll_B=val["tempered_nll_B"],
         val_votes_nll_B=val["votes_nll_B"],
         sizes=sizes_of(len(test["right_MB"])),
-        abend_curve=tuple(test["abend_right_GB"].double().mean(1).tolist()),
-        sbend_curve=tuple(test["sbend_right_GB"].double().mean(1).tolist()),
+        abend_curve=tuple(_shares(test["abend_right_GB"]).tolist()),
+        sbend_curve=tuple(_shares(test["sbend_right_GB"]).tolist()),
         away=away,
         note=note,
         strangers=strangers.measure(
@@ -97,6 +97,12 @@ def score(
             distance,
         ),
     )
+
+
+def _shares(right_MB: Tensor) -> Tensor:
+    """Share of rows that each is right on, one after the other: eight bytes for each of all would be the most that is
+    held."""
+    return torch.stack([right_B.double().mean() for right_B in right_MB])
 
 
 def sizes_of(M: int) -> tuple[int, ...]:
